@@ -1,0 +1,15 @@
+"""Everything that knows a model family: where its tokens are, and how to run it from there on."""
+
+from ._anatomy import find_anatomy as find_anatomy
+from ._anatomy import known_classes as known_classes
+from ._anatomy import root_module as root_module
+from ._borrow import uncompiled as uncompiled
+from ._layout import TokenLayout as TokenLayout
+from ._layout import token_layout as token_layout
+from ._site import Site as Site
+from ._site import TokenAnatomy as TokenAnatomy
+from .reshape_transform import ReshapeTransform as ReshapeTransform
+from .reshape_transform import reshape_transform_for as reshape_transform_for
+from .token_tail import Readout as Readout
+from .token_tail import TokenTail as TokenTail
+from .token_tail import read_latents as read_latents

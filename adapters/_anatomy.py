@@ -1,0 +1,85 @@
+"""Finding the transformer inside a user's model."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from ._dino import dino_anatomy
+from ._site import TokenAnatomy
+from ._timm import timm_anatomy
+from ._torchvision import torchvision_anatomy
+from ._transformers import transformers_anatomy
+
+_FAMILIES = (timm_anatomy, torchvision_anatomy, transformers_anatomy, dino_anatomy)
+_NORMS_BEFORE_ATTENTION = ("norm1", "ln_1", "layernorm_before", "layer_norm1")
+
+
+def find_anatomy(model: nn.Module) -> TokenAnatomy:
+    """Where the tokens enter the last attention of the one transformer in a model.
+
+    The transformer may be the model itself or a part of it, as in `nn.Sequential(backbone, head)`.
+
+    Raises:
+        ValueError: if the model holds no transformer that is known here, or several.
+    """
+    found = list(_search(model))
+    if len(found) == 1:
+        return found[0]
+    name = type(model).__name__
+    if found:
+        raise ValueError(
+            f"{name} holds {len(found)} transformers ({', '.join(a.family for a in found)}), so it is not clear whose "
+            "tokens to explain. Pass `layer=`, the norm in front of the attention you mean."
+        )
+    raise ValueError(_refusal(model, name))
+
+
+def root_module(forward: Callable[..., Any]) -> nn.Module | None:
+    """The module behind a forward function: itself, or the owner of a bound method, or what a partial wraps."""
+    if isinstance(forward, functools.partial):
+        return root_module(forward.func)
+    owner = forward if isinstance(forward, nn.Module) else getattr(forward, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def known_classes(model: nn.Module) -> int | None:
+    """How many logits a classifier of timm, torchvision or transformers returns, where that can be told unrun."""
+    if not type(model).forward.__module__.startswith(("timm.", "torchvision.", "transformers.")):
+        return None
+    for name in ("head", "heads", "classifier", "cls_classifier"):
+        linear = [m for m in getattr(model, name, nn.Identity()).modules() if isinstance(m, nn.Linear)]
+        if linear:
+            return linear[-1].out_features
+    return None
+
+
+def _search(module: nn.Module) -> Iterator[TokenAnatomy]:
+    anatomy = next((a for family in _FAMILIES if (a := family(module)) is not None), None)
+    if anatomy is not None:
+        yield anatomy
+        return
+    for child in module.children():
+        yield from _search(child)
+
+
+def _refusal(model: nn.Module, name: str) -> str:
+    norms = [path for path, _ in model.named_modules() if path.rsplit(".", 1)[-1] in _NORMS_BEFORE_ATTENTION]
+    if norms:
+        return (
+            f"{name} is not one of the transformers whose tokens are found automatically (timm VisionTransformer, Eva "
+            "and Beit, torchvision VisionTransformer, transformers ViT, DeiT, Dinov2, CLIP vision, BERT, RoBERTa and "
+            f"DistilBERT, DINO). Pass the layer yourself: layer=model.get_submodule({norms[-1]!r}) is the norm in "
+            "front of its last attention."
+        )
+    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return (
+            f"{name} is a convolutional network without attention, so there are no tokens to explain. Use "
+            "captum.attr.LayerGradCam or a method of pytorch-grad-cam, or pass `layer=` a convolution whose output "
+            "times gradient you want."
+        )
+    return (
+        f"{name} holds no transformer that is known here. Pass `layer=`, a module whose output (batch, tokens, "
+        "channels) is what enters the last attention."
+    )

@@ -1,0 +1,160 @@
+"""Borrowing a user's model for a moment and giving it back as it was, also when other threads use it meanwhile.
+
+Everything here acts only on calls made by the thread that borrowed, so another thread's forward pass is untouched.
+What must be shared between threads (a module's train flag, a module's replaced forward) is counted: the first borrower
+takes it, the last one gives it back.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from ._site import Site
+
+_lock = threading.Lock()
+_in_evaluation: dict[nn.Module, int] = {}
+
+
+@contextmanager
+def evaluation_mode() -> Iterator[None]:
+    """Run every module that this thread calls in evaluation mode, and restore each one's own flag."""
+    thread = threading.get_ident()
+    borrowed: set[nn.Module] = set()
+
+    def before(module: nn.Module, _: Any) -> None:
+        if threading.get_ident() != thread or module in borrowed:
+            return
+        with _lock:
+            if module.training or module in _in_evaluation:
+                _in_evaluation[module] = _in_evaluation.get(module, 0) + 1
+                module.training = False
+                borrowed.add(module)
+
+    hook = register_module_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        hook.remove()
+        with _lock:
+            for module in borrowed:
+                _in_evaluation[module] -= 1
+                if not _in_evaluation[module]:
+                    del _in_evaluation[module]
+                    module.training = True
+
+
+@contextmanager
+def watch_calls(
+    before: Callable[[nn.Module], None], after: Callable[[nn.Module, tuple[Any, ...], Any], None]
+) -> Iterator[None]:
+    """Be told before and after each module call of this thread; the output is the module's own, before its hooks."""
+    thread = threading.get_ident()
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if threading.get_ident() == thread:
+            before(module)
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if threading.get_ident() == thread:
+            after(module, args, output)
+
+    hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def tap(site: Site, exchange: Callable[[Any], Any]) -> Iterator[None]:
+    """Exchange what passes at a site in this thread's calls for what `exchange` makes of it.
+
+    At a module's input, every argument that is the same tensor as the first one is exchanged with it, as attention
+    modules may be given their tokens three times: as query, key and value.
+    """
+    thread = threading.get_ident()
+
+    def at_output(_: nn.Module, __: Any, output: Any) -> Any:
+        return exchange(output) if threading.get_ident() == thread else output
+
+    def at_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        new = exchange(first)
+        return (
+            tuple(new if value is first else value for value in args),
+            {name: new if value is first else value for name, value in kwargs.items()},
+        )
+
+    if site.at_input:
+        hook = site.module.register_forward_pre_hook(at_input, with_kwargs=True)
+    else:
+        hook = site.module.register_forward_hook(at_output)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _Switch:
+    """Stands in for a module's forward and lets each thread that asked for it answer the call itself."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.before = module.__dict__.get("forward")
+        self.forward = module.forward
+        self.answers: dict[int, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        answer = self.answers.get(threading.get_ident())
+        return self.forward(*args, **kwargs) if answer is None else answer(self.forward, *args, **kwargs)
+
+
+@contextmanager
+def answer_for(answers: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Answer this thread's calls of some modules: `answer(forward, *args, **kwargs)` instead of `forward(...)`."""
+    thread = threading.get_ident()
+    with _lock:
+        for module, answer in answers.items():
+            switch = module.__dict__.get("forward")
+            if not isinstance(switch, _Switch):
+                switch = module.__dict__["forward"] = _Switch(module)
+            switch.answers[thread] = answer
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in answers:
+                switch = module.__dict__["forward"]
+                del switch.answers[thread]
+                if switch.answers:
+                    continue
+                if switch.before is None:
+                    del module.__dict__["forward"]
+                else:
+                    module.__dict__["forward"] = switch.before
+
+
+def uncompiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The plain function behind one that torch.compile made, whose compiled graph would not see our taps.
+
+    Raises:
+        ValueError: if a part of the model is compiled, or the model compiled itself in place.
+    """
+    if isinstance(forward, torch._dynamo.eval_frame.OptimizedModule):
+        forward = forward._orig_mod
+    forward = getattr(forward, "_torchdynamo_orig_callable", forward)
+    if isinstance(forward, nn.Module):
+        for name, module in forward.named_modules():
+            if isinstance(module, torch._dynamo.eval_frame.OptimizedModule) or module._compiled_call_impl is not None:
+                raise ValueError(
+                    f"Expected a model that is not compiled, but {name or 'the model itself'!r} is. Explain the model "
+                    "from before compilation, or use `compiled = torch.compile(model)`, which keeps the original."
+                )
+    return forward

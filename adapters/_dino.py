@@ -1,0 +1,34 @@
+"""What is known about the Vision Transformers of the DINO and DINOv2 hubs, and the many copies of them."""
+
+from torch import nn
+
+from ._site import Site, TokenAnatomy, pair
+
+_PARTS = {"patch_embed", "pos_drop", "blocks", "norm", "fc_norm", "head"}
+
+
+def dino_anatomy(model: nn.Module) -> TokenAnatomy | None:
+    """The anatomy of DINO's own VisionTransformer class; None for anything else.
+
+    The class comes with the weights' repository, so it is known by its parts: a class token, patches, blocks of
+    `norm1` and `attn`, a final norm, and nothing that this code has not seen.
+    """
+    parts = {name for name, _ in model.named_children()}
+    if not ({"patch_embed", "blocks", "norm"} <= parts <= _PARTS and hasattr(model, "cls_token")):
+        return None
+    blocks = tuple(model.blocks.children())
+    if not blocks or not all(hasattr(block, part) for block in blocks for part in ("norm1", "attn", "mlp")):
+        return None
+    patch = getattr(model.patch_embed, "patch_size", None)
+    if patch is None:
+        return None
+    registers = getattr(model, "register_tokens", None)
+    return TokenAnatomy(
+        family=f"DINO {type(model).__name__}",
+        tokens=Site(blocks[-1].norm1),
+        latent=Site(model.norm),
+        blocks=blocks,
+        prefix=1 if registers is None else 1 + registers.shape[1],
+        patch=pair(patch),
+        image_size=pair(getattr(model.patch_embed, "img_size", None)),
+    )

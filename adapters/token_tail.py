@@ -1,0 +1,276 @@
+"""What a model computes after its tokens, run again and again without what comes before."""
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ._borrow import answer_for, evaluation_mode, tap, uncompiled, watch_calls
+from ._outputs import bare_output
+from ._site import Site
+
+
+class Readout(NamedTuple):
+    """What one pass returned: the model's output, and the latent where one was asked for."""
+
+    outputs: Tensor
+    latents: Tensor | None
+
+
+class TokenTail:
+    """A model from its tokens on: `readout(tokens)`, with everything before the tokens computed once.
+
+    The first pass records the tokens and the outputs of the outermost modules that finish before them. A later pass runs
+    the user's own code again, but those modules answer from the record, so only what follows the tokens is computed.
+
+        with TokenTail(model, (images,), Site(model.blocks[-1].norm1)) as tail:
+            tail.tokens                        # (batch, tokens, channels), a leaf that requires grad
+            tail.first.outputs                 # the model's output, differentiable with respect to tail.tokens
+            tail.read(2 * tail.tokens)         # the output for other tokens
+
+    The model is left as found: hooks, replaced forwards and train flags are undone on leaving, also after an error.
+
+    Args:
+        forward: The model or any function that calls it.
+        inputs: Its positional arguments; the first one has the batch as its first axis.
+        site: Where the tokens are.
+        latent: Where the latent is read, if it is wanted; of (batch, tokens, channels) the first token is taken.
+        chain: Modules each of which is read by the next one only, so that only the last output needs keeping.
+        graph: Should the first pass be differentiable with respect to the tokens?
+
+    Raises:
+        ValueError: if the site is not reached, or more than once, or does not hold one tensor with the batch first.
+    """
+
+    tokens: Tensor
+    first: Readout
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        inputs: tuple[Any, ...],
+        site: Site,
+        *,
+        latent: Site | None = None,
+        chain: tuple[nn.Module, ...] = (),
+        graph: bool = True,
+    ) -> None:
+        self._forward = uncompiled(forward)
+        self._site = site
+        self._latent = latent
+        self._chain = frozenset(chain)
+        self._graph = graph
+        self._inputs = inputs
+        self._batch = inputs[0].shape[0]
+        self._stack = ExitStack()
+        self._record: list[_Call] = []
+        self._replay: _Replay | None = None
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            self._stack.enter_context(torch.inference_mode(False))
+            self._inputs = _map(lambda x: x.clone() if x.is_inference() else x, self._inputs)
+            self._stack.enter_context(evaluation_mode())
+            self.first = self._first_pass()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, tokens: Tensor) -> Readout:
+        """The readout for other tokens: (copies * batch, tokens, channels), the batch repeated copy after copy."""
+        if self._replay is None:
+            self._replay = _Replay(self._record)
+            self._stack.enter_context(answer_for(self._replay.answers))
+        copies = tokens.shape[0] // self._batch
+        replay = self._replay
+        reached = False
+
+        def exchange(_: Any) -> Tensor:
+            nonlocal reached
+            reached = True
+            replay.stop()
+            torch.set_grad_enabled(tokens.requires_grad)
+            return tokens
+
+        replay.start(lambda x: x.repeat(copies, *[1] * (x.dim() - 1)) if self._is_batched(x) else x.clone())
+        try:
+            readout = self._pass(exchange, _map(lambda x: x if copies == 1 else replay.copy(x), self._inputs))
+        finally:
+            replay.stop()
+        if not reached:
+            raise ValueError(f"The layer {_name(self._site)} ran in the first forward pass but not in a later one.")
+        return readout
+
+    def _is_batched(self, x: Tensor) -> bool:
+        return x.dim() > 0 and x.shape[0] == self._batch
+
+    def _first_pass(self) -> Readout:
+        recorder = _Recorder(self._chain)
+
+        def exchange(value: Any) -> Tensor:
+            if hasattr(self, "tokens"):
+                raise ValueError(
+                    f"The layer {_name(self._site)} ran more than once in one forward pass, so its tokens are not one "
+                    "set. Pass a layer that runs once."
+                )
+            if not isinstance(value, Tensor) or value.dim() < 2 or not self._is_batched(value):
+                raise ValueError(
+                    f"Expected {_name(self._site)} to hold one tensor whose first axis is the batch of {self._batch}, "
+                    f"got {_describe(value)}. Pass another layer."
+                )
+            self._record = recorder.stop()
+            self.tokens = value.detach().clone().requires_grad_(self._graph and value.is_floating_point())
+            torch.set_grad_enabled(self._graph)
+            return self.tokens
+
+        with watch_calls(recorder.before, recorder.after):
+            readout = self._pass(exchange, self._inputs)
+        if not hasattr(self, "tokens"):
+            raise ValueError(
+                f"The layer {_name(self._site)} did not run in the forward pass of this thread. Is it part of the "
+                "model? A model that is spread over devices (nn.DataParallel) must be passed as its `.module`."
+            )
+        return readout
+
+    def _pass(self, exchange: Callable[[Any], Tensor], inputs: tuple[Any, ...]) -> Readout:
+        latents: list[Tensor] = []
+
+        def keep(value: Any) -> Any:
+            latents.append(value[0] if isinstance(value, tuple) else value)
+            return value
+
+        with ExitStack() as taps:
+            taps.enter_context(torch.no_grad())  # until the tokens; the exchange turns gradients on
+            taps.enter_context(tap(self._site, exchange))
+            if self._latent is not None:
+                taps.enter_context(tap(self._latent, keep))
+            outputs = bare_output(self._forward(*inputs))
+        if self._latent is None:
+            return Readout(outputs, None)
+        return Readout(outputs, first_token(latents[-1]) if latents else None)
+
+
+def read_latents(forward: Callable[..., Any], inputs: tuple[Any, ...], latent: Site | None) -> Tensor:
+    """The latents (batch, channels) of a forward pass without gradients; without a site, the model's output itself."""
+    seen: list[Any] = []
+    with evaluation_mode(), torch.no_grad(), ExitStack() as taps:
+        if latent is not None:
+            taps.enter_context(tap(latent, lambda value: seen.append(value) or value))
+        output = uncompiled(forward)(*inputs)
+    value = seen[-1] if seen else bare_output(output)
+    return first_token(value[0] if isinstance(value, tuple) else value)
+
+
+def first_token(value: Tensor) -> Tensor:
+    """The first token's row of (batch, tokens, channels); (batch, channels) as it is."""
+    return value[:, 0] if value.dim() == 3 else value
+
+
+@dataclass
+class _Call:
+    """A finished module call. `passed_on` marks an output read by the next call only, which was not kept."""
+
+    module: nn.Module
+    output: Any
+    passed_on: bool = False
+
+
+@dataclass
+class _Frame:
+    """A running module call and the calls inside it that have finished."""
+
+    module: nn.Module | None = None
+    finished: list[_Call] = field(default_factory=list)
+
+
+class _Recorder:
+    """Keeps the outputs of the outermost modules that finish before the tokens are reached."""
+
+    def __init__(self, chain: frozenset[nn.Module]) -> None:
+        self._chain = chain
+        self._frames = [_Frame()]
+        self._running = True
+
+    def before(self, module: nn.Module) -> None:
+        if self._running:
+            self._frames.append(_Frame(module))
+
+    def after(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+        if not self._running:
+            return
+        self._frames.pop()
+        frame = self._frames[-1]
+        previous = frame.finished[-1] if frame.finished else None
+        if previous is not None and self._only_feeds(frame, previous.module, module):
+            previous.output, previous.passed_on = None, True
+        frame.finished.append(_Call(module, _map(lambda x: x.detach().clone(), output)))
+
+    def stop(self) -> list[_Call]:
+        self._running = False
+        return [call for frame in self._frames for call in frame.finished]
+
+    def _only_feeds(self, frame: _Frame, previous: nn.Module, module: nn.Module) -> bool:
+        in_sequence = frame.module is not None and type(frame.module).forward is nn.Sequential.forward
+        return in_sequence or (previous in self._chain and module in self._chain)
+
+
+class _Replay:
+    """Answers the calls of recorded modules from the record, in order, until the tokens are reached."""
+
+    def __init__(self, record: list[_Call]) -> None:
+        self._record = record
+        self._waiting: dict[nn.Module, deque[_Call]] = {}
+        self.copy: Callable[[Tensor], Tensor] = Tensor.clone
+        self.answers: dict[nn.Module, Callable[..., Any]] = {
+            call.module: _Answer(self, call.module) for call in record
+        }
+
+    def start(self, copy: Callable[[Tensor], Tensor]) -> None:
+        self.copy = copy
+        waiting: dict[nn.Module, deque[_Call]] = defaultdict(deque)
+        for call in self._record:
+            waiting[call.module].append(call)
+        self._waiting = waiting
+
+    def stop(self) -> None:
+        self._waiting = {}
+
+    def next(self, module: nn.Module) -> _Call | None:
+        waiting = self._waiting.get(module)
+        return waiting.popleft() if waiting else None
+
+
+class _Answer:
+    """One module's answer in a replay."""
+
+    def __init__(self, replay: _Replay, module: nn.Module) -> None:
+        self._replay = replay
+        self._module = module
+
+    def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = self._replay.next(self._module)
+        if call is None:
+            return forward(*args, **kwargs)
+        if call.passed_on:
+            return args[0] if args else None
+        return _map(self._replay.copy, call.output)
+
+
+def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    return pytree.tree_map_only(Tensor, function, tree)
+
+
+def _name(site: Site) -> str:
+    return f"{type(site.module).__name__}{' (its input)' if site.at_input else ''}"
+
+
+def _describe(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else str(type(value))

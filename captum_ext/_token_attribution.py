@@ -1,0 +1,193 @@
+"""What the CDAM family shares with Captum: the constructor, the checks before any work, the shape of the result."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from adapters import (
+    Site,
+    TokenAnatomy,
+    TokenLayout,
+    TokenTail,
+    find_anatomy,
+    known_classes,
+    root_module,
+    token_layout,
+    uncompiled,
+)
+from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
+from torch import Tensor, nn
+
+from ._targets import ConceptScore, Score, Target, scores_of
+
+Formula = Callable[[TokenTail, Sequence[Score], TokenLayout], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One call of `attribute` or `attribute_targets`, before it is checked."""
+
+    inputs: Tensor | tuple[Tensor, ...]
+    targets: Sequence[Target] | Tensor
+    additional_forward_args: Any
+    attribute_to_layer_input: bool
+    return_tokens: bool
+
+
+class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[misc] # captum is untyped
+    """Base of the CDAM family: explains a model's output by the tokens that enter its last attention.
+
+    Args:
+        forward_func: The model, or any function that returns its output.
+        layer: The module whose output is the tokens. None: found in the model.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], layer: nn.Module | None = None) -> None:
+        if not callable(forward_func):
+            raise TypeError(f"Expected `forward_func` to be a model or a function, got {type(forward_func)}.")
+        if layer is not None and not isinstance(layer, nn.Module):
+            raise TypeError(f"Expected `layer` to be a torch.nn.Module, got {type(layer)}.")
+        root = root_module(uncompiled(forward_func))
+        if layer is not None and root is not None and all(layer is not module for module in root.modules()):
+            raise ValueError(
+                f"Expected `layer` to be a part of the model, got a {type(layer).__name__} that is not in this "
+                f"{type(root).__name__}. Take it from the model that is passed."
+            )
+        self._finds_layer = layer is None
+        LayerAttribution.__init__(self, forward_func, _found(root).tokens.module if layer is None else layer)
+        GradientAttribution.__init__(self, forward_func)
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: the gradient is multiplied by the tokens."""
+        return True
+
+    def _answer(self, question: Question, formula: Formula, *, graph: bool) -> Tensor:
+        """Maps (batch, targets, height, width), or scores (batch, targets, tokens)."""
+        inputs = _checked_inputs(question.inputs)
+        forward = uncompiled(self.forward_func)
+        root = root_module(forward)
+        anatomy = _found(root) if self._finds_layer else _anatomy_if_known(root)
+        classes = None if root is None or root is not forward else known_classes(root)
+        scores = scores_of(question.targets, inputs[0].shape[0], classes)
+        image_size = _image_size(inputs[0], anatomy)
+        site = self._site(anatomy, question.attribute_to_layer_input)
+        asks_for_latent = any(isinstance(score, ConceptScore) for score in scores)
+        with TokenTail(
+            forward,
+            (*inputs, *_as_tuple(question.additional_forward_args)),
+            site,
+            latent=anatomy.latent if anatomy is not None and asks_for_latent else None,
+            chain=() if anatomy is None else anatomy.blocks,
+            graph=graph,
+        ) as tail:
+            for score in scores:
+                score(tail.first)  # a target the output cannot answer is an error before any gradient
+            layout = self._layout(tail.tokens, image_size, anatomy, site, question.return_tokens)
+            parts, alive = formula(tail, scores, layout)
+        _check_result(parts, alive)
+        parts = parts.transpose(0, 1)
+        return parts if question.return_tokens else layout.to_maps(parts)
+
+    def _answer_one(self, question: Question, formula: Formula, *, graph: bool) -> Tensor:
+        """A map (batch, 1, height, width), or scores (batch, tokens)."""
+        answer = self._answer(question, formula, graph=graph)
+        return answer if answer.dim() == 4 else answer[:, 0]
+
+    def _site(self, anatomy: TokenAnatomy | None, at_input: bool) -> Site:
+        if not self._finds_layer:
+            return Site(self.layer, at_input=at_input)
+        if at_input:
+            raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the layer is found.")
+        assert anatomy is not None  # noqa: S101 - a found layer has an anatomy
+        return anatomy.tokens
+
+    def _layout(
+        self,
+        tokens: Tensor,
+        image_size: tuple[int, int] | None,
+        anatomy: TokenAnatomy | None,
+        site: Site,
+        return_tokens: bool,
+    ) -> TokenLayout:
+        try:
+            return token_layout(tokens, image_size, anatomy, site.module)
+        except ValueError:
+            if self._finds_layer or tokens.dim() != 3:
+                raise
+        try:  # a given layer may hold other tokens than the known ones
+            return token_layout(tokens, image_size, None, site.module)
+        except ValueError:
+            if not return_tokens:
+                raise
+        return TokenLayout()
+
+
+def _found(root: nn.Module | None) -> TokenAnatomy:
+    if root is None:
+        raise ValueError(
+            "Without `layer`, `forward_func` must be a model, so that the layer can be found. Pass the model, or the "
+            "`layer` whose output is what enters the last attention."
+        )
+    return find_anatomy(root)
+
+
+def _anatomy_if_known(root: nn.Module | None) -> TokenAnatomy | None:
+    try:
+        return None if root is None else find_anatomy(root)
+    except ValueError:
+        return None
+
+
+def _checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    inputs = _as_tuple(inputs)
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        raise TypeError(f"Expected `inputs` to be a tensor or a tuple of tensors, got {[type(x) for x in inputs]}.")
+    for x in inputs:
+        if x.dim() == 0 or x.shape[0] == 0:
+            raise ValueError(f"Expected `inputs` with at least one sample, got shape {tuple(x.shape)}.")
+        if x.is_floating_point() and not bool((finite := torch.isfinite(x).flatten(1).all(1)).all()):
+            raise ValueError(
+                f"Expected finite `inputs`, got NaN or infinity in sample(s) {_where(~finite)} of shape "
+                f"{tuple(x.shape)}. Check the preprocessing of these samples."
+            )
+    return inputs
+
+
+def _image_size(inputs: Tensor, anatomy: TokenAnatomy | None) -> tuple[int, int] | None:
+    """Height and width of image inputs; None for sequences."""
+    if anatomy is not None and anatomy.reads_images and inputs.dim() != 4:
+        raise ValueError(
+            f"Expected images (batch, channels, height, width) for {anatomy.family}, got shape {tuple(inputs.shape)}. "
+            "A single image needs a batch axis: `image.unsqueeze(0)`."
+        )
+    if inputs.dim() != 4 or (anatomy is not None and not anatomy.reads_images):
+        return None
+    return inputs.shape[2], inputs.shape[3]
+
+
+def _check_result(parts: Tensor, alive: Tensor) -> None:
+    finite = torch.isfinite(parts).all(-1).all(0)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"The model's gradient is NaN or infinite for sample(s) {_where(~finite)}, although the inputs are finite. "
+            "Are the weights finite? In float16 the model may overflow: use bfloat16 or float32."
+        )
+    alive = alive.all(0)
+    if not bool(alive.all()):
+        raise ValueError(
+            f"No patch token has a gradient for sample(s) {_where(~alive)}: the score asked for does not depend on "
+            "what these tokens bring into the attention at this layer, and the map would be blank. Usual causes: the "
+            "layer lies behind the last attention that mixes tokens (pass the norm in front of it), the head's weights "
+            "for this target are zero (an untrained head), or gradients are cut (torch.no_grad or detach in the "
+            "model's forward, or reentrant gradient checkpointing)."
+        )
+
+
+def _where(samples: Tensor) -> list[int]:
+    return [int(i) for i in samples.nonzero().flatten()]
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else () if value is None else (value,)

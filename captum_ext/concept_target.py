@@ -1,0 +1,116 @@
+"""A concept as a target: a direction in the latent space instead of a class."""
+
+from typing import Any, Literal, Self, get_args
+
+import torch
+import torch.nn.functional as F
+from adapters import find_anatomy, read_latents, root_module
+from torch import Tensor, nn
+
+Similarity = Literal["dot", "cosine", "l2"]
+
+
+class ConceptTarget:
+    """The similarity of an image's latent `l` to a concept's vector `l_c`, to be explained instead of a logit.
+
+    `g(l, l_c)` is `l . l_c` (dot), the cosine of the angle between them (cosine), or `-||l - l_c||` (l2).
+    The latent is the final class token as the head receives it; for a model whose parts are not known, its output.
+
+    Source: Brocki et al. 2024, section 3.2, equations 3 and 4.
+    Differs from the paper: none; the paper uses the dot product.
+
+    Args:
+        vector: (channels,), the concept in the latent space.
+        similarity: "dot", "cosine" or "l2".
+
+    Raises:
+        TypeError: if `vector` is not a floating-point tensor.
+        ValueError: if `vector` is not 1-D and finite, or `similarity` is unknown.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_ext import CDAM, ConceptTarget
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> concept = ConceptTarget.from_examples(model, torch.randn(3, 3, 224, 224), similarity="cosine")
+        >>> CDAM(model).attribute(torch.randn(2, 3, 224, 224), target=concept).shape
+        torch.Size([2, 1, 14, 14])
+    """
+
+    def __init__(self, vector: Tensor, similarity: Similarity = "dot") -> None:
+        if not isinstance(vector, Tensor) or not vector.is_floating_point():
+            raise TypeError(f"Expected `vector` to be a floating-point tensor, got {getattr(vector, 'dtype', vector)}.")
+        if vector.dim() != 1 or not bool(torch.isfinite(vector).all()):
+            raise ValueError(
+                f"Expected `vector` to be finite, of shape (channels,), got shape {tuple(vector.shape)}. The mean of "
+                "several latents is `latents.mean(0)`."
+            )
+        if similarity not in get_args(Similarity):
+            raise ValueError(f"Expected `similarity` to be one of {get_args(Similarity)}, got {similarity!r}.")
+        self.vector = vector.detach()
+        self.similarity = similarity
+
+    @classmethod
+    def from_examples(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        similarity: Similarity = "dot",
+        *,
+        additional_forward_args: Any = None,
+        batch_size: int = 32,
+    ) -> Self:
+        """The concept that example images share: the mean of their latents (equation 3).
+
+        Args:
+            model: The model to be explained, or a function that calls it.
+            images: (examples, channels, height, width), or token ids (examples, tokens).
+            similarity: "dot", "cosine" or "l2".
+            additional_forward_args: Further arguments of the model, tensors with one row per example.
+            batch_size: How many examples pass the model at once.
+
+        Raises:
+            TypeError: if `images` is not a tensor.
+            ValueError: if there are no examples, or a latent is not finite.
+        """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"Expected `images` to be a tensor (examples, ...), got {type(images)}.")
+        if images.dim() < 2 or len(images) == 0:
+            raise ValueError(f"Expected at least one example (examples, ...), got shape {tuple(images.shape)}.")
+        root = root_module(model)
+        try:
+            latent = None if root is None else find_anatomy(root).latent
+        except ValueError:
+            latent = None
+        extra = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+        extra = () if additional_forward_args is None else extra
+        chunks = [images.split(batch_size), *(x.split(batch_size) for x in extra)]
+        latents = torch.cat([read_latents(model, chunk, latent) for chunk in zip(*chunks, strict=True)])
+        if latents.dim() != 2 or not bool(torch.isfinite(latents).all()):
+            raise ValueError(
+                f"Expected finite latents (examples, channels), the model gave shape {tuple(latents.shape)}"
+                f"{'' if torch.isfinite(latents).all() else ' with values that are not finite'}."
+            )
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        return cls(wide.mean(0), similarity)
+
+    def score(self, latents: Tensor) -> Tensor:
+        """Similarity (samples,) of latents (samples, channels), in float32 or wider.
+
+        Raises:
+            ValueError: if the latents have another width than the vector.
+        """
+        if latents.dim() != 2 or latents.shape[1] != self.vector.shape[0]:
+            raise ValueError(
+                f"The concept's vector has {self.vector.shape[0]} channels, but the model's latents have shape "
+                f"{tuple(latents.shape)}. Make the concept with ConceptTarget.from_examples and the same model."
+            )
+        latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        vector = self.vector.to(latents)
+        if self.similarity == "dot":
+            return latents @ vector
+        if self.similarity == "cosine":
+            return F.cosine_similarity(latents, vector[None], dim=1)
+        return -torch.linalg.vector_norm(latents - vector, dim=1)
+
+    def __repr__(self) -> str:
+        return f"ConceptTarget({self.vector.shape[0]} channels, similarity={self.similarity!r})"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
@@ -147,12 +146,11 @@ def uncompiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     Raises:
         ValueError: if a part of the model is compiled, or the model compiled itself in place.
     """
-    if isinstance(forward, torch._dynamo.eval_frame.OptimizedModule):
-        forward = forward._orig_mod
-    forward = getattr(forward, "_torchdynamo_orig_callable", forward)
+    # By the names of torch's attributes: its compiler's classes take seconds to import.
+    forward = getattr(forward, "_orig_mod", getattr(forward, "_torchdynamo_orig_callable", forward))
     if isinstance(forward, nn.Module):
         for name, module in forward.named_modules():
-            if isinstance(module, torch._dynamo.eval_frame.OptimizedModule) or module._compiled_call_impl is not None:
+            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
                 raise ValueError(
                     f"Expected a model that is not compiled, but {name or 'the model itself'!r} is. Explain the model "
                     "from before compilation, or use `compiled = torch.compile(model)`, which keeps the original."

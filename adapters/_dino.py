@@ -1,13 +1,13 @@
 """What is known about the Vision Transformers of the DINO and DINOv2 hubs, and the many copies of them."""
 
-from torch import nn
+from typing import Any
 
 from ._site import Site, TokenAnatomy, pair
 
 _PARTS = {"patch_embed", "pos_drop", "blocks", "norm", "fc_norm", "head"}
 
 
-def dino_anatomy(model: nn.Module) -> TokenAnatomy | None:
+def dino_anatomy(model: Any) -> TokenAnatomy | None:
     """The anatomy of DINO's own VisionTransformer class; None for anything else.
 
     The class comes with the weights' repository, so it is known by its parts: a class token, patches, blocks of

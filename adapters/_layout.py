@@ -100,4 +100,4 @@ def _channels_last(tokens: Tensor, module: nn.Module) -> bool:
     shape = getattr(module, "normalized_shape", None)
     if not isinstance(shape, tuple) or len(shape) != 1 or type(module).__name__.endswith("2d"):
         return False
-    return tokens.shape[-1] == shape[0]
+    return bool(tokens.shape[-1] == shape[0])

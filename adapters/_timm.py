@@ -1,11 +1,11 @@
 """What is known about timm's transformers."""
 
-from torch import nn
+from typing import Any
 
 from ._site import Site, TokenAnatomy, is_a, pair
 
 
-def timm_anatomy(model: nn.Module) -> TokenAnatomy | None:
+def timm_anatomy(model: Any) -> TokenAnatomy | None:
     """The anatomy of a timm VisionTransformer, Eva or Beit; None for anything else."""
     if not (
         is_a(model, "timm.models.vision_transformer", "VisionTransformer")
@@ -31,7 +31,7 @@ def timm_anatomy(model: nn.Module) -> TokenAnatomy | None:
     )
 
 
-def _last_attention(block: nn.Module) -> Site | None:
+def _last_attention(block: Any) -> Site | None:
     """Where tokens enter the block's attention: after the norm before it, where there is one."""
     if is_a(block, "timm", "ResPostBlock", "EvaBlockPostNorm"):  # their norm1 follows the attention
         return Site(block.attn, at_input=True)

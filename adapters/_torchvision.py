@@ -1,11 +1,11 @@
 """What is known about torchvision's Vision Transformer."""
 
-from torch import nn
+from typing import Any
 
 from ._site import Site, TokenAnatomy, is_a, pair
 
 
-def torchvision_anatomy(model: nn.Module) -> TokenAnatomy | None:
+def torchvision_anatomy(model: Any) -> TokenAnatomy | None:
     """The anatomy of a torchvision VisionTransformer; None for anything else."""
     if not is_a(model, "torchvision.models.vision_transformer", "VisionTransformer"):
         return None

@@ -1,5 +1,7 @@
 """What is known about Hugging Face transformers: vision encoders and BERT's family."""
 
+from typing import Any
+
 from torch import nn
 
 from ._site import Site, TokenAnatomy, is_a, pair
@@ -15,7 +17,7 @@ _VISION = {
 }
 
 
-def transformers_anatomy(model: nn.Module) -> TokenAnatomy | None:
+def transformers_anatomy(model: Any) -> TokenAnatomy | None:
     """The anatomy of a ViT, DeiT, Dinov2, CLIP vision, BERT, RoBERTa or DistilBERT encoder; None for anything else."""
     for name, parts in _VISION.items():
         if is_a(model, "transformers.", name) and hasattr(model, parts[2]):
@@ -32,7 +34,7 @@ def transformers_anatomy(model: nn.Module) -> TokenAnatomy | None:
     return None
 
 
-def _vision(model: nn.Module, family: str, prefix: int | None, first_norm: str, final_norm: str) -> TokenAnatomy:
+def _vision(model: Any, family: str, prefix: int | None, first_norm: str, final_norm: str) -> TokenAnatomy:
     layers = tuple(_layers(model))
     return TokenAnatomy(
         family=f"transformers {family}",
@@ -45,7 +47,8 @@ def _vision(model: nn.Module, family: str, prefix: int | None, first_norm: str, 
     )
 
 
-def _layers(model: nn.Module) -> nn.ModuleList:
+def _layers(model: Any) -> nn.ModuleList:
     """The encoder's layers, wherever this version of transformers and this family keep them."""
     holder = model.encoder if hasattr(model, "encoder") else model
-    return holder.layers if hasattr(holder, "layers") else holder.layer
+    layers: nn.ModuleList = holder.layers if hasattr(holder, "layers") else holder.layer
+    return layers

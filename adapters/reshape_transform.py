@@ -30,7 +30,7 @@ class ReshapeTransform:
                 f"{tuple(tokens.shape)}. Choose a target layer such as the last block's norm."
             )
         patches = tokens[:, self.anatomy.prefix :]
-        return patches.transpose(1, 2).unflatten(2, self._grid(tokens.shape[1]))
+        return patches.transpose(1, 2).reshape(len(tokens), -1, *self._grid(tokens.shape[1]))
 
     def _grid(self, count: int) -> tuple[int, int]:
         if self.image_size is not None:
@@ -51,8 +51,8 @@ class ReshapeTransform:
 def reshape_transform_for(model: nn.Module, image_size: tuple[int, int] | None = None) -> ReshapeTransform:
     """The `reshape_transform` that pytorch-grad-cam needs for a Vision Transformer.
 
-    Reads the number of prefix tokens (class, distillation, registers) and the patch size from the model; the grid follows
-    from the activations.
+    Reads the number of prefix tokens (class, distillation, registers) and the patch size from the model; the grid
+    follows from the activations.
 
     Args:
         model: A Vision Transformer of timm, torchvision, transformers or DINO, or a model that holds one.

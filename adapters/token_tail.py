@@ -1,9 +1,8 @@
 """What a model computes after its tokens, run again and again without what comes before."""
 
-import threading
 from collections import defaultdict, deque
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -26,8 +25,8 @@ class Readout(NamedTuple):
 class TokenTail:
     """A model from its tokens on: `readout(tokens)`, with everything before the tokens computed once.
 
-    The first pass records the tokens and the outputs of the outermost modules that finish before them. A later pass runs
-    the user's own code again, but those modules answer from the record, so only what follows the tokens is computed.
+    The first pass records the tokens and the outputs of the outermost modules that finish before them. A later pass
+    runs the user's own code again, but those modules answer from the record, so only what follows is computed.
 
         with TokenTail(model, (images,), Site(model.blocks[-1].norm1)) as tail:
             tail.tokens                        # (batch, tokens, channels), a leaf that requires grad
@@ -141,32 +140,30 @@ class TokenTail:
         return readout
 
     def _pass(self, exchange: Callable[[Any], Tensor], inputs: tuple[Any, ...]) -> Readout:
-        latents: list[Tensor] = []
-
-        def keep(value: Any) -> Any:
-            latents.append(value[0] if isinstance(value, tuple) else value)
-            return value
-
-        with ExitStack() as taps:
-            taps.enter_context(torch.no_grad())  # until the tokens; the exchange turns gradients on
-            taps.enter_context(tap(self._site, exchange))
-            if self._latent is not None:
-                taps.enter_context(tap(self._latent, keep))
+        # No gradients until the tokens: the exchange turns them on.
+        with torch.no_grad(), tap(self._site, exchange), _kept(self._latent) as latents:
             outputs = bare_output(self._forward(*inputs))
-        if self._latent is None:
-            return Readout(outputs, None)
         return Readout(outputs, first_token(latents[-1]) if latents else None)
 
 
 def read_latents(forward: Callable[..., Any], inputs: tuple[Any, ...], latent: Site | None) -> Tensor:
     """The latents (batch, channels) of a forward pass without gradients; without a site, the model's output itself."""
-    seen: list[Any] = []
-    with evaluation_mode(), torch.no_grad(), ExitStack() as taps:
-        if latent is not None:
-            taps.enter_context(tap(latent, lambda value: seen.append(value) or value))
-        output = uncompiled(forward)(*inputs)
-    value = seen[-1] if seen else bare_output(output)
-    return first_token(value[0] if isinstance(value, tuple) else value)
+    with evaluation_mode(), torch.no_grad(), _kept(latent) as latents:
+        output = bare_output(uncompiled(forward)(*inputs))
+    return first_token(latents[-1] if latents else output)
+
+
+@contextmanager
+def _kept(site: Site | None) -> Iterator[list[Tensor]]:
+    """What passes at a site, in order; nothing without a site."""
+    kept: list[Tensor] = []
+
+    def keep(value: Any) -> Any:
+        kept.append(value[0] if isinstance(value, tuple) else value)
+        return value
+
+    with nullcontext() if site is None else tap(site, keep):
+        yield kept
 
 
 def first_token(value: Tensor) -> Tensor:
@@ -229,9 +226,7 @@ class _Replay:
         self._record = record
         self._waiting: dict[nn.Module, deque[_Call]] = {}
         self.copy: Callable[[Tensor], Tensor] = Tensor.clone
-        self.answers: dict[nn.Module, Callable[..., Any]] = {
-            call.module: _Answer(self, call.module) for call in record
-        }
+        self.answers: dict[nn.Module, Callable[..., Any]] = {call.module: _Answer(self, call.module) for call in record}
 
     def start(self, copy: Callable[[Tensor], Tensor]) -> None:
         self.copy = copy

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from adapters import Readout
 from torch import Tensor
+
+from adapters import Readout
 
 from .concept_target import ConceptTarget
 
@@ -20,8 +21,8 @@ def score_of(target: Target, batch: int, classes: int | None = None) -> Score:
     """The function that reads a target's scores (copies * batch,) from a readout.
 
     Args:
-        target: As in Captum: a class for all samples, one for each (a list or 1-D tensor), tuples of indices for outputs
-            of more dimensions, None for outputs of one value; or a ConceptTarget.
+        target: As in Captum: a class for all samples, one for each (a list or 1-D tensor), tuples of indices for
+            outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
         batch: The number of samples.
         classes: The number of logits, if it is known before the model has run.
 
@@ -33,7 +34,9 @@ def score_of(target: Target, batch: int, classes: int | None = None) -> Score:
         return ConceptScore(target)
     if target is None:
         if classes is not None and classes > 1:
-            raise ValueError(f"The model returns {classes} logits, so `target` must say which one to explain; got None.")
+            raise ValueError(
+                f"The model returns {classes} logits, so `target` must say which one to explain; got None."
+            )
         return OutputScore(None)
     rows = _rows(target, batch)
     if any(i < 0 for row in rows for i in row):
@@ -92,7 +95,11 @@ class OutputScore:
             axes = 0 if self.index is None else self.index.shape[1]
             raise ValueError(
                 f"`target` gives {axes} index(es) a sample, but the model's output has shape {shape}: "
-                + ("leave `target` None." if len(shape) < 2 else f"give {len(shape) - 1}, as a tuple for more than one.")
+                + (
+                    "leave `target` None."
+                    if len(shape) < 2
+                    else f"give {len(shape) - 1}, as a tuple for more than one."
+                )
             )
         if bool((self.index >= torch.tensor(shape[1:])).any()):
             raise ValueError(

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
 from adapters import (
     Site,
     TokenAnatomy,
@@ -16,11 +20,10 @@ from adapters import (
     token_layout,
     uncompiled,
 )
-from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
-from torch import Tensor, nn
 
 from ._targets import ConceptScore, Score, Target, scores_of
 
+Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
 Formula = Callable[[TokenTail, Sequence[Score], TokenLayout], tuple[Tensor, Tensor]]
 
 
@@ -58,13 +61,28 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         LayerAttribution.__init__(self, forward_func, _found(root).tokens.module if layer is None else layer)
         GradientAttribution.__init__(self, forward_func)
 
+    def __init_subclass__(cls) -> None:
+        """Log usage as Captum's own classes do: NoiseTunnel calls `attribute.__wrapped__`, which this provides."""
+        super().__init_subclass__()
+        cls.attribute = log_usage()(cls.attribute)
+
     @property
     def multiplies_by_inputs(self) -> bool:
         """True: the gradient is multiplied by the tokens."""
         return True
 
-    def _answer(self, question: Question, formula: Formula, *, graph: bool) -> Tensor:
-        """Maps (batch, targets, height, width), or scores (batch, targets, tokens)."""
+    def _answer(self, question: Question, formula: Formula, *, graph: bool) -> Any:
+        """Maps (batch, targets, height, width), or scores (batch, targets, tokens); a tuple if the inputs are one."""
+        answer = self._maps(question, formula, graph)
+        return (answer,) if isinstance(question.inputs, tuple) else answer
+
+    def _answer_one(self, question: Question, formula: Formula, *, graph: bool) -> Any:
+        """A map (batch, 1, height, width), or scores (batch, tokens); a tuple if the inputs are one."""
+        answer = self._maps(question, formula, graph)
+        answer = answer if answer.dim() == 4 else answer[:, 0]
+        return (answer,) if isinstance(question.inputs, tuple) else answer
+
+    def _maps(self, question: Question, formula: Formula, graph: bool) -> Tensor:
         inputs = _checked_inputs(question.inputs)
         forward = uncompiled(self.forward_func)
         root = root_module(forward)
@@ -89,11 +107,6 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         _check_result(parts, alive)
         parts = parts.transpose(0, 1)
         return parts if question.return_tokens else layout.to_maps(parts)
-
-    def _answer_one(self, question: Question, formula: Formula, *, graph: bool) -> Tensor:
-        """A map (batch, 1, height, width), or scores (batch, tokens)."""
-        answer = self._answer(question, formula, graph=graph)
-        return answer if answer.dim() == 4 else answer[:, 0]
 
     def _site(self, anatomy: TokenAnatomy | None, at_input: bool) -> Site:
         if not self._finds_layer:
@@ -140,8 +153,8 @@ def _anatomy_if_known(root: nn.Module | None) -> TokenAnatomy | None:
         return None
 
 
-def _checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
-    inputs = _as_tuple(inputs)
+def _checked_inputs(given: Any) -> tuple[Tensor, ...]:
+    inputs = _as_tuple(given)
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
         raise TypeError(f"Expected `inputs` to be a tensor or a tuple of tensors, got {[type(x) for x in inputs]}.")
     for x in inputs:

@@ -10,8 +10,9 @@ whose structure is known would stand beside them and be chosen in `_token_attrib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from adapters import Readout, TokenLayout, TokenTail
 from torch import Tensor
+
+from adapters import Readout, TokenLayout, TokenTail
 
 Score = Callable[[Readout], Tensor]
 TOKENS_PER_PASS = 8192

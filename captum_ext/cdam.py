@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ._targets import Target
-from ._token_attribution import Question, TokenAttribution
+from ._token_attribution import Question, Tensors, TokenAttribution
 from ._token_relevance import gradient_relevance
 
 
@@ -43,12 +43,12 @@ class CDAM(TokenAttribution):
 
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         target: Target = None,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
         attribute_to_layer_input: bool = False,
-    ) -> Tensor:
+    ) -> Tensors:
         """Explain one target for each sample.
 
         Args:
@@ -62,7 +62,8 @@ class CDAM(TokenAttribution):
 
         Returns:
             For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
-            (batch, tokens). Signed, in the unit of the score explained, in float32 or wider.
+            (batch, tokens). Signed, in the unit of the score explained, in float32 or wider. A tuple holding it if
+            `inputs` is a tuple, as Captum's metrics expect.
 
         Raises:
             TypeError: if an argument is of the wrong kind.
@@ -70,16 +71,17 @@ class CDAM(TokenAttribution):
                 finite, or if no patch has a gradient.
         """
         question = Question(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
-        return self._answer_one(question, gradient_relevance, graph=True)
+        answer: Tensors = self._answer_one(question, gradient_relevance, graph=True)
+        return answer
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         targets: Sequence[Target] | Tensor,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
         attribute_to_layer_input: bool = False,
-    ) -> Tensor:
+    ) -> Tensors:
         """Explain several targets of each sample from one pass through the model.
 
         Args:
@@ -97,4 +99,5 @@ class CDAM(TokenAttribution):
             ValueError: as for `attribute`.
         """
         question = Question(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
-        return self._answer(question, gradient_relevance, graph=True)
+        answer: Tensors = self._answer(question, gradient_relevance, graph=True)
+        return answer

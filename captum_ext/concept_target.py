@@ -4,8 +4,9 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
-from adapters import find_anatomy, read_latents, root_module
 from torch import Tensor, nn
+
+from adapters import find_anatomy, read_latents, root_module
 
 Similarity = Literal["dot", "cosine", "l2"]
 
@@ -107,10 +108,11 @@ class ConceptTarget:
         latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
         vector = self.vector.to(latents)
         if self.similarity == "dot":
-            return latents @ vector
+            return (latents * vector).sum(1)
         if self.similarity == "cosine":
             return F.cosine_similarity(latents, vector[None], dim=1)
-        return -torch.linalg.vector_norm(latents - vector, dim=1)
+        distance: Tensor = torch.linalg.vector_norm(latents - vector, dim=1)
+        return -distance
 
     def __repr__(self) -> str:
         return f"ConceptTarget({self.vector.shape[0]} channels, similarity={self.similarity!r})"

@@ -7,13 +7,14 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from adapters import TokenLayout, TokenTail
 from captum.attr._utils.approximation_methods import SUPPORTED_METHODS, approximation_parameters
 from torch import Tensor
 
+from adapters import TokenLayout, TokenTail
+
 from ._checks import positive_int
 from ._targets import Score, Target
-from ._token_attribution import Question, TokenAttribution
+from ._token_attribution import Question, Tensors, TokenAttribution
 from ._token_relevance import copies_per_pass, integrated_relevance
 
 Baseline = Tensor | float | None
@@ -22,8 +23,8 @@ Baseline = Tensor | float | None
 class IntegratedCDAM(TokenAttribution):
     """Integrated CDAM: integrated gradients from baseline tokens to the tokens that enter the last attention.
 
-    `S_i = sum_j (T_ij - T~_ij) * (1/n) sum_{k=1..n} df(T~ + (k/n)(T - T~))/dT_ij`. Summed over all tokens, prefix tokens
-    too, the scores approach `f(T) - f(T~)` as n grows (completeness).
+    `S_i = sum_j (T_ij - T~_ij) * (1/n) sum_{k=1..n} df(T~ + (k/n)(T - T~))/dT_ij`. Summed over all tokens, prefix
+    tokens too, the scores approach `f(T) - f(T~)` as n grows (completeness).
 
     Source: Brocki et al., Class-Discriminative Attention Maps for Vision Transformers, TMLR 2024, equation 6.
     Differs from the paper: none by default; all quadratures and baselines of Captum's IntegratedGradients on request.
@@ -54,7 +55,7 @@ class IntegratedCDAM(TokenAttribution):
     @overload
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         target: Target = None,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
@@ -64,12 +65,12 @@ class IntegratedCDAM(TokenAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: Literal[False] = False,
         attribute_to_layer_input: bool = False,
-    ) -> Tensor: ...
+    ) -> Tensors: ...
 
     @overload
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         target: Target = None,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
@@ -80,11 +81,11 @@ class IntegratedCDAM(TokenAttribution):
         *,
         return_convergence_delta: Literal[True],
         attribute_to_layer_input: bool = False,
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensors, Tensor]: ...
 
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         target: Target = None,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
@@ -94,7 +95,7 @@ class IntegratedCDAM(TokenAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
         attribute_to_layer_input: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensors | tuple[Tensors, Tensor]:
         """Explain one target for each sample.
 
         Args:
@@ -113,8 +114,8 @@ class IntegratedCDAM(TokenAttribution):
             attribute_to_layer_input: As for CDAM.
 
         Returns:
-            As for CDAM; with `return_convergence_delta` a pair, the second being (batch,): the sum of the scores over all
-            tokens less `f(T) - f(T~)`.
+            As for CDAM; with `return_convergence_delta` a pair, the second being (batch,): the sum of the scores over
+            all tokens less `f(T) - f(T~)`.
 
         Raises:
             TypeError: if an argument is of the wrong kind.
@@ -122,13 +123,13 @@ class IntegratedCDAM(TokenAttribution):
         """
         question = Question(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)
-        answer = self._answer_one(question, path, graph=False)
+        answer: Tensors = self._answer_one(question, path, graph=False)
         return (answer, path.deltas[0]) if return_convergence_delta else answer
 
     @overload
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         targets: Sequence[Target] | Tensor,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
@@ -138,12 +139,12 @@ class IntegratedCDAM(TokenAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: Literal[False] = False,
         attribute_to_layer_input: bool = False,
-    ) -> Tensor: ...
+    ) -> Tensors: ...
 
     @overload
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         targets: Sequence[Target] | Tensor,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
@@ -154,11 +155,11 @@ class IntegratedCDAM(TokenAttribution):
         *,
         return_convergence_delta: Literal[True],
         attribute_to_layer_input: bool = False,
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensors, Tensor]: ...
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         targets: Sequence[Target] | Tensor,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
@@ -168,7 +169,7 @@ class IntegratedCDAM(TokenAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
         attribute_to_layer_input: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensors | tuple[Tensors, Tensor]:
         """Explain several targets of each sample along one path, from one pass through the model.
 
         Args:
@@ -192,7 +193,7 @@ class IntegratedCDAM(TokenAttribution):
         """
         question = Question(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)
-        answer = self._answer(question, path, graph=False)
+        answer: Tensors = self._answer(question, path, graph=False)
         return (answer, path.deltas.T) if return_convergence_delta else answer
 
 
@@ -213,9 +214,7 @@ class _Path:
         if isinstance(self.baselines, bool) or not isinstance(self.baselines, Tensor | float | int | None):
             raise TypeError(f"Expected `baselines` to be a tensor, a number or None, got {type(self.baselines)}.")
 
-    def __call__(
-        self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
         baseline = self._baseline(tail.tokens)
         parts, alive = integrated_relevance(
             tail,

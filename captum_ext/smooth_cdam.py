@@ -6,12 +6,13 @@ from numbers import Real
 from typing import Any
 
 import torch
-from adapters import TokenLayout, TokenTail
 from torch import Tensor
+
+from adapters import TokenLayout, TokenTail
 
 from ._checks import positive_int
 from ._targets import Score, Target
-from ._token_attribution import Formula, Question, TokenAttribution
+from ._token_attribution import Formula, Question, Tensors, TokenAttribution
 from ._token_relevance import copies_per_pass, smooth_relevance
 
 NOISE_FRACTION = 0.5
@@ -48,7 +49,7 @@ class SmoothCDAM(TokenAttribution):
 
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         target: Target = None,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
@@ -57,7 +58,7 @@ class SmoothCDAM(TokenAttribution):
         nt_samples_batch_size: int | None = None,
         generator: torch.Generator | None = None,
         attribute_to_layer_input: bool = False,
-    ) -> Tensor:
+    ) -> Tensors:
         """Explain one target for each sample.
 
         Args:
@@ -83,11 +84,12 @@ class SmoothCDAM(TokenAttribution):
         """
         question = Question(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
         formula = _formula(nt_samples, stdevs, nt_samples_batch_size, generator)
-        return self._answer_one(question, formula, graph=False)
+        answer: Tensors = self._answer_one(question, formula, graph=False)
+        return answer
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Tensors,
         targets: Sequence[Target] | Tensor,
         additional_forward_args: Any = None,
         return_tokens: bool = False,
@@ -96,7 +98,7 @@ class SmoothCDAM(TokenAttribution):
         nt_samples_batch_size: int | None = None,
         generator: torch.Generator | None = None,
         attribute_to_layer_input: bool = False,
-    ) -> Tensor:
+    ) -> Tensors:
         """Explain several targets of each sample with the same noise, from one pass through the model.
 
         Args:
@@ -119,7 +121,8 @@ class SmoothCDAM(TokenAttribution):
         """
         question = Question(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
         formula = _formula(nt_samples, stdevs, nt_samples_batch_size, generator)
-        return self._answer(question, formula, graph=False)
+        answer: Tensors = self._answer(question, formula, graph=False)
+        return answer
 
 
 def _formula(

@@ -51,9 +51,7 @@ def load_split(split: Split) -> tuple[Tensor, Tensor]:
     return images[index], classes[index]
 
 
-def make_scenes(
-    count: int, split: Split = "test", digits: int = 2, seed: int = 0, noise: float = 0.05
-) -> Scenes:
+def make_scenes(count: int, split: Split = "test", digits: int = 2, seed: int = 0, noise: float = 0.05) -> Scenes:
     """`count` scenes of `digits` different digits that do not overlap, the same ones for the same `seed`."""
     generator = torch.Generator().manual_seed(seed)
     handwriting, classes = load_split(split)

@@ -14,8 +14,9 @@ WEIGHTS = Path(__file__).parent / "weights" / "digit_vit.safetensors"
 
 
 class Stem(nn.Sequential):
-    """Two convolutions in front of the patches, from 48 x 48 pixels to 12 x 12 features; without them a ViT this small
-    needs hours to see its first digit.
+    """Two convolutions in front of the patches, from 48 x 48 pixels to 12 x 12 features.
+
+    Without them a ViT this small needs hours to see its first digit.
     """
 
     def __init__(self) -> None:

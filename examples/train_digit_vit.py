@@ -50,9 +50,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = digit_vit.build(patch_drop_rate=0.5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.learning_rate, total_steps=args.steps, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.steps, pct_start=0.1)
     start = 0
     if args.resume and CHECKPOINT.exists():
         state = torch.load(CHECKPOINT, weights_only=True)

@@ -1,0 +1,35 @@
+# The two commands a newcomer needs are `make demo` and `make test`; both set up .venv on their first run.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test check fix clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+demo: .venv/ready ## explain scenes of handwritten digits; pictures and scores in out/
+	$(BIN)/python examples/demo.py
+
+test: .venv/ready ## run all tests
+	$(BIN)/python -m pytest
+
+check: .venv/ready ## lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+fix: .venv/ready ## format and repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and everything written by the commands above
+	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+# uv resolves and installs in seconds what takes pip minutes; pip itself brings it.
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --editable '.[dev]'
+	touch $@

@@ -1,0 +1,72 @@
+"""Quantus scores of the demo's maps: is the relevance on the digit asked for, does it move the logit, is it sparse?"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import quantus
+from torch import Tensor, nn
+from tqdm import tqdm
+
+# The maps are given as they are: Quantus would normalise them over the whole batch.
+_PLAIN = {"normalise": False, "disable_warnings": True}
+
+METRICS: dict[str, Callable[[], quantus.Metric]] = {
+    "location: share in digit": lambda: quantus.RelevanceMassAccuracy(**_PLAIN),
+    "location: top pixels": lambda: quantus.RelevanceRankAccuracy(**_PLAIN),
+    "faithfulness": lambda: quantus.FaithfulnessCorrelation(
+        nr_runs=50, subset_size=144, perturb_baseline="black", abs=False, return_aggregate=False, **_PLAIN
+    ),
+    "sparseness": lambda: quantus.Sparseness(abs=True, **_PLAIN),
+}
+
+
+def score(model: nn.Module, images: Tensor, targets: Tensor, digits: Tensor, maps: dict[str, Tensor]) -> pd.DataFrame:
+    """One row for each sample, method and metric.
+
+    Args:
+        model: The model that is explained.
+        images: (samples, 1, height, width).
+        targets: (samples,), the digit asked for.
+        digits: (samples, 1, height, width) booleans, where that digit is.
+        maps: The maps (samples, 1, height, width) of each method.
+    """
+    rows = []
+    with tqdm(total=len(maps) * len(METRICS), desc="scoring with Quantus", unit="score") as bar:
+        for method, heat in maps.items():
+            for name, metric in METRICS.items():
+                # Only evidence for the digit has a place: a share of the relevance needs it to be positive.
+                given = heat.clamp(min=0) if name.startswith("location") else heat
+                rows += [
+                    {"sample": i, "target": int(targets[i]), "method": method, "metric": name, "score": value}
+                    for i, value in enumerate(_call(metric(), model, images, targets, digits, given))
+                ]
+                bar.update()
+    return pd.DataFrame(rows)
+
+
+def _call(
+    metric: quantus.Metric, model: nn.Module, images: Tensor, targets: Tensor, digits: Tensor, heat: Tensor
+) -> npt.NDArray[np.floating]:
+    scores = metric(
+        model=model,
+        x_batch=images.numpy(),
+        y_batch=targets.numpy(),
+        a_batch=heat.double().numpy().copy(),
+        s_batch=digits.numpy(),
+        device="cpu",
+        softmax=False,
+    )
+    return np.asarray(scores, dtype=float)
+
+
+def summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean score of each method and metric, methods in the order they were given."""
+    table = scores.pivot_table(index="method", columns="metric", values="score", aggfunc="mean", sort=False)
+    return table.rename_axis(index=None, columns=None)
+
+
+def winners_over(table: pd.DataFrame, reference: str) -> dict[str, list[str]]:
+    """For each metric, the methods whose mean is above the reference's; all metrics here are better when higher."""
+    return {name: list(column[column > column[reference]].index) for name, column in table.items()}

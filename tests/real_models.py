@@ -177,17 +177,22 @@ def mlp_head_case():
     return timm_case(model, 1)
 
 
+class Masked(nn.Module):
+    def __init__(self, model, mask):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        return self.model(x, attn_mask=self.mask)
+
+
 def masked_case():
     case = timm_case(vit(), 1)
     mask = torch.rand((17, 17), generator=torch.Generator().manual_seed(4)) > 0.2
     mask[:, 0] = True
-    return replace(
-        case,
-        extra=(mask,),
-        latents=lambda: case.model.forward_head(
-            case.model.forward_features(case.inputs, attn_mask=mask), pre_logits=True
-        ),
-    )
+    model = Masked(case.model, mask)
+    return replace(case, model=model, latents=partial(class_token_of, case.model.norm, partial(model, case.inputs)))
 
 
 class PatchPooling(vision_transformer.VisionTransformer):
@@ -482,8 +487,9 @@ def hf_bert(attention="sdpa", **options):
     )
 
 
-def hf_roberta():
-    model = transformers.RobertaForSequenceClassification(text_config(transformers.RobertaConfig))
+def hf_roberta(family="Roberta"):
+    kind = getattr(transformers, f"{family}ForSequenceClassification")
+    model = kind(text_config(getattr(transformers, f"{family}Config")))
     return text_case(
         model,
         lambda model: model.roberta.encoder.layer[-1].attention.self,

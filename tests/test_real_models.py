@@ -195,19 +195,18 @@ def similarity_of(latents, vector, similarity):
     return -(latents - vector).norm(dim=1)
 
 
-@pytest.mark.parametrize("similarity", ["dot", "cosine", "l2"])
-def test_cdam_of_a_concept_follows_the_similarity_of_the_latent(case, similarity):
+def test_a_concept_is_the_mean_latent_and_cdam_follows_its_similarity(case):
     with torch.no_grad():
         mean = case.latents().mean(0)
     concept = ConceptTarget.from_examples(
-        case.model, case.inputs, similarity, additional_forward_args=case.forward_args, batch_size=1
+        case.model, case.inputs, additional_forward_args=case.forward_args, batch_size=1
     )
     same(concept.vector, mean)
     vector = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    expected = expected_cdam(case, lambda: similarity_of(case.latents(), vector, similarity))
-    target = ConceptTarget(vector, similarity)
-    scores = CDAM(case.model).attribute(case.inputs, target, case.forward_args, return_tokens=True)
-    same(scores, expected)
+    for similarity in ("dot", "cosine", "l2"):
+        expected = expected_cdam(case, lambda similarity=similarity: similarity_of(case.latents(), vector, similarity))
+        target = ConceptTarget(vector, similarity)
+        same(CDAM(case.model).attribute(case.inputs, target, case.forward_args, return_tokens=True), expected)
 
 
 def hook_counts(model):
@@ -489,6 +488,24 @@ def test_float32_maps_are_float32_and_close_to_float64():
         wanted = IntegratedCDAM(case.model).attribute(case.inputs, 1, n_steps=STEPS)
         heat = IntegratedCDAM(case.model.float()).attribute(case.inputs.float(), 1, n_steps=STEPS)
         same(heat, wanted.float(), 1e-4)
+
+
+def test_a_mask_shared_by_the_batch_reaches_the_model():
+    wrapped = build("timm-attention-mask")
+    plain, mask = wrapped.model.model, wrapped.model.mask
+    for method, options in ((CDAM, {}), (IntegratedCDAM, {"n_steps": STEPS})):
+        expected = method(wrapped.model).attribute(wrapped.inputs, 1, **options)
+        same(method(plain).attribute(wrapped.inputs, 1, (mask,), **options), expected)
+        assert not torch.allclose(method(plain).attribute(wrapped.inputs, 1, **options), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "Camembert"])
+def test_the_input_of_a_given_attention_of_a_text_model(family):
+    case = real_models.hf_roberta(family)
+    target = per_sample_targets(case)
+    expected = expected_cdam(case, logit(case, target))
+    cdam = CDAM(case.model, layer=case.site)
+    same(cdam.attribute(case.inputs, target, case.extra, attribute_to_layer_input=True), expected)
 
 
 def test_arguments_that_are_not_tensors_reach_the_model():

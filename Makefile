@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check fix clean
+.PHONY: help demo test check bench fix clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -18,6 +18,9 @@ check: .venv/ready ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: .venv/ready ## the cost of each method as a multiple of a plain forward pass
+	$(BIN)/python benchmarks/cost.py
 
 fix: .venv/ready ## format and repair what can be repaired
 	$(BIN)/ruff check --fix .

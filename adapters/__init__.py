@@ -1,5 +1,8 @@
 """Everything that knows a model family: where its tokens are, and how to run it from there on."""
 
+import importlib.metadata
+import warnings
+
 from ._anatomy import find_anatomy as find_anatomy
 from ._anatomy import known_classes as known_classes
 from ._anatomy import root_module as root_module
@@ -13,3 +16,14 @@ from .reshape_transform import reshape_transform_for as reshape_transform_for
 from .token_tail import Readout as Readout
 from .token_tail import TokenTail as TokenTail
 from .token_tail import read_latents as read_latents
+
+try:
+    importlib.metadata.version("adapters")
+except importlib.metadata.PackageNotFoundError:
+    pass
+else:
+    warnings.warn(
+        "Two distributions bring an import package named `adapters`: xai-discern, which this is, and `adapters` (the "
+        "add-on for transformers). The files of one lie over those of the other: keep them in separate environments.",
+        stacklevel=2,
+    )

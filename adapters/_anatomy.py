@@ -73,13 +73,15 @@ def _refusal(model: nn.Module, name: str) -> str:
             f"DistilBERT, DINO). Pass the layer yourself: layer=model.get_submodule({norms[-1]!r}) is the norm in "
             "front of its last attention."
         )
-    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+    attends = any("attention" in type(m).__name__.lower() for m in model.modules())
+    if not attends and any(isinstance(m, nn.Conv2d) for m in model.modules()):
         return (
             f"{name} is a convolutional network without attention, so there are no tokens to explain. Use "
             "captum.attr.LayerGradCam or a method of pytorch-grad-cam, or pass `layer=` a convolution whose output "
             "times gradient you want."
         )
     return (
-        f"{name} holds no transformer that is known here. Pass `layer=`, a module whose output (batch, tokens, "
-        "channels) is what enters the last attention."
+        f"{name} holds no transformer that is known here. Pass `layer=`, the module whose output (batch, tokens, "
+        "channels) is what enters the last attention; or, where the norm comes after the attention as in BERT's "
+        "family, the last attention itself, `layer=model...attention.self`, with `attribute_to_layer_input=True`."
     )

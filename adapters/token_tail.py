@@ -97,7 +97,7 @@ class TokenTail:
             reached = True
             replay.stop()
             torch.set_grad_enabled(tokens.requires_grad)
-            return tokens
+            return tokens.clone()  # what follows may work in place, which a leaf forbids
 
         replay.start(lambda x: x.repeat(copies, *[1] * (x.dim() - 1)) if self._is_batched(x) else x.clone())
         try:
@@ -128,7 +128,7 @@ class TokenTail:
             self._record = recorder.stop()
             self.tokens = value.detach().clone().requires_grad_(self._graph and value.is_floating_point())
             torch.set_grad_enabled(self._graph)
-            return self.tokens
+            return self.tokens.clone()  # what follows may work in place, which a leaf forbids
 
         with watch_calls(recorder.before, recorder.after):
             readout = self._pass(exchange, self._inputs)

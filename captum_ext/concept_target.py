@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from adapters import find_anatomy, read_latents, root_module
 
+from ._checks import positive_int
+
 Similarity = Literal["dot", "cosine", "l2"]
 
 
@@ -66,8 +68,9 @@ class ConceptTarget:
             model: The model to be explained, or a function that calls it.
             images: (examples, channels, height, width), or token ids (examples, tokens).
             similarity: "dot", "cosine" or "l2".
-            additional_forward_args: Further arguments of the model, tensors with one row per example.
-            batch_size: How many examples pass the model at once.
+            additional_forward_args: Further arguments of the model; tensors with one row per example are split with
+                the examples.
+            batch_size: How many examples pass the model at once, at least 1.
 
         Raises:
             TypeError: if `images` is not a tensor.
@@ -84,8 +87,13 @@ class ConceptTarget:
             latent = None
         extra = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
         extra = () if additional_forward_args is None else extra
-        chunks = [images.split(batch_size), *(x.split(batch_size) for x in extra)]
-        latents = torch.cat([read_latents(model, chunk, latent) for chunk in zip(*chunks, strict=True)])
+        batch_size = positive_int("batch_size", batch_size)
+        parts = []
+        for first in range(0, len(images), batch_size):
+            rows = slice(first, first + batch_size)
+            args = (x[rows] if isinstance(x, Tensor) and x.dim() and len(x) == len(images) else x for x in extra)
+            parts.append(read_latents(model, (images[rows], *args), latent))
+        latents = torch.cat(parts)
         if latents.dim() != 2 or not bool(torch.isfinite(latents).all()):
             raise ValueError(
                 f"Expected finite latents (examples, channels), the model gave shape {tuple(latents.shape)}"

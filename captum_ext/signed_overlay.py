@@ -47,9 +47,9 @@ def signed_overlay(image: Tensor, maps: Tensor, scale: float | None = None) -> n
         raise ValueError(f"Expected finite `maps` (maps, h, w) or (h, w), got shape {tuple(maps.shape)}.")
     scale = _scale(maps, scale)
     sized = F.interpolate(maps.detach().reshape(1, -1, *maps.shape[-2:]).float().cpu(), base.shape, mode="bilinear")[0]
-    colors = _SIGNED(Normalize(-scale, scale)(sized.numpy()))
-    opacity = colors[..., 3:]
-    drawn: npt.NDArray[np.float32] = ((1 - opacity) * base[..., None] + opacity * colors[..., :3]).astype(np.float32)
+    signed = (sized / scale).clamp(-1, 1).numpy()[..., None]
+    colors, opacity = np.where(signed > 0, _RED, _BLUE), np.abs(signed)
+    drawn: npt.NDArray[np.float32] = ((1 - opacity) * base[..., None] + opacity * colors).astype(np.float32)
     return drawn.reshape(*maps.shape[:-2], *drawn.shape[1:])
 
 

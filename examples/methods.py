@@ -52,6 +52,7 @@ def _on_pixels(attribute: Callable[..., Tensor]) -> Explain:
 
 def _over_channels(attribute: Callable[..., Tensor], **options: object) -> Explain:
     def explain(images: Tensor, targets: Tensor) -> Tensor:
-        return attribute(images, target=targets, **options).sum(1, keepdim=True).detach()
+        pixels = images.clone().requires_grad_()  # Captum warns when it has to do so itself
+        return attribute(pixels, target=targets, **options).sum(1, keepdim=True).detach()
 
     return explain

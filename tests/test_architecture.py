@@ -1,0 +1,62 @@
+"""Rules of the code base that a reader relies on."""
+
+import ast
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("adapters", "captum_ext")
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
+OPTIONAL = {"timm", "torchvision", "transformers", "quantus", "pytorch_grad_cam", "sklearn", "pandas"}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_imports_run_one_way_and_files_stay_short(path):
+    names = set(imported(path))
+    assert not names & OPTIONAL
+    assert path.parent.name == "captum_ext" or "captum_ext" not in names
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def test_importing_the_packages_imports_no_optional_library():
+    code = f"import sys, captum_ext, adapters; print(sorted({OPTIONAL} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_those_of_the_readme():
+    import adapters
+    import captum_ext
+
+    readme = (ROOT / "README.md").read_text()
+    for name in ("CDAM", "SmoothCDAM", "IntegratedCDAM", "ConceptTarget", "signed_overlay", "overlay_figure"):
+        assert getattr(captum_ext, name).__doc__
+        assert name in readme
+    assert adapters.reshape_transform_for.__doc__
+    assert all((ROOT / package / "py.typed").exists() for package in PACKAGES)
+
+
+def test_the_other_distribution_named_adapters_is_warned_about(monkeypatch):
+    import importlib
+    import importlib.metadata
+
+    import adapters
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.reload(adapters)  # it is not installed here
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.3.0")
+    with pytest.warns(UserWarning, match="xai-discern.*and `adapters` \\(the add-on"):
+        importlib.reload(adapters)

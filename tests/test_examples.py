@@ -1,0 +1,134 @@
+"""What the documents and examples promise: code that runs, a model that reads, a demo that writes."""
+
+import doctest
+import importlib
+import itertools
+import re
+import sys
+
+import pandas as pd
+import pytest
+from captum.attr import LayerAttribution
+from test_architecture import FILES, ROOT
+
+from captum_ext import CDAM
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["first", "second"])
+def test_the_readmes_code_runs_and_its_shapes_are_right(block):
+    scope = {}
+    exec(block, scope)
+    assert scope["heat"].shape == (2, 1, 14, 14)
+    assert scope["heat"].std() > 0
+    if "maps" in scope:
+        assert scope["maps"].shape == (2, 3, 14, 14)
+        assert scope["delta"].shape == (2,)
+
+
+def test_the_readmes_models_are_those_that_are_tested():
+    real_models = pytest.importorskip("real_models")
+    table = README.split("## Which models")[1].split("\n## ")[0]
+    named = {name for row in table.splitlines() if row.startswith("|") for name in re.findall(r"`([a-z0-9-]+)`", row)}
+    assert {"timm", "torchvision", "hf-vit", "hf-bert", "dino"} <= named
+    assert named <= set(real_models.CASES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_docstring_examples_run(path):
+    if path.name.startswith("_"):
+        return
+    module = importlib.import_module(f"{path.parent.name}.{path.stem}")
+    result = doctest.testmod(module)
+    assert result.failed == 0
+    assert result.attempted > 0 or path.name == "token_tail.py"
+
+
+def test_the_bundled_model_reads_unseen_scenes():
+    import digit_vit
+    from digit_scenes import make_scenes
+
+    found = digit_vit.top_digits_found(digit_vit.load(), make_scenes(500, "test", digits=2, seed=11))
+    assert found.float().mean() >= 0.85
+    assert digit_vit.WEIGHTS.stat().st_size < 2_000_000
+
+
+def test_handwriting_of_the_splits_is_disjoint():
+    from digit_scenes import load_split
+
+    counts = {split: len(load_split(split)[0]) for split in ("train", "validation", "test")}
+    assert sum(counts.values()) == 1797
+    seen = [{image.numpy().tobytes() for image in load_split(split)[0]} for split in counts]
+    assert not any(left & right for left, right in itertools.combinations(seen, 2))
+
+
+def test_each_digits_map_stands_out_on_that_digit():
+    """The share of positive relevance in the box of the digit asked for is larger than in the other digit's box."""
+    import digit_vit
+    from digit_scenes import make_scenes
+
+    scenes = make_scenes(60, "test", digits=2, seed=21)
+    maps = CDAM(digit_vit.load()).attribute_targets(scenes.images, [scenes.labels[:, 0], scenes.labels[:, 1]])
+    pixels = LayerAttribution.interpolate(maps, (48, 48)).clamp(min=0)
+    for asked in (0, 1):
+        inside = [(pixels[:, asked] * scenes.mask(digit)[:, 0]).sum((1, 2)) for digit in (asked, 1 - asked)]
+        assert (inside[0] > inside[1]).float().mean() > 0.8  # chance is a half
+
+
+def run(monkeypatch, *arguments):
+    import demo
+
+    monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
+    demo.main()
+
+
+def test_the_demo_writes_its_picture_and_one_score_for_each_cell(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, "--scenes", 2, "--out", tmp_path)
+    scores = pd.read_csv(tmp_path / "scores.csv")
+    assert len(scores) == 2 * 2 * 7 * 4
+    assert scores.score.notna().all()
+    shares = scores[scores.metric == "location: share in digit"].score
+    assert shares.between(0, 1).all()
+    assert shares.nunique() > 20
+    assert (tmp_path / "digits.png").stat().st_size > 20_000
+    assert "above CDAM" in capsys.readouterr().out
+
+
+def test_the_demo_explains_an_image_of_the_user(monkeypatch, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (60, 40), "teal").save(tmp_path / "pond.png")
+    with pytest.warns(UserWarning, match="weights are random, so the maps mean nothing"):
+        run(monkeypatch, "--image", tmp_path / "pond.png", "--out", tmp_path, "--model", "vit_tiny_patch16_224")
+    assert (tmp_path / "pond_vit_tiny_patch16_224.png").exists()
+
+
+def test_training_resumes_to_the_same_weights(monkeypatch, tmp_path):
+    import train_digit_vit
+
+    def train(out, *arguments):
+        monkeypatch.setattr(sys, "argv", ["train", "--steps", "4", "--batch-size", "2", "--out", str(out), *arguments])
+        train_digit_vit.main()
+
+    monkeypatch.setattr(train_digit_vit, "CHECKPOINT", tmp_path / "checkpoint.pt")
+    monkeypatch.setattr(train_digit_vit, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train_digit_vit, "accuracy", lambda *_: {})
+    train(tmp_path / "whole.safetensors")
+    (tmp_path / "checkpoint.pt").unlink()
+
+    batches = []
+    make = train_digit_vit.batch
+
+    def interrupted(*arguments, **options):
+        batches.append(1)
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(train_digit_vit, "batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "never.safetensors")
+    monkeypatch.setattr(train_digit_vit, "batch", make)
+    train(tmp_path / "resumed.safetensors", "--resume")
+    assert (tmp_path / "resumed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

@@ -1,0 +1,75 @@
+"""Signed overlays: colours, transparency, one scale, no pyplot."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from captum_ext import overlay_figure, signed_overlay
+
+GRAY = torch.full((1, 4, 4), 0.5)
+
+
+def test_zero_is_transparent_and_signs_have_their_colours():
+    heat = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    drawn = signed_overlay(torch.full((2, 2), 0.5), heat)
+    assert np.allclose(drawn[0, 1], 0.5)
+    assert np.allclose(drawn[0, 0], [0.9, 0.1, 0.1], atol=0.01)
+    assert np.allclose(drawn[1, 1], [0.1, 0.3, 0.95], atol=0.01)
+
+
+def test_maps_share_one_scale():
+    loud = torch.ones(4, 4)
+    together = signed_overlay(GRAY, torch.stack([loud, 0.5 * loud]))
+    assert np.allclose(together[1], 0.5 * together[0] + 0.5 * 0.5, atol=0.01)  # half as opaque
+    assert np.allclose(signed_overlay(GRAY, 0.5 * loud), together[0])  # alone it sets the scale
+    assert np.allclose(signed_overlay(GRAY, 0.5 * loud, scale=1.0), together[1])
+
+
+def test_a_blank_map_leaves_the_image():
+    assert np.allclose(signed_overlay(torch.rand(3, 4, 4) * 0 + 0.3, torch.zeros(2, 2)), 0.3)
+
+
+def test_figure_shows_each_map_under_its_title_on_the_shared_scale():
+    figure = overlay_figure(GRAY, {"cat": torch.ones(2, 2), "dog": -0.5 * torch.ones(2, 2)})
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "cat", "dog"]
+    assert np.allclose(figure.axes[2].images[0].get_array(), signed_overlay(GRAY, -0.5 * torch.ones(2, 2), 1.0))
+    assert figure.axes[3].get_ylim() == (-1.0, 1.0)
+
+
+def test_drawing_leaves_pyplot_unimported():
+    code = """
+import sys, torch
+from matplotlib.figure import Figure
+from captum_ext.signed_overlay import overlay_figure
+before = "matplotlib.pyplot" in sys.modules  # captum imports it
+overlay_figure(torch.zeros(2, 2), {"a": torch.ones(2, 2)})
+if before:
+    import matplotlib.pyplot
+    assert not matplotlib.pyplot.get_fignums()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("image", "maps", "scale", "error", "words"),
+    [
+        (np.zeros((4, 4)), torch.zeros(2, 2), None, TypeError, "`image` to be a tensor"),
+        (torch.zeros(2, 4, 4), torch.zeros(2, 2), None, ValueError, r"got \(2, 4, 4\)"),
+        (GRAY - 1, torch.zeros(2, 2), None, ValueError, "Undo the model's normalisation"),
+        (GRAY, [1.0], None, TypeError, "`maps` to be a tensor"),
+        (GRAY, torch.zeros(1, 1, 2, 2), None, ValueError, r"got shape \(1, 1, 2, 2\)"),
+        (GRAY, torch.full((2, 2), float("nan")), None, ValueError, "finite `maps`"),
+        (GRAY, torch.zeros(2, 2), 0.0, ValueError, "`scale` to be positive"),
+    ],
+)
+def test_wrong_arguments_are_named(image, maps, scale, error, words):
+    with pytest.raises(error, match=words):
+        signed_overlay(image, maps, scale)
+
+
+def test_no_maps_are_an_error():
+    with pytest.raises(ValueError, match="at least one map"):
+        overlay_figure(GRAY, {})

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from captum_ext import CDAM, SmoothCDAM
 
-FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5)
+FRACTIONS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0)
 PERCENTAGES = range(0, 101, 10)
 
 
@@ -43,7 +43,7 @@ def fidelity(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) ->
 def main() -> None:
     """Print the fidelity of each noise, next to plain CDAM's."""
     model = digit_vit.load()
-    scenes = make_scenes(150, "validation", digits=2, seed=7)
+    scenes = make_scenes(60, "validation", digits=2, seed=7)
     images, targets = scenes.images.repeat_interleave(2, 0), scenes.labels.flatten()
     candidates = [("plain CDAM", CDAM(model).attribute(images, targets))]
     # Token deviations differ little between scenes; the mean over all turns a fraction into Captum's `stdevs`.
@@ -51,7 +51,7 @@ def main() -> None:
     smooth = SmoothCDAM(model)
     for fraction in tqdm(FRACTIONS, desc="noise", unit="level"):
         candidates.append(
-            (f"{fraction:.1f} x deviation", smooth.attribute(images, targets, stdevs=fraction * deviation))
+            (f"{fraction:.2f} x deviation", smooth.attribute(images, targets, stdevs=fraction * deviation))
         )
     print(f"standard deviation of the tokens: {deviation:.3f}")
     for name, maps in candidates:

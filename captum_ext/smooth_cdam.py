@@ -26,9 +26,9 @@ class SmoothCDAM(TokenAttribution):
 
     Source: Brocki et al., Class-Discriminative Attention Maps for Vision Transformers, TMLR 2024, equation 5.
     Differs from the paper: all samples of a batch see the same noise, so that a map does not depend on its batch mates;
-    the paper does not print its sigma, so the default here was chosen as it was there, by fidelity on validation images:
-    half of the tokens' own standard deviation gave the largest LIF - MIF on digit scenes, 558.6 against plain CDAM's
-    546.8 (`examples/choose_smooth_noise.py`).
+    the paper does not print its sigma, so the default here was chosen as it was there, by fidelity on validation images
+    (`examples/choose_smooth_noise.py`): half of the tokens' own standard deviation gave the largest LIF - MIF on digit
+    scenes, 558.6 against plain CDAM's 546.8.
 
     Args:
         forward_func: As for CDAM.

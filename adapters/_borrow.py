@@ -119,19 +119,21 @@ class _Switch:
 def answer_for(answers: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Answer this thread's calls of some modules: `answer(forward, *args, **kwargs)` instead of `forward(...)`."""
     thread = threading.get_ident()
-    with _lock:
-        for module, answer in answers.items():
-            switch = module.__dict__.get("forward")
-            if not isinstance(switch, _Switch):
-                switch = module.__dict__["forward"] = _Switch(module)
-            switch.answers[thread] = answer
     try:
+        with _lock:
+            for module, answer in answers.items():
+                switch = module.__dict__.get("forward")
+                if not isinstance(switch, _Switch):
+                    switch = module.__dict__["forward"] = _Switch(module)
+                switch.answers[thread] = answer
         yield
     finally:
         with _lock:
             for module in answers:
-                switch = module.__dict__["forward"]
-                del switch.answers[thread]
+                switch = module.__dict__.get("forward")
+                if not isinstance(switch, _Switch):  # interrupted before it came
+                    continue
+                switch.answers.pop(thread, None)
                 if switch.answers:
                     continue
                 if switch.before is None:

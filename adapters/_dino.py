@@ -27,7 +27,6 @@ def dino_anatomy(model: Any) -> TokenAnatomy | None:
         family=f"DINO {type(model).__name__}",
         tokens=Site(blocks[-1].norm1),
         latent=Site(model.norm),
-        blocks=blocks,
         prefix=1 if registers is None else 1 + registers.shape[1],
         patch=pair(patch),
         image_size=pair(getattr(model.patch_embed, "img_size", None)),

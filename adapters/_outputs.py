@@ -20,8 +20,9 @@ def bare_output(output: Any) -> Tensor:
         return output
     if isinstance(output, Mapping):
         for name in _NAMES:
-            if isinstance(output.get(name), Tensor):
-                return output[name]  # type: ignore[no-any-return]
+            named = output.get(name)
+            if isinstance(named, Tensor):
+                return named
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
     for value in values:
         if isinstance(value, Tensor):

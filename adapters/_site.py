@@ -23,7 +23,6 @@ class TokenAnatomy:
         tokens: Where the tokens (batch, tokens, channels) enter the last attention.
         latent: Where the final representation passes on its way to the head: (batch, channels), or
             (batch, tokens, channels) whose first token it is.
-        blocks: The blocks in order; each one's output is read by the next one only.
         prefix: How many tokens (class, distillation, registers) stand before the patches; 0 for text.
         patch: Height and width of a patch in pixels; None for text.
         image_size: Height and width of the images the model was made for, in pixels; None if it says none.
@@ -32,7 +31,6 @@ class TokenAnatomy:
     family: str
     tokens: Site
     latent: Site
-    blocks: tuple[nn.Module, ...]
     prefix: int = 0
     patch: tuple[int, int] | None = None
     image_size: tuple[int, int] | None = None

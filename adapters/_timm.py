@@ -24,7 +24,6 @@ def timm_anatomy(model: Any) -> TokenAnatomy | None:
         family=f"timm {type(model).__name__}",
         tokens=tokens,
         latent=Site(model.head, at_input=True),
-        blocks=tuple(model.blocks),
         prefix=model.num_prefix_tokens,
         patch=pair(model.patch_embed.feat_ratio(as_scalar=False)),
         image_size=pair(model.patch_embed.img_size),

@@ -9,12 +9,10 @@ def torchvision_anatomy(model: Any) -> TokenAnatomy | None:
     """The anatomy of a torchvision VisionTransformer; None for anything else."""
     if not is_a(model, "torchvision.models.vision_transformer", "VisionTransformer"):
         return None
-    blocks = tuple(model.encoder.layers)
     return TokenAnatomy(
         family="torchvision VisionTransformer",
-        tokens=Site(blocks[-1].ln_1),
+        tokens=Site(model.encoder.layers[-1].ln_1),
         latent=Site(model.heads, at_input=True),
-        blocks=blocks,
         prefix=1,
         patch=pair(model.patch_size),
         image_size=pair(model.image_size),

@@ -23,24 +23,22 @@ def transformers_anatomy(model: Any) -> TokenAnatomy | None:
         if is_a(model, "transformers.", name) and hasattr(model, parts[2]):
             return _vision(model, name, *parts)
     if is_a(model, "transformers.", "BertModel", "RobertaModel"):
-        layers = tuple(model.encoder.layer)
+        layers = model.encoder.layer
         tokens = Site(layers[-1].attention.self, at_input=True)
         latent = Site(layers[-1]) if model.pooler is None else Site(model.pooler)
-        return TokenAnatomy(f"transformers {type(model).__name__}", tokens, latent, layers)
+        return TokenAnatomy(f"transformers {type(model).__name__}", tokens, latent)
     if is_a(model, "transformers.", "DistilBertModel"):
-        layers = tuple(model.transformer.layer)
+        layers = model.transformer.layer
         tokens = Site(layers[-1].attention, at_input=True)
-        return TokenAnatomy(f"transformers {type(model).__name__}", tokens, Site(layers[-1]), layers)
+        return TokenAnatomy(f"transformers {type(model).__name__}", tokens, Site(layers[-1]))
     return None
 
 
 def _vision(model: Any, family: str, prefix: int | None, first_norm: str, final_norm: str) -> TokenAnatomy:
-    layers = tuple(_layers(model))
     return TokenAnatomy(
         family=f"transformers {family}",
-        tokens=Site(getattr(layers[-1], first_norm)),
+        tokens=Site(getattr(_layers(model)[-1], first_norm)),
         latent=Site(getattr(model, final_norm)),
-        blocks=layers,
         prefix=1 + model.config.num_register_tokens if prefix is None else prefix,
         patch=pair(model.config.patch_size),
         image_size=pair(model.config.image_size),

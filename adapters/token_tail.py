@@ -3,7 +3,6 @@
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -40,7 +39,6 @@ class TokenTail:
         inputs: Its positional arguments; the first one has the batch as its first axis.
         site: Where the tokens are.
         latent: Where the latent is read, if it is wanted; of (batch, tokens, channels) the first token is taken.
-        chain: Modules each of which is read by the next one only, so that only the last output needs keeping.
         graph: Should the first pass be differentiable with respect to the tokens?
 
     Raises:
@@ -57,13 +55,11 @@ class TokenTail:
         site: Site,
         *,
         latent: Site | None = None,
-        chain: tuple[nn.Module, ...] = (),
         graph: bool = True,
     ) -> None:
         self._forward = uncompiled(forward)
         self._site = site
         self._latent = latent
-        self._chain = frozenset(chain)
         self._graph = graph
         self._inputs = inputs
         self._batch = inputs[0].shape[0]
@@ -112,7 +108,7 @@ class TokenTail:
         return x.dim() > 0 and x.shape[0] == self._batch
 
     def _first_pass(self) -> Readout:
-        recorder = _Recorder(self._chain)
+        recorder = _Recorder()
 
         def exchange(value: Any) -> Tensor:
             if hasattr(self, "tokens"):
@@ -171,52 +167,36 @@ def first_token(value: Tensor) -> Tensor:
     return value[:, 0] if value.dim() == 3 else value
 
 
-@dataclass
-class _Call:
-    """A finished module call. `passed_on` marks an output read by the next call only, which was not kept."""
+class _Call(NamedTuple):
+    """A finished module call."""
 
     module: nn.Module
     output: Any
-    passed_on: bool = False
-
-
-@dataclass
-class _Frame:
-    """A running module call and the calls inside it that have finished."""
-
-    module: nn.Module | None = None
-    finished: list[_Call] = field(default_factory=list)
 
 
 class _Recorder:
-    """Keeps the outputs of the outermost modules that finish before the tokens are reached."""
+    """Keeps the outputs of the outermost modules that finish before the tokens are reached.
 
-    def __init__(self, chain: frozenset[nn.Module]) -> None:
-        self._chain = chain
-        self._frames = [_Frame()]
+    All of them, although most are read by the next module only: a model may read any of them again behind the tokens,
+    as heads on several layers do, and nothing seen here would tell.
+    """
+
+    def __init__(self) -> None:
+        self._frames: list[list[_Call]] = [[]]  # finished calls inside each running call
         self._running = True
 
-    def before(self, module: nn.Module) -> None:
+    def before(self, _: nn.Module) -> None:
         if self._running:
-            self._frames.append(_Frame(module))
+            self._frames.append([])
 
     def after(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
-        if not self._running:
-            return
-        self._frames.pop()
-        frame = self._frames[-1]
-        previous = frame.finished[-1] if frame.finished else None
-        if previous is not None and self._only_feeds(frame, previous.module, module):
-            previous.output, previous.passed_on = None, True
-        frame.finished.append(_Call(module, _map(lambda x: x.detach().clone(), output)))
+        if self._running:
+            self._frames.pop()
+            self._frames[-1].append(_Call(module, _map(lambda x: x.detach().clone(), output)))
 
     def stop(self) -> list[_Call]:
         self._running = False
-        return [call for frame in self._frames for call in frame.finished]
-
-    def _only_feeds(self, frame: _Frame, previous: nn.Module, module: nn.Module) -> bool:
-        in_sequence = frame.module is not None and type(frame.module).forward is nn.Sequential.forward
-        return in_sequence or (previous in self._chain and module in self._chain)
+        return [call for frame in self._frames for call in frame]
 
 
 class _Replay:
@@ -254,8 +234,6 @@ class _Answer:
         call = self._replay.next(self._module)
         if call is None:
             return forward(*args, **kwargs)
-        if call.passed_on:
-            return args[0] if args else None
         return _map(self._replay.copy, call.output)
 
 

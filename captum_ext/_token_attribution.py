@@ -97,7 +97,6 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             (*inputs, *_as_tuple(question.additional_forward_args)),
             site,
             latent=anatomy.latent if anatomy is not None and asks_for_latent else None,
-            chain=() if anatomy is None else anatomy.blocks,
             graph=graph,
         ) as tail:
             for score in scores:
@@ -109,11 +108,10 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         return parts if question.return_tokens else layout.to_maps(parts)
 
     def _site(self, anatomy: TokenAnatomy | None, at_input: bool) -> Site:
-        if not self._finds_layer:
+        if anatomy is None or not self._finds_layer:
             return Site(self.layer, at_input=at_input)
         if at_input:
             raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the layer is found.")
-        assert anatomy is not None  # noqa: S101 - a found layer has an anatomy
         return anatomy.tokens
 
     def _layout(

@@ -4,19 +4,16 @@ import copy
 
 import numpy as np
 import pytest
+import real_models
+import timm
 import torch
+import torchvision
+from captum.attr import LayerGradientXActivation
+from real_models import CASES, TEXT_CASES, build, hooked, images, randomised, set_fused, vit
+from torch.nn import functional as F
 
-timm = pytest.importorskip("timm")
-pytest.importorskip("transformers")
-torchvision = pytest.importorskip("torchvision")
-
-import real_models  # noqa: E402
-from captum.attr import LayerGradientXActivation  # noqa: E402
-from real_models import CASES, TEXT_CASES, build, hooked, images, randomised, set_fused, vit  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-from adapters import reshape_transform_for  # noqa: E402
-from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, SmoothCDAM  # noqa: E402
+from adapters import reshape_transform_for
+from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, SmoothCDAM
 
 IMAGE_NAMES = [name for name in CASES if name not in TEXT_CASES]
 STEPS = 4

@@ -1,18 +1,21 @@
 """Finding the transformer inside a user's model."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ._dino import dino_anatomy
+from ._attention import Attention, UnsuitableError
+from ._dino import dino_anatomy, dino_attention
 from ._site import TokenAnatomy
-from ._timm import timm_anatomy
-from ._torchvision import torchvision_anatomy
-from ._transformers import transformers_anatomy
+from ._timm import timm_anatomy, timm_attention
+from ._torchvision import torch_attention, torchvision_anatomy
+from ._transformers import transformers_anatomy, transformers_attention
 
 _FAMILIES = (timm_anatomy, torchvision_anatomy, transformers_anatomy, dino_anatomy)
+_ATTENTIONS = (timm_attention, torch_attention, transformers_attention, dino_attention)
 _NORMS_BEFORE_ATTENTION = ("norm1", "ln_1", "layernorm_before", "layer_norm1")
 
 
@@ -34,6 +37,23 @@ def find_anatomy(model: nn.Module) -> TokenAnatomy:
             "tokens to explain. Pass `layer=`, the norm in front of the attention you mean."
         )
     raise ValueError(_refusal(model, name))
+
+
+def read_attention(module: nn.Module, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attention:
+    """What a call of an attention module computes for the first `rows` tokens.
+
+    Raises:
+        UnsuitableError: if the module is not known here, or does something that is not.
+    """
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    call = dict(zip(names, args, strict=False)) | kwargs
+    tokens = next(iter(call.values()), None)
+    if not isinstance(tokens, Tensor) or tokens.dim() != 3 or not tokens.is_floating_point():
+        raise UnsuitableError
+    found = next((a for family in _ATTENTIONS if (a := family(module, tokens, rows, call)) is not None), None)
+    if found is None:
+        raise UnsuitableError
+    return found
 
 
 def root_module(forward: Callable[..., Any]) -> nn.Module | None:

@@ -7,11 +7,13 @@ takes it, the last one gives it back.
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils import _pytree as pytree
 
 from ._site import Site
 
@@ -45,6 +47,17 @@ def evaluation_mode() -> Iterator[None]:
                 if not _in_evaluation[module]:
                     del _in_evaluation[module]
                     module.training = True
+
+
+@contextmanager
+def borrowed(root: nn.Module, inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """A model in evaluation mode, and its inputs as tensors that gradients may meet.
+
+    A model that is in evaluation mode already is not touched at all: no hook, no lock.
+    """
+    training = any(module.training for module in root.modules())
+    with torch.inference_mode(False), evaluation_mode() if training else nullcontext():
+        yield pytree.tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, inputs)
 
 
 @contextmanager

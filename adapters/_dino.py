@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from torch import Tensor
+
+from ._attention import Attention, UnsuitableError, split
 from ._site import Site, TokenAnatomy, pair
 
 _PARTS = {"patch_embed", "pos_drop", "blocks", "norm", "fc_norm", "head"}
@@ -27,7 +30,30 @@ def dino_anatomy(model: Any) -> TokenAnatomy | None:
         family=f"DINO {type(model).__name__}",
         tokens=Site(blocks[-1].norm1),
         latent=Site(model.norm),
+        blocks=blocks,
+        attention=blocks[-1].attn,
         prefix=1 if registers is None else 1 + registers.shape[1],
         patch=pair(patch),
         image_size=pair(getattr(model.patch_embed, "img_size", None)),
+    )
+
+
+def dino_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any]) -> Attention | None:
+    """How the attention of DINO's own classes computes, known by its parts; None for other modules."""
+    parts = {name for name, _ in module.named_children()}
+    if not {"qkv", "proj"} <= parts <= {"qkv", "proj", "attn_drop", "proj_drop"} or not hasattr(module, "num_heads"):
+        return None
+    if module._parameters or module._buffers or any(value is not None for value in list(call.values())[1:]):
+        raise UnsuitableError
+    query, key, value = split(module.qkv)
+    returns_weights = isinstance(module(tokens[:1, :1]), tuple)
+
+    def output(mixed: Tensor, _: Tensor) -> Tensor:
+        out: Tensor = module.proj(mixed)
+        return module.proj_drop(out) if hasattr(module, "proj_drop") else out
+
+    width = query.weight.shape[0] // module.num_heads
+    scale = getattr(module, "scale", width**-0.5)
+    return Attention(
+        query, key, value, heads=module.num_heads, scale=scale, output=output, returns_weights=returns_weights
     )

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ._attention import Attention, Projection, Turn, UnsuitableError, as_mask, runs, split, unless_identity
 from ._site import Site, TokenAnatomy, is_a, pair
 
 
@@ -24,6 +28,8 @@ def timm_anatomy(model: Any) -> TokenAnatomy | None:
         family=f"timm {type(model).__name__}",
         tokens=tokens,
         latent=Site(model.head, at_input=True),
+        blocks=tuple(model.blocks),
+        attention=getattr(last, "attn", None),
         prefix=model.num_prefix_tokens,
         patch=pair(model.patch_embed.feat_ratio(as_scalar=False)),
         image_size=pair(model.patch_embed.img_size),
@@ -39,3 +45,92 @@ def _last_attention(block: Any) -> Site | None:
     if hasattr(block, "norm1") and hasattr(block, "attn"):
         return Site(block.norm1)
     return None
+
+
+def timm_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any]) -> Attention | None:
+    """How timm's attentions of ViT, Eva and Beit compute; None for other modules."""
+    if runs(module, "timm.layers.attention", "Attention.forward"):
+        query, key, value = split(module.qkv)
+        turn_key = unless_identity(module.k_norm)
+        linear = turn_key is None
+    elif runs(module, "timm.layers.attention", "AttentionRope.forward") or runs(
+        module, "timm.models.eva", "EvaAttention.forward"
+    ):
+        query, key, value = _eva_projections(module)
+        if getattr(module, "num_kv_groups", 1) != 1:
+            raise UnsuitableError
+        turn_key, linear = _rotated(module, rows, call.get("rope"))
+    elif runs(module, "timm.models.beit", "Attention.forward"):
+        return _beit(module, tokens, call.get("shared_rel_pos_bias"))
+    else:
+        return None
+    if call.get("is_causal"):
+        raise UnsuitableError
+
+    def output(mixed: Tensor, own: Tensor) -> Tensor:
+        mixed = module.norm(mixed)
+        if getattr(module, "gate", None) is not None:
+            mixed = mixed * module.gate(own).sigmoid()
+        out: Tensor = module.proj_drop(module.proj(mixed))
+        return out
+
+    return Attention(
+        query,
+        key,
+        value,
+        heads=module.num_heads,
+        scale=module.scale,
+        output=output,
+        mask=as_mask(call.get("attn_mask"), tokens),
+        turn_query=unless_identity(module.q_norm),
+        turn_key=turn_key,
+        turn_is_linear=linear,
+    )
+
+
+def _eva_projections(module: Any) -> list[Projection]:
+    if module.qkv is None:
+        return [part for linear in (module.q_proj, module.k_proj, module.v_proj) for part in split(linear, 1)]
+    return _with_biases(module)
+
+
+def _with_biases(module: Any) -> list[Projection]:
+    """The projections of a fused layer whose biases, but for AttentionRope's, lie beside it."""
+    parts = split(module.qkv)
+    if getattr(module, "q_bias", None) is None:
+        return parts
+    biases = (module.q_bias, module.k_bias, module.v_bias)
+    return [Projection(part.weight, bias) for part, bias in zip(parts, biases, strict=True)]
+
+
+def _rotated(module: Any, rows: int, rope: Tensor | None) -> tuple[Turn | None, bool]:
+    """Key norm and rotary embedding; the first `rows` tokens must be prefix tokens, which are not rotated."""
+    norm = unless_identity(module.k_norm)
+    if rope is None:
+        return norm, norm is None
+    prefix = module.num_prefix_tokens
+    if rows > prefix:
+        raise UnsuitableError
+    rotate = type(module).forward.__globals__["apply_rot_embed_cat"]
+
+    def turn(keys: Tensor) -> Tensor:
+        keys = keys if norm is None else norm(keys)
+        patches = rotate(keys[:, :, prefix:], rope.to(keys), half=getattr(module, "rotate_half", False))
+        return torch.cat([keys[:, :, :prefix], patches], dim=2)
+
+    return turn, norm is None
+
+
+def _beit(module: Any, tokens: Tensor, shared: Tensor | None) -> Attention:
+    own = None if module.relative_position_bias_table is None else module._get_rel_pos_bias()
+    masks = [mask for mask in (own, shared) if mask is not None]
+    query, key, value = _with_biases(module)
+    return Attention(
+        query,
+        key,
+        value,
+        heads=module.num_heads,
+        scale=module.scale,
+        output=lambda mixed, _: module.proj_drop(module.proj(mixed)),
+        mask=sum(masks[1:], masks[0]) if masks else None,
+    )

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from torch import Tensor, nn
+
+from ._attention import Attention, Projection, UnsuitableError
 from ._site import Site, TokenAnatomy, is_a, pair
 
 
@@ -13,7 +16,33 @@ def torchvision_anatomy(model: Any) -> TokenAnatomy | None:
         family="torchvision VisionTransformer",
         tokens=Site(model.encoder.layers[-1].ln_1),
         latent=Site(model.heads, at_input=True),
+        blocks=tuple(model.encoder.layers),
+        attention=model.encoder.layers[-1].self_attention,
         prefix=1,
         patch=pair(model.patch_size),
         image_size=pair(model.image_size),
+    )
+
+
+def torch_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any]) -> Attention | None:
+    """How torch's own multi-head attention computes; None for other modules."""
+    if type(module) is not nn.MultiheadAttention:
+        return None
+    if not (call["key"] is tokens is call["value"]) or call.get("is_causal") or call.get("need_weights", True):
+        raise UnsuitableError
+    if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn or not module.batch_first:
+        raise UnsuitableError
+    if call.get("key_padding_mask") is not None or call.get("attn_mask") is not None:
+        raise UnsuitableError
+    biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    parts = zip(module.in_proj_weight.chunk(3), biases, strict=True)
+    query, key, value = (Projection(weight, bias) for weight, bias in parts)
+    return Attention(
+        query,
+        key,
+        value,
+        heads=module.num_heads,
+        scale=module.head_dim**-0.5,
+        output=lambda mixed, _: module.out_proj(mixed),
+        returns_weights=True,
     )

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ._attention import Attention, UnsuitableError, as_mask, runs, split
 from ._site import Site, TokenAnatomy, is_a, pair
 
 # class: (prefix tokens, or None to read the number of registers, name of the last layer's first norm, final norm)
@@ -16,6 +17,44 @@ _VISION = {
     "CLIPVisionModel": (1, "layer_norm1", "post_layernorm"),
 }
 
+# class: names of the projections of queries, keys, values and output (None where another module has it)
+_ATTENTIONS = {
+    "ViTAttention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "DeiTAttention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "Dinov2Attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "Dinov2WithRegistersAttention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "CLIPAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "BertSelfAttention": ("query", "key", "value", None),
+    "RobertaSelfAttention": ("query", "key", "value", None),
+    "DistilBertSelfAttention": ("q_lin", "k_lin", "v_lin", "out_lin"),
+}
+_KERNELS = {"sdpa", "eager", "flash_attention_2", "flash_attention_3"}
+
+
+def transformers_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any]) -> Attention | None:
+    """How the attentions of transformers' ViT and BERT families compute; None for other modules."""
+    names = _ATTENTIONS.get(type(module).__name__)
+    if names is None or not runs(module, "transformers.models.", f"{type(module).__name__}.forward"):
+        return None
+    kernel = module.config._attn_implementation
+    rounds = kernel == "eager" and tokens.dtype.itemsize > 4  # some families' eager softmax is in float32
+    if kernel not in _KERNELS or rounds or module.is_causal or call.get("past_key_values") is not None:
+        raise UnsuitableError
+    query, key, value = (split(getattr(module, name), 1)[0] for name in names[:3])
+    output = None if names[3] is None else getattr(module, names[3])
+    scale = module.scaling if hasattr(module, "scaling") else module.scale
+    width = module.head_dim if hasattr(module, "head_dim") else module.attention_head_size
+    return Attention(
+        query,
+        key,
+        value,
+        heads=query.weight.shape[0] // width,
+        scale=scale,
+        output=lambda mixed, _: mixed if output is None else output(mixed),
+        returns_weights=True,
+        mask=as_mask(call.get("attention_mask"), tokens),
+    )
+
 
 def transformers_anatomy(model: Any) -> TokenAnatomy | None:
     """The anatomy of a ViT, DeiT, Dinov2, CLIP vision, BERT, RoBERTa or DistilBERT encoder; None for anything else."""
@@ -26,19 +65,26 @@ def transformers_anatomy(model: Any) -> TokenAnatomy | None:
         layers = model.encoder.layer
         tokens = Site(layers[-1].attention.self, at_input=True)
         latent = Site(layers[-1]) if model.pooler is None else Site(model.pooler)
-        return TokenAnatomy(f"transformers {type(model).__name__}", tokens, latent)
+        return TokenAnatomy(
+            f"transformers {type(model).__name__}", tokens, latent, tuple(layers), layers[-1].attention.self
+        )
     if is_a(model, "transformers.", "DistilBertModel"):
         layers = model.transformer.layer
         tokens = Site(layers[-1].attention, at_input=True)
-        return TokenAnatomy(f"transformers {type(model).__name__}", tokens, Site(layers[-1]))
+        return TokenAnatomy(
+            f"transformers {type(model).__name__}", tokens, Site(layers[-1]), tuple(layers), layers[-1].attention
+        )
     return None
 
 
 def _vision(model: Any, family: str, prefix: int | None, first_norm: str, final_norm: str) -> TokenAnatomy:
+    layers = _layers(model)
     return TokenAnatomy(
         family=f"transformers {family}",
-        tokens=Site(getattr(_layers(model)[-1], first_norm)),
+        tokens=Site(getattr(layers[-1], first_norm)),
         latent=Site(getattr(model, final_norm)),
+        blocks=tuple(layers),
+        attention=getattr(layers[-1], "attention", getattr(layers[-1], "self_attn", None)),
         prefix=1 + model.config.num_register_tokens if prefix is None else prefix,
         patch=pair(model.config.patch_size),
         image_size=pair(model.config.image_size),

@@ -17,7 +17,7 @@ Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | Co
 Score = Callable[[Readout], Tensor]
 
 
-def score_of(target: Target, batch: int, classes: int | None = None) -> Score:
+def score_of(target: Target, batch: int, classes: int | None = None, device: torch.device | None = None) -> Score:
     """The function that reads a target's scores (copies * batch,) from a readout.
 
     Args:
@@ -25,6 +25,7 @@ def score_of(target: Target, batch: int, classes: int | None = None) -> Score:
             outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
         batch: The number of samples.
         classes: The number of logits, if it is known before the model has run.
+        device: Where the outputs are expected.
 
     Raises:
         TypeError: if the target is none of these.
@@ -43,10 +44,13 @@ def score_of(target: Target, batch: int, classes: int | None = None) -> Score:
         raise ValueError(f"Expected `target` indices of at least 0, got {target}.")
     if classes is not None and (worst := max(max(row) for row in rows)) >= classes:
         raise ValueError(f"`target` {worst} is out of range: the model returns {classes} logits, 0 to {classes - 1}.")
-    return OutputScore(torch.tensor(rows))
+    largest = tuple(max(column) for column in zip(*rows, strict=True))
+    return OutputScore(torch.tensor(rows, device=device), largest)
 
 
-def scores_of(targets: Sequence[Target] | Tensor, batch: int, classes: int | None = None) -> list[Score]:
+def scores_of(
+    targets: Sequence[Target] | Tensor, batch: int, classes: int | None = None, device: torch.device | None = None
+) -> list[Score]:
     """The score functions of several targets.
 
     Raises:
@@ -57,7 +61,7 @@ def scores_of(targets: Sequence[Target] | Tensor, batch: int, classes: int | Non
         raise TypeError(f"Expected `targets` to be a list of targets, got {type(targets)}.")
     if len(targets) == 0:
         raise ValueError("Expected at least one target in `targets`, got none.")
-    return [score_of(target, batch, classes) for target in targets]
+    return [score_of(target, batch, classes, device) for target in targets]
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,13 @@ class ConceptScore:
 
 @dataclass(frozen=True)
 class OutputScore:
-    """The output at an index per sample, (batch, axes); None for outputs of one value a sample."""
+    """The output at an index per sample, (batch, axes); None for outputs of one value a sample.
+
+    Checked by the largest index of each axis, which needs no look at a tensor.
+    """
 
     index: Tensor | None
+    largest: tuple[int, ...] = ()
 
     def __call__(self, readout: Readout) -> Tensor:
         """(samples,) outputs."""
@@ -101,9 +109,9 @@ class OutputScore:
                     else f"give {len(shape) - 1}, as a tuple for more than one."
                 )
             )
-        if bool((self.index >= torch.tensor(shape[1:])).any()):
+        if any(index >= size for index, size in zip(self.largest, shape[1:], strict=True)):
             raise ValueError(
-                f"`target` {self.index.amax(0).tolist()} is out of range: the model's output has shape {shape}, the "
+                f"`target` {list(self.largest)} is out of range: the model's output has shape {shape}, the "
                 "first axis being the batch."
             )
 

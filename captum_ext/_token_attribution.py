@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
@@ -10,10 +10,14 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from adapters import (
+    ClassTokenTail,
     Site,
     TokenAnatomy,
     TokenLayout,
     TokenTail,
+    UnsuitableError,
+    borrowed,
+    class_token_tail,
     find_anatomy,
     known_classes,
     root_module,
@@ -24,7 +28,18 @@ from adapters import (
 from ._targets import ConceptScore, Score, Target, scores_of
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
-Formula = Callable[[TokenTail, Sequence[Score], TokenLayout], tuple[Tensor, Tensor]]
+
+
+class Formula(Protocol):
+    """A method's formula: scores (targets, batch, tokens), and whether any patch received a gradient."""
+
+    def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """For any model, by automatic differentiation."""
+        ...
+
+    def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
+        """For a model whose output reads its first tokens only."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,21 +103,23 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         root = root_module(forward)
         anatomy = _found(root) if self._finds_layer else _anatomy_if_known(root)
         classes = None if root is None or root is not forward else known_classes(root)
-        scores = scores_of(question.targets, inputs[0].shape[0], classes)
+        scores = scores_of(question.targets, inputs[0].shape[0], classes, inputs[0].device)
         image_size = _image_size(inputs[0], anatomy)
         site = self._site(anatomy, question.attribute_to_layer_input)
         asks_for_latent = any(isinstance(score, ConceptScore) for score in scores)
-        with TokenTail(
-            forward,
-            (*inputs, *_as_tuple(question.additional_forward_args)),
-            site,
-            latent=anatomy.latent if anatomy is not None and asks_for_latent else None,
-            graph=graph,
-        ) as tail:
-            for score in scores:
-                score(tail.first)  # a target the output cannot answer is an error before any gradient
-            layout = self._layout(tail.tokens, image_size, anatomy, site, question.return_tokens)
-            parts, alive = formula(tail, scores, layout)
+        latent = anatomy.latent if anatomy is not None and asks_for_latent else None
+        arguments = (*inputs, *_as_tuple(question.additional_forward_args))
+        known = anatomy if anatomy is not None and site == anatomy.tokens else None
+        found = _from_class_token(formula, scores, forward, root, arguments, known, latent)
+        if found is None:
+            with TokenTail(forward, arguments, site, latent=latent, graph=graph) as tail:
+                for score in scores:
+                    score(tail.first)  # a target the output cannot answer is an error before any gradient
+                layout = self._layout(tail.tokens, image_size, anatomy, site, question.return_tokens)
+                parts, alive = formula.of_tail(tail, scores, layout)
+        else:
+            tokens, parts, alive = found
+            layout = self._layout(tokens, image_size, anatomy, site, question.return_tokens)
         _check_result(parts, alive)
         parts = parts.transpose(0, 1)
         return parts if question.return_tokens else layout.to_maps(parts)
@@ -133,6 +150,26 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             if not return_tokens:
                 raise
         return TokenLayout()
+
+
+def _from_class_token(
+    formula: Formula,
+    scores: Sequence[Score],
+    forward: Callable[..., Any],
+    root: nn.Module | None,
+    arguments: tuple[Any, ...],
+    anatomy: TokenAnatomy | None,
+    latent: Site | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The tokens and the formula's results, if the model's output is known to read its first tokens only."""
+    if root is None or anatomy is None:
+        return None
+    with borrowed(root, arguments) as given:
+        try:
+            tail = class_token_tail(forward, root, given, anatomy, latent)
+            return None if tail is None else (tail.tokens, *formula.of_class_token(tail, scores))
+        except UnsuitableError:
+            return None
 
 
 def _found(root: nn.Module | None) -> TokenAnatomy:

@@ -5,7 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ._targets import Target
+from adapters import ClassTokenTail, TokenLayout, TokenTail
+
+from ._class_token_relevance import class_token_relevance, path_chunks
+from ._targets import Score, Target
 from ._token_attribution import Question, Tensors, TokenAttribution
 from ._token_relevance import gradient_relevance
 
@@ -71,7 +74,7 @@ class CDAM(TokenAttribution):
                 finite, or if no patch has a gradient.
         """
         question = Question(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
-        answer: Tensors = self._answer_one(question, gradient_relevance, graph=True)
+        answer: Tensors = self._answer_one(question, _Gradient(), graph=True)
         return answer
 
     def attribute_targets(
@@ -99,5 +102,15 @@ class CDAM(TokenAttribution):
             ValueError: as for `attribute`.
         """
         question = Question(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
-        answer: Tensors = self._answer(question, gradient_relevance, graph=True)
+        answer: Tensors = self._answer(question, _Gradient(), graph=True)
         return answer
+
+
+class _Gradient:
+    """The formula."""
+
+    def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        return gradient_relevance(tail, scores, layout)
+
+    def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
+        return class_token_relevance(tail, scores, path_chunks(tail, None, alphas=[1.0], weights=[1.0]))

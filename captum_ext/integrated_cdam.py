@@ -10,9 +10,10 @@ import torch
 from captum.attr._utils.approximation_methods import SUPPORTED_METHODS, approximation_parameters
 from torch import Tensor
 
-from adapters import TokenLayout, TokenTail
+from adapters import ClassTokenTail, TokenLayout, TokenTail
 
 from ._checks import positive_int
+from ._class_token_relevance import Reading, class_token_relevance, path_chunks
 from ._targets import Score, Target
 from ._token_attribution import Question, Tensors, TokenAttribution
 from ._token_relevance import copies_per_pass, integrated_relevance
@@ -214,7 +215,7 @@ class _Path:
         if isinstance(self.baselines, bool) or not isinstance(self.baselines, Tensor | float | int | None):
             raise TypeError(f"Expected `baselines` to be a tensor, a number or None, got {type(self.baselines)}.")
 
-    def __call__(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
         baseline = self._baseline(tail.tokens)
         parts, alive = integrated_relevance(
             tail,
@@ -229,6 +230,22 @@ class _Path:
             start = tail.read(baseline)
             change = torch.stack([(score(tail.first) - score(start)).to(parts.dtype) for score in scores])
             self.deltas = parts.sum(-1) - change
+        return parts, alive
+
+    def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
+        baseline = None if self.baselines is None else self._baseline(tail.tokens)
+        at_once = None if self.internal_batch_size is None else self._copies(tail.tokens)
+        parts, alive = class_token_relevance(
+            tail, scores, path_chunks(tail, baseline, self.alphas, self.weights, at_once)
+        )
+        if self.wants_delta:
+            (ends,) = path_chunks(tail, baseline, [0.0, 1.0], [0.0, 0.0], 2)
+            readout = Reading(tail, ends).readout
+            with torch.no_grad():
+                start, end = (
+                    torch.stack([score(readout) for score in scores]).to(parts.dtype).unflatten(1, (2, -1)).unbind(1)
+                )
+            self.deltas = parts.sum(-1) - (end - start)
         return parts, alive
 
     def _baseline(self, tokens: Tensor) -> Tensor:

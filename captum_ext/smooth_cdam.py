@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapters import TokenLayout, TokenTail
+from adapters import ClassTokenTail, TokenLayout, TokenTail
 
 from ._checks import positive_int
+from ._class_token_relevance import class_token_relevance, noise_chunks
 from ._targets import Score, Target
-from ._token_attribution import Formula, Question, Tensors, TokenAttribution
+from ._token_attribution import Question, Tensors, TokenAttribution
 from ._token_relevance import copies_per_pass, smooth_relevance
 
 NOISE_FRACTION = 0.5  # of the tokens' standard deviation; chosen by examples/choose_smooth_noise.py
@@ -84,7 +86,7 @@ class SmoothCDAM(TokenAttribution):
             ValueError: as for CDAM, or if an argument is out of range.
         """
         question = Question(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
-        formula = _formula(nt_samples, stdevs, nt_samples_batch_size, generator)
+        formula = _Noise(nt_samples, stdevs, nt_samples_batch_size, generator)
         answer: Tensors = self._answer_one(question, formula, graph=False)
         return answer
 
@@ -121,40 +123,59 @@ class SmoothCDAM(TokenAttribution):
             ValueError: as for `attribute`.
         """
         question = Question(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
-        formula = _formula(nt_samples, stdevs, nt_samples_batch_size, generator)
+        formula = _Noise(nt_samples, stdevs, nt_samples_batch_size, generator)
         answer: Tensors = self._answer(question, formula, graph=False)
         return answer
 
 
-def _formula(
-    nt_samples: int, stdevs: float | None, nt_samples_batch_size: int | None, generator: torch.Generator | None
-) -> Formula:
-    samples = positive_int("nt_samples", nt_samples)
-    copies = None if nt_samples_batch_size is None else positive_int("nt_samples_batch_size", nt_samples_batch_size)
-    if stdevs is not None:
-        if not isinstance(stdevs, Real) or isinstance(stdevs, bool):
-            raise TypeError(f"Expected `stdevs` to be a number or None, got {type(stdevs)}.")
-        if not 0 <= stdevs < math.inf:
-            raise ValueError(f"Expected `stdevs` to be finite and at least 0, got {stdevs}.")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"Expected `generator` to be a torch.Generator or None, got {type(generator)}.")
+@dataclass(frozen=True)
+class _Noise:
+    """The formula with its arguments."""
 
-    def formula(tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    nt_samples: int
+    stdevs: float | None
+    nt_samples_batch_size: int | None
+    generator: torch.Generator | None
+
+    def __post_init__(self) -> None:
+        positive_int("nt_samples", self.nt_samples)
+        if self.nt_samples_batch_size is not None:
+            positive_int("nt_samples_batch_size", self.nt_samples_batch_size)
+        if self.stdevs is not None:
+            if not isinstance(self.stdevs, Real) or isinstance(self.stdevs, bool):
+                raise TypeError(f"Expected `stdevs` to be a number or None, got {type(self.stdevs)}.")
+            if not 0 <= self.stdevs < math.inf:
+                raise ValueError(f"Expected `stdevs` to be finite and at least 0, got {self.stdevs}.")
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise TypeError(f"Expected `generator` to be a torch.Generator or None, got {type(self.generator)}.")
+
+    def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
         batch, count = tail.tokens.shape[:2]
         return smooth_relevance(
             tail,
             scores,
             layout,
-            noise=_normals(tail.tokens, generator),
-            deviation=_deviation(tail.tokens) if stdevs is None else float(stdevs),
-            samples=samples,
-            copies=copies or copies_per_pass(batch, count, samples),
+            noise=_normals(tail.tokens, self.generator),
+            deviation=self._deviation(tail.tokens),
+            samples=self.nt_samples,
+            copies=self.nt_samples_batch_size or copies_per_pass(batch, count, self.nt_samples),
         )
 
-    return formula
+    def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
+        chunks = noise_chunks(
+            tail,
+            _normals(tail.tokens, self.generator),
+            self._deviation(tail.tokens),
+            self.nt_samples,
+            self.nt_samples_batch_size,
+        )
+        return class_token_relevance(tail, scores, chunks)
+
+    def _deviation(self, tokens: Tensor) -> float | Tensor:
+        return _default_deviation(tokens) if self.stdevs is None else float(self.stdevs)
 
 
-def _deviation(tokens: Tensor) -> Tensor:
+def _default_deviation(tokens: Tensor) -> Tensor:
     """The default noise of each sample, (batch, 1, ...)."""
     wide = tokens.detach().to(torch.promote_types(tokens.dtype, torch.float32))
     return NOISE_FRACTION * wide.std(dim=tuple(range(1, tokens.dim())), keepdim=True)

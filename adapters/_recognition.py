@@ -1,0 +1,186 @@
+"""Which models' outputs read their first tokens only: seen from their structure, and checked by running them."""
+
+import warnings
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils import _pytree as pytree
+
+from . import _borrow
+from ._attention import UnsuitableError
+from ._outputs import bare_output
+from ._shadow import Forward, rebound
+from ._site import Site, TokenAnatomy
+from .class_token_tail import ClassTokenTail
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_REMEMBERED = 8  # structures of one model
+_rows_read: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
+
+
+def class_token_tail(
+    forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy, latent: Site | None = None
+) -> ClassTokenTail | None:
+    """The model from its last attention on, if its output reads its first tokens only; else None.
+
+    The first time that a model is seen it runs as a whole, and what it was taken apart into must return the same.
+    That is remembered for as long as its structure stays the same: modules, hooks, settings and kinds of inputs, but
+    not weights, which are read anew by every call.
+
+    Args:
+        forward: The model, or a method of it.
+        root: The model, in evaluation mode.
+        inputs: Its positional arguments.
+        anatomy: Where its tokens are.
+        latent: Where the latent is read, if it is wanted.
+    """
+    modules = list(_outside(root, frozenset(anatomy.blocks[:-1])))
+    if anatomy.attention is None or rebound(forward, root, root) is None or not _as_made(modules):
+        return None
+    remembered = _rows_read.setdefault(root, {})
+    structure = _structure(root, forward, modules, inputs)
+    try:
+        if structure not in remembered:
+            if len(remembered) >= _REMEMBERED:
+                remembered.clear()
+            remembered[structure] = _examine(forward, root, inputs, anatomy)
+        rows = remembered[structure]
+        return ClassTokenTail(forward, root, inputs, anatomy, rows, latent) if rows else None
+    except UnsuitableError:
+        return None
+
+
+def _outside(module: nn.Module, left_out: frozenset[nn.Module]) -> Iterator[nn.Module]:
+    """The module and all its parts, but for some and theirs."""
+    if module not in left_out:
+        yield module
+        for child in module.children():
+            yield from _outside(child, left_out)
+
+
+def _as_made(modules: list[nn.Module]) -> bool:
+    """Has nobody put hooks on these modules, or another forward into them?"""
+    everywhere = chain(torch_module._global_forward_hooks.values(), torch_module._global_forward_pre_hooks.values())
+    return (
+        all(hook.__module__ == _borrow.__name__ for hook in everywhere)
+        and not any("forward" in module.__dict__ for module in modules)
+        and not any(getattr(module, hooks) for module in modules for hooks in _HOOKS)
+        and not any(type(module).__module__.startswith(("torch.nn.parallel", "torch.jit")) for module in modules)
+    )
+
+
+def _structure(root: nn.Module, forward: Forward, modules: list[nn.Module], inputs: tuple[Any, ...]) -> Any:
+    """What decides which tokens the output reads, as something to compare."""
+    parts = tuple((id(module), type(module), type(module).forward, _settings(module)) for module in modules)
+    leaves, shape = pytree.tree_flatten(inputs)
+    kinds = tuple((x.dim(), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
+    dtype = next((parameter.dtype for parameter in root.parameters()), None)
+    return parts, getattr(forward, "__func__", None), kinds, str(shape), dtype
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """The module's plain attributes, such as the kind of pooling."""
+    plain = (bool, int, float, str, type(None))
+    return tuple((k, v) for k, v in vars(module).items() if isinstance(v, plain) and k != "training")
+
+
+def _examine(forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy) -> int:
+    """How many first tokens the output reads: 1, all prefix tokens, or 0 if that or more is unknown."""
+    with torch.no_grad():
+        own = bare_output(forward(*inputs))
+    if not bool(torch.isfinite(own).all()):
+        return 0
+    for rows in sorted({1, max(1, anatomy.prefix)}):
+        try:
+            verdict = _Examination(ClassTokenTail(forward, root, inputs, anatomy, rows), anatomy, own).verdict()
+        except Exception:  # noqa: BLE001 # whatever the model's code does with tokens it did not expect
+            continue
+        if verdict is None:
+            warnings.warn(
+                f"{type(anatomy.attention).__name__} ({_path(root, anatomy.attention)}) of this {type(root).__name__} "
+                "does not compute what its structure says, so the model is explained by automatic differentiation: "
+                "the same maps, more slowly.",
+                stacklevel=2,
+            )
+            return 0
+        if verdict:
+            return rows
+    return 0
+
+
+class _Examination:
+    """Does a model that was taken apart return what the whole one does?"""
+
+    def __init__(self, tail: ClassTokenTail, anatomy: TokenAnatomy, own: Tensor) -> None:
+        self._tail = tail
+        self._anatomy = anatomy
+        self._own = own
+        self._eps = torch.finfo(own.dtype).eps
+        if torch.is_autocast_enabled(own.device.type):
+            self._eps = max(self._eps, torch.finfo(torch.get_autocast_dtype(own.device.type)).eps)
+
+    def verdict(self) -> bool | None:
+        """True: the output reads the tail's rows only; False: it reads more; None: the tail computes something else."""
+        with torch.no_grad():
+            mixed = self._tail.attention.mixed(self._tail.tokens, self._tail.rows)
+            rows = self._tail.tokens[:, : self._tail.rows]
+            attended = self._tail.attention.output(mixed, rows)
+            args, kwargs = self._tail.call
+            whole = _first(self._anatomy.attention(*args, **kwargs))  # type: ignore[misc] # a tail has an attention
+        if not self._equal(attended, whole[:, : self._tail.rows]):
+            return None
+        if not self._reads_rows_only(attended, whole.shape[1]):
+            return False
+        copies = [x.repeat(2, *[1] * (x.dim() - 1)).requires_grad_() for x in (mixed, rows)]
+        outputs = self._tail.read(*copies).outputs
+        same = self._equal(outputs, self._own.repeat(2, *[1] * (self._own.dim() - 1)))
+        return outputs.requires_grad if same else None
+
+    def _reads_rows_only(self, attended: Tensor, count: int) -> bool:
+        """Do the outputs stay as they are if nothing else that `read` leaves out is a number?
+
+        That is, all other rows from the last attention on, and what the earlier blocks return. Nothing that is computed
+        from them escapes, not even with weights of zero. The tokens, too, must not reach the outputs by another way
+        than the attention.
+        """
+        site = self._anatomy.tokens
+        leaf = torch.zeros_like(self._tail.tokens).requires_grad_()
+        whole = _filled_up(attended, count)
+        outputs = self._tail.run(
+            _filled_up(self._tail.stream, count),
+            lambda: whole,
+            lambda stream, *_, **__: torch.full_like(stream, float("nan")),
+            {} if site.at_input else {site.module: lambda *_, **__: leaf},
+        ).outputs
+        reached = outputs.requires_grad and any(
+            gradient is not None for gradient in torch.autograd.grad(outputs.sum(), [leaf], allow_unused=True)
+        )
+        return self._equal(outputs, self._own) and not reached
+
+    def _equal(self, actual: Tensor, expected: Tensor) -> bool:
+        """Are they equal, but for rounding?"""
+        if actual.shape != expected.shape:
+            return False
+        error = (actual - expected).abs().max()
+        return bool(error <= self._eps**0.5 * expected.abs().max())
+
+
+def _filled_up(rows: Tensor, count: int) -> Tensor:
+    """Further rows that are not numbers."""
+    rest = rows.new_full((rows.shape[0], count - rows.shape[1], rows.shape[2]), float("nan"))
+    return torch.cat([rows, rest], dim=1)
+
+
+def _first(output: Any) -> Tensor:
+    """What an attention returns, without its weights."""
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
+
+
+def _path(root: nn.Module, module: nn.Module | None) -> str:
+    return next((name for name, part in root.named_modules() if part is module), "")

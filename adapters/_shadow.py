@@ -1,0 +1,48 @@
+"""Running a model with some of its modules' forwards exchanged, without touching the model."""
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+Forward = Callable[..., Any]
+M = TypeVar("M", bound=nn.Module)
+
+
+def shadow(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
+    """A stand-in for a model that shares every part with it, but runs other forwards for some of its modules.
+
+    Only the modules on the way to an exchanged one are copied, and shallowly: weights, buffers, hooks and all other
+    modules are the model's own. So no hook is needed, the model is not changed for a moment, and threads do not meet.
+    """
+    done: dict[nn.Module, nn.Module] = {}
+
+    def stand_in(module: nn.Module) -> nn.Module:
+        if module in done:
+            return done[module]
+        forward = forwards.get(module)
+        children = module._modules
+        if forward is None:
+            children = {name: None if child is None else stand_in(child) for name, child in children.items()}
+            if all(children[name] is child for name, child in module._modules.items()):
+                done[module] = module
+                return module
+        copy = object.__new__(type(module))
+        copy.__dict__ = {**module.__dict__, "_modules": children}
+        if forward is not None:
+            copy.__dict__["forward"] = forward
+        done[module] = copy
+        return copy
+
+    return stand_in(root)  # type: ignore[return-value] # a copy of the root is of the root's type
+
+
+def rebound(forward: Forward, root: nn.Module, copy: nn.Module) -> Forward | None:
+    """What calls the copy where `forward`, the model or one of its methods, calls the model; None if that is unknown."""
+    if forward is root:
+        return copy
+    if inspect.ismethod(forward) and forward.__self__ is root:
+        return types.MethodType(forward.__func__, copy)
+    return None

@@ -1,0 +1,164 @@
+"""Keys and values of all tokens in many copies, without writing them down."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Copies(NamedTuple):
+    """How m copies of a batch of tensors for the first r tokens lie in memory.
+
+    By samples, as a model takes them: (m * batch, heads, r, ...), the batch repeated copy after copy.
+    By rows, to be multiplied with what all copies share: (batch, heads, m * r, ...).
+    By copies, to be multiplied with what the batch shares: (m, batch * heads * r, ...).
+    """
+
+    number: int
+    batch: int
+    rows: int
+
+    def as_rows(self, samples: Tensor) -> Tensor:
+        """By samples to by rows."""
+        return samples.unflatten(0, (self.number, self.batch)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+    def as_samples(self, rows: Tensor) -> Tensor:
+        """By rows to by samples."""
+        return rows.unflatten(2, (self.number, self.rows)).permute(2, 0, 1, 3, 4).flatten(0, 1)
+
+    def as_copies(self, rows: Tensor) -> Tensor:
+        """By rows to by copies."""
+        return self.as_samples(rows).unflatten(0, (self.number, self.batch)).flatten(1, 3)
+
+    def from_copies(self, copies: Tensor) -> Tensor:
+        """By copies to by rows."""
+        return self.as_rows(copies.unflatten(1, (self.batch, -1, self.rows)).flatten(0, 1))
+
+
+class Features:
+    """Keys or values of all tokens in m copies. `t` is what the gradient is multiplied with, `W` the projection."""
+
+    def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Products (batch, heads, m * r, tokens) of vectors (batch, heads, m * r, width), with the features and `t W`.
+
+        The first up to a constant for each vector, which a softmax does not see.
+        """
+        raise NotImplementedError
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """Sums (batch, heads, m * r, width) of the features with weights (batch, heads, m * r, tokens)."""
+        raise NotImplementedError
+
+    def pull(self, gradients: Tensor, vectors: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+        """From the gradients of the products: the tokens' relevance (batch, tokens), the gradients of the vectors.
+
+        Args:
+            gradients: (batch, heads, m * r, tokens), which sum to 0 over the tokens.
+            vectors: Those of `products`.
+            along: The second result of `products`.
+        """
+        return (gradients * along).sum((1, 2)), self.mix(gradients)
+
+
+@dataclass(frozen=True)
+class Path(Features):
+    """Features `start + alpha * step`, where `t W` is the step.
+
+    Attributes:
+        start: (batch, heads, tokens, width), or what broadcasts to it; None: zeros.
+        step: (batch, heads, tokens, width).
+        alphas: (m,).
+        copies: Their layout.
+    """
+
+    start: Tensor | None
+    step: Tensor
+    alphas: Tensor
+    copies: Copies
+
+    def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """As for Features."""
+        along = vectors @ self.step.mT
+        whole = self._alphas * along
+        return whole if self.start is None else whole + vectors @ self.start.mT, along
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """As for Features."""
+        mixed = (self._alphas * weights) @ self.step
+        return mixed if self.start is None else mixed + weights @ self.start
+
+    def written(self) -> tuple[Tensor, Tensor]:
+        """The features and `t W`, (m * batch, heads, tokens, width)."""
+        features = self.alphas.view(-1, 1, 1, 1, 1) * self.step
+        features = features if self.start is None else self.start + features
+        return features.flatten(0, 1), self.step.repeat(len(self.alphas), 1, 1, 1)
+
+    @property
+    def _alphas(self) -> Tensor:
+        return self.alphas.repeat_interleave(self.copies.rows, output_size=self.copies.number * self.copies.rows)[
+            :, None
+        ]
+
+
+@dataclass(frozen=True)
+class Cloud(Features):
+    """Features `step + deviation * noise W` of noisy tokens, where `t W` is the same.
+
+    Attributes:
+        step: (batch, heads, tokens, width), the features without noise.
+        weight: (heads, width, channels), the projection.
+        noise: (m, tokens, channels), the same for the whole batch.
+        deviation: The noise's standard deviation, a number or (batch, 1, 1, 1).
+        copies: Their layout.
+    """
+
+    step: Tensor
+    weight: Tensor
+    noise: Tensor
+    deviation: float | Tensor
+    copies: Copies
+
+    def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """As for Features: the vectors are projected back to the tokens' channels, not the noise forward."""
+        noise = self.copies.from_copies(self.copies.as_copies(vectors @ self.weight) @ self.noise.mT)
+        whole = vectors @ self.step.mT + self.deviation * noise
+        return whole, whole
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """As for Features."""
+        noise = self.copies.from_copies(self.copies.as_copies(weights) @ self.noise)
+        return weights @ self.step + self.deviation * (noise @ self.weight.mT)
+
+    def written(self) -> tuple[Tensor, Tensor]:
+        """The features and `t W`, (m * batch, heads, tokens, width)."""
+        noise = torch.einsum("mnd,hwd->mhnw", self.noise, self.weight)
+        features = (self.step + self.deviation * noise[:, None]).flatten(0, 1)
+        return features, features
+
+
+class Turned(Features):
+    """Keys that are normalised or rotated: written down, with the gradient taken through it."""
+
+    def __init__(
+        self, keys: Path | Cloud, bias: Tensor | None, turn: Callable[[Tensor], Tensor], dtype: torch.dtype
+    ) -> None:
+        self._copies = keys.copies
+        before, self._along = keys.written()
+        self._before = (before if bias is None else before + bias).detach().requires_grad_()
+        with torch.enable_grad():
+            self._keys = turn(self._before.to(dtype)).to(before.dtype)
+
+    def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """As for Features, but for the second result, which `pull` does not need."""
+        whole = self._copies.as_rows(self._copies.as_samples(vectors) @ self._keys.detach().mT)
+        return whole, whole
+
+    def pull(self, gradients: Tensor, vectors: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+        """As for Features."""
+        gradients = self._copies.as_samples(gradients)
+        of_keys = gradients.mT @ self._copies.as_samples(vectors)
+        (before,) = torch.autograd.grad(self._keys, self._before, of_keys, retain_graph=True)
+        share = (before * self._along).sum((1, 3)).unflatten(0, (self._copies.number, -1)).sum(0)
+        return share, self._copies.as_rows(gradients @ self._keys.detach())

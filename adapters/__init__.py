@@ -13,7 +13,7 @@ from ._borrow import borrowed as borrowed
 from ._borrow import uncompiled as uncompiled
 from ._layout import TokenLayout as TokenLayout
 from ._layout import token_layout as token_layout
-from ._recognition import class_token_tail as class_token_tail
+from ._recognition import class_token_tail_of as class_token_tail_of
 from ._site import Site as Site
 from ._site import TokenAnatomy as TokenAnatomy
 from .class_token_tail import ClassTokenTail as ClassTokenTail

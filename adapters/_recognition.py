@@ -23,7 +23,7 @@ _REMEMBERED = 8  # structures of one model
 _rows_read: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
 
 
-def class_token_tail(
+def class_token_tail_of(
     forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy, latent: Site | None = None
 ) -> ClassTokenTail | None:
     """The model from its last attention on, if its output reads its first tokens only; else None.
@@ -98,7 +98,7 @@ def _examine(forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy
     for rows in sorted({1, max(1, anatomy.prefix)}):
         try:
             verdict = _Examination(ClassTokenTail(forward, root, inputs, anatomy, rows), anatomy, own).verdict()
-        except Exception:  # noqa: BLE001 # whatever the model's code does with tokens it did not expect
+        except Exception:  # whatever the model's code does with tokens it did not expect
             continue
         if verdict is None:
             warnings.warn(
@@ -126,20 +126,32 @@ class _Examination:
 
     def verdict(self) -> bool | None:
         """True: the output reads the tail's rows only; False: it reads more; None: the tail computes something else."""
-        with torch.no_grad():
-            mixed = self._tail.attention.mixed(self._tail.tokens, self._tail.rows)
-            rows = self._tail.tokens[:, : self._tail.rows]
-            attended = self._tail.attention.output(mixed, rows)
-            args, kwargs = self._tail.call
-            whole = _first(self._anatomy.attention(*args, **kwargs))  # type: ignore[misc] # a tail has an attention
-        if not self._equal(attended, whole[:, : self._tail.rows]):
+        tail, rows = self._tail, self._tail.rows
+        whole = attended = torch.empty(0)
+
+        def mix() -> tuple[Tensor, Tensor]:
+            nonlocal whole, attended
+            mixed, own = tail.attention.mixed(tail.tokens, rows), tail.tokens[:, :rows]
+            whole = self._whole_attention()
+            attended = tail.attention.output(mixed, own)
+            return mixed.repeat(2, 1, 1).requires_grad_(), own.repeat(2, 1, 1).requires_grad_()
+
+        outputs = tail.read(mix).outputs
+        if not self._equal(attended, whole[:, :rows]):
             return None
         if not self._reads_rows_only(attended, whole.shape[1]):
             return False
-        copies = [x.repeat(2, *[1] * (x.dim() - 1)).requires_grad_() for x in (mixed, rows)]
-        outputs = self._tail.read(*copies).outputs
         same = self._equal(outputs, self._own.repeat(2, *[1] * (self._own.dim() - 1)))
         return outputs.requires_grad if same else None
+
+    def _whole_attention(self) -> Tensor:
+        """What the attention itself returns, (batch, tokens, channels)."""
+        if self._anatomy.attention is None or self._tail.call is None:
+            raise UnsuitableError
+        args, kwargs = self._tail.call
+        output = self._anatomy.attention(*args, **kwargs)
+        first: Tensor = output[0] if isinstance(output, tuple) else output
+        return first
 
     def _reads_rows_only(self, attended: Tensor, count: int) -> bool:
         """Do the outputs stay as they are if nothing else that `read` leaves out is a number?
@@ -150,17 +162,22 @@ class _Examination:
         """
         site = self._anatomy.tokens
         leaf = torch.zeros_like(self._tail.tokens).requires_grad_()
-        whole = _filled_up(attended, count)
+
+        def go_on() -> tuple[Tensor, Tensor]:
+            torch.set_grad_enabled(True)
+            return _filled_up(self._tail.stream, count), _filled_up(attended, count)
+
         outputs = self._tail.run(
-            _filled_up(self._tail.stream, count),
-            lambda: whole,
+            go_on,
             lambda stream, *_, **__: torch.full_like(stream, float("nan")),
             {} if site.at_input else {site.module: lambda *_, **__: leaf},
         ).outputs
-        reached = outputs.requires_grad and any(
-            gradient is not None for gradient in torch.autograd.grad(outputs.sum(), [leaf], allow_unused=True)
+        (reached,) = (
+            torch.autograd.grad(outputs, [leaf], torch.ones_like(outputs), allow_unused=True)
+            if outputs.requires_grad
+            else (None,)
         )
-        return self._equal(outputs, self._own) and not reached
+        return self._equal(outputs, self._own) and reached is None
 
     def _equal(self, actual: Tensor, expected: Tensor) -> bool:
         """Are they equal, but for rounding?"""
@@ -174,12 +191,6 @@ def _filled_up(rows: Tensor, count: int) -> Tensor:
     """Further rows that are not numbers."""
     rest = rows.new_full((rows.shape[0], count - rows.shape[1], rows.shape[2]), float("nan"))
     return torch.cat([rows, rest], dim=1)
-
-
-def _first(output: Any) -> Tensor:
-    """What an attention returns, without its weights."""
-    first: Tensor = output[0] if isinstance(output, tuple) else output
-    return first
 
 
 def _path(root: nn.Module, module: nn.Module | None) -> str:

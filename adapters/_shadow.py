@@ -40,7 +40,7 @@ def shadow(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
 
 
 def rebound(forward: Forward, root: nn.Module, copy: nn.Module) -> Forward | None:
-    """What calls the copy where `forward`, the model or one of its methods, calls the model; None if that is unknown."""
+    """What calls the copy where `forward`, the model or a method of it, calls the model; None if that is unknown."""
     if forward is root:
         return copy
     if inspect.ismethod(forward) and forward.__self__ is root:

@@ -14,7 +14,7 @@ Source: Brocki et al. 2024, equations 2, 5 and 6; the rearrangement is ours and 
 Shapes: a chunk of m copies and the r first tokens give M = m * r rows, (batch, heads, M, ...), copy after copy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -51,38 +51,56 @@ class Chunk(NamedTuple):
 
 
 def class_token_relevance(
-    tail: ClassTokenTail, scores: Sequence[Score], chunks: Iterator[Chunk]
+    tail: ClassTokenTail, scores: Sequence[Score], chunks: Iterator[Chunk], total: int
 ) -> tuple[Tensor, Tensor]:
     """Weighted sums of relevance over all copies, for each score.
+
+    Args:
+        tail: The model.
+        scores: The targets' score functions.
+        chunks: Copies of the tokens; asked for the first one when the tail knows its tokens.
+        total: How many copies there are in all chunks.
 
     Returns:
         Scores (targets, batch, tokens) in float32 or wider, and whether any patch received a gradient at all,
         (targets, batch).
     """
     parts = alive = None
-    while (chunk := _next(chunks)) is not None:
-        reading = Reading(tail, chunk)
+    done = 0
+    while done < total:
+        reading = Reading(tail, chunks)
+        done += reading.copies
         left = range(len(scores) - 1, -1, -1)
         answers = [reading.relevance(score, again=i > 0) for i, score in zip(left, scores, strict=True)]
         part, reached = (torch.stack(column) for column in zip(*answers, strict=True))
         parts = part if parts is None else parts + part
         alive = reached if alive is None else alive | reached
     if parts is None or alive is None:
-        raise ValueError("Expected at least one chunk.")
+        raise ValueError("Expected at least one copy.")
     return parts, alive
 
 
 class Reading:
     """The model's output for a chunk, and the relevance of the tokens for it."""
 
-    def __init__(self, tail: ClassTokenTail, chunk: Chunk) -> None:
-        attention = tail.attention
-        self._chunk, self._attention, self._prefix = chunk, attention, tail.prefix
+    def __init__(self, tail: ClassTokenTail, chunks: Iterator[Chunk]) -> None:
+        self._tail = tail
+        self._chunks = chunks
+        self.readout = tail.read(self._mix)
+
+    @property
+    def copies(self) -> int:
+        """How many copies the chunk has."""
+        return self._chunk.copies.number
+
+    def _mix(self) -> tuple[Tensor, Tensor]:
+        chunk, attention = next(self._chunks), self._tail.attention
+        self._chunk = chunk
         self._tokens = chunk.tokens.requires_grad_()
         with torch.enable_grad():
             query = attention.in_heads(F.linear(self._tokens, *attention.query))
             self._query = query if attention.turn_query is None else attention.turn_query(query)
-        with _exactly(tail.tokens):
+        with _exactly(self._tokens):
             self._vectors = chunk.copies.as_rows(self._query.detach().to(chunk.weights.dtype))
             products, self._along = chunk.keys.products(self._vectors)
             self._weights = _masked(attention, products, chunk.copies).softmax(-1)
@@ -91,7 +109,7 @@ class Reading:
                 mixed = mixed + attention.value.bias.to(mixed).view(attention.heads, 1, -1)
             mixed = chunk.copies.as_samples(mixed).transpose(1, 2).flatten(2).to(query.dtype)
         self._mixed = mixed.requires_grad_()
-        self.readout = tail.read(self._mixed, self._tokens)
+        return self._mixed, self._tokens
 
     def relevance(self, score: Score, *, again: bool) -> tuple[Tensor, Tensor]:
         """Scores (batch, tokens), summed over the chunk, and whether any patch received a gradient, (batch,).
@@ -109,12 +127,12 @@ class Reading:
             found = torch.autograd.grad(total, ends, retain_graph=again, allow_unused=True)
         of_mixed, of_tokens = (torch.zeros_like(x) if g is None else g for x, g in zip(ends, found, strict=True))
         with _exactly(self._tokens):
-            gradient = copies.as_rows(self._attention.in_heads(of_mixed.to(chunk.weights.dtype)))
+            gradient = copies.as_rows(self._tail.attention.in_heads(of_mixed.to(chunk.weights.dtype)))
             gradient = gradient * chunk.weights.repeat_interleave(copies.rows)[:, None]
             products, along = chunk.values.products(gradient)
             value_part = self._weights * along
             of_weights = products - (self._weights * products).sum(-1, keepdim=True)
-            of_products = self._attention.scale * self._weights * of_weights
+            of_products = self._tail.attention.scale * self._weights * of_weights
             key_part, of_vectors = chunk.keys.pull(of_products, self._vectors, self._along)
             part = value_part.sum((1, 2)) + key_part
             of_query = copies.as_samples(of_vectors).to(self._query.dtype)
@@ -124,35 +142,36 @@ class Reading:
         of_rows = through_query.to(wide) + weights * of_tokens.to(wide)
         own = (chunk.multiplier.to(wide) * of_rows).sum(2).unflatten(0, (-1, copies.batch)).sum(0)
         part[:, : copies.rows] += own
-        reached = (self._weights[..., self._prefix :] > 0).flatten(1).any(1) & (gradient != 0).flatten(1).any(1)
+        reached = (self._weights[..., self._tail.prefix :] > 0).flatten(1).any(1) & (gradient != 0).flatten(1).any(1)
         return part, reached
 
 
 def path_chunks(
     tail: ClassTokenTail,
-    baseline: Tensor | None,
+    baseline: Callable[[Tensor], Tensor] | None,
     alphas: Sequence[float],
     weights: Sequence[float],
-    at_once: int | None = None,
+    at_once: Callable[[Tensor], int] | None = None,
 ) -> Iterator[Chunk]:
-    """Copies on the path from a baseline (batch, tokens, channels), None being zeros, to the tokens.
+    """Copies on the path from a baseline to the tokens.
 
     Args:
         tail: The model.
-        baseline: `T~`.
+        baseline: `T~` from the tokens, of their shape; None: zeros.
         alphas: Points on the path, 0 to 1.
         weights: Those of the points in the sum.
-        at_once: Copies in a chunk; None: as many as keep memory independent of their number.
+        at_once: From the tokens the copies in a chunk; None: as many as keep memory independent of their number.
     """
     attention, tokens, rows = tail.attention, tail.tokens, tail.rows
-    step = tokens if baseline is None else tokens - baseline
+    origin = None if baseline is None else baseline(tokens)
+    step = tokens if origin is None else tokens - origin
     both = (attention.key, attention.value)
     key_steps, value_steps = (_project(attention, step, p) for p in both)
     dtype, wide = key_steps.dtype, torch.promote_types(tokens.dtype, torch.float32)
     key_steps, value_steps = key_steps.to(wide), value_steps.to(wide)
     key_start = value_start = None
-    if baseline is not None:
-        key_start, value_start = (_project(attention, baseline, p).to(wide) for p in both)
+    if origin is not None:
+        key_start, value_start = (_project(attention, origin, p).to(wide) for p in both)
     turn, bias = attention.turn_key, _bias(attention, attention.key, wide)
     if turn is not None and attention.turn_is_linear:
         key_steps = turn(key_steps)
@@ -162,15 +181,14 @@ def path_chunks(
         elif key_start is not None:
             key_start = turn(key_start)
     first_step = step[:, :rows]
-    first_start = torch.zeros_like(first_step) if baseline is None else baseline[:, :rows]
+    first_start = torch.zeros_like(first_step) if origin is None else origin[:, :rows]
     points, sizes = (torch.tensor(x, dtype=wide, device=tokens.device) for x in (alphas, weights))
-    del step
-    for here in _slices(len(alphas), at_once or _copies_at_once(tail)):
+    del step, origin
+    for here in _slices(len(alphas), at_once(tokens) if at_once else _copies_at_once(tail)):
         alpha = points[here]
         copies = Copies(len(alpha), len(tokens), rows)
-        keys: Features = Path(key_start, key_steps, alpha, copies)
-        if turn is not None and not attention.turn_is_linear:
-            keys = Turned(keys, bias, turn, dtype)
+        path = Path(key_start, key_steps, alpha, copies)
+        keys = path if turn is None or attention.turn_is_linear else Turned(path, bias, turn, dtype)
         own = (first_start.to(wide) + alpha.view(-1, 1, 1, 1) * first_step.to(wide)).flatten(0, 1)
         multiplier = first_step.repeat(len(alpha), 1, 1)
         values = Path(value_start, value_steps, alpha, copies)
@@ -179,8 +197,8 @@ def path_chunks(
 
 def noise_chunks(
     tail: ClassTokenTail,
-    noise: Iterator[Tensor],
-    deviation: float | Tensor,
+    noise: Callable[[Tensor], Iterator[Tensor]],
+    deviation: Callable[[Tensor], float | Tensor],
     samples: int,
     at_once: int | None = None,
 ) -> Iterator[Chunk]:
@@ -188,10 +206,10 @@ def noise_chunks(
 
     Args:
         tail: The model.
-        noise: Standard normal (tokens, channels), one a copy, the same for the whole batch.
-        deviation: The noise's standard deviation, a number or (batch, 1, 1).
+        noise: From the tokens standard normals (tokens, channels), one a copy, the same for the whole batch.
+        deviation: From the tokens the noise's standard deviation, a number or (batch, 1, 1).
         samples: How many copies.
-        at_once: As for `path_chunks`.
+        at_once: Copies in a chunk; None: as many as keep memory independent of their number.
     """
     attention, tokens, rows = tail.attention, tail.tokens, tail.rows
     both = (attention.key, attention.value)
@@ -199,22 +217,18 @@ def noise_chunks(
     dtype, wide = key_steps.dtype, torch.promote_types(tokens.dtype, torch.float32)
     key_steps, value_steps = key_steps.to(wide), value_steps.to(wide)
     key_weight, value_weight = (p.weight.to(wide).unflatten(0, (attention.heads, -1)) for p in both)
-    each_head = deviation if isinstance(deviation, float) else deviation[:, None]
+    normals, sigma = noise(tokens), deviation(tokens)
+    each_head = sigma if isinstance(sigma, float) else sigma[:, None]
     for here in _slices(samples, at_once or _copies_at_once(tail, noise=True)):
-        drawn = torch.stack([next(noise) for _ in range(here.stop - here.start)])
+        drawn = torch.stack([next(normals) for _ in range(here.stop - here.start)])
         copies = Copies(len(drawn), len(tokens), rows)
-        keys: Features = Cloud(key_steps, key_weight, drawn, each_head, copies)
-        if attention.turn_key is not None:
-            keys = Turned(keys, _bias(attention, attention.key, wide), attention.turn_key, dtype)
+        cloud = Cloud(key_steps, key_weight, drawn, each_head, copies)
+        bias = _bias(attention, attention.key, wide)
+        keys = cloud if attention.turn_key is None else Turned(cloud, bias, attention.turn_key, dtype)
         values = Cloud(value_steps, value_weight, drawn, each_head, copies)
-        own = (tokens[:, :rows] + deviation * drawn[:, None, :rows]).flatten(0, 1).to(tokens.dtype)
+        own = (tokens[:, :rows] + sigma * drawn[:, None, :rows]).flatten(0, 1).to(tokens.dtype)
         sizes = tokens.new_full((len(drawn),), 1 / samples, dtype=wide)
         yield Chunk(copies, keys, values, own, own.clone(), sizes)
-
-
-def _next(chunks: Iterator[Chunk]) -> Chunk | None:
-    with torch.no_grad():
-        return next(chunks, None)
 
 
 def _project(attention: Attention, tokens: Tensor, projection: Projection) -> Tensor:

@@ -22,7 +22,7 @@ class Copies(NamedTuple):
 
     def as_rows(self, samples: Tensor) -> Tensor:
         """By samples to by rows."""
-        return samples.unflatten(0, (self.number, self.batch)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        return samples.view(self.number, self.batch, *samples.shape[1:]).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
     def as_samples(self, rows: Tensor) -> Tensor:
         """By rows to by samples."""

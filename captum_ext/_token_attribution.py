@@ -17,7 +17,7 @@ from adapters import (
     TokenTail,
     UnsuitableError,
     borrowed,
-    class_token_tail,
+    class_token_tail_of,
     find_anatomy,
     known_classes,
     root_module,
@@ -166,8 +166,11 @@ def _from_class_token(
         return None
     with borrowed(root, arguments) as given:
         try:
-            tail = class_token_tail(forward, root, given, anatomy, latent)
-            return None if tail is None else (tail.tokens, *formula.of_class_token(tail, scores))
+            tail = class_token_tail_of(forward, root, given, anatomy, latent)
+            if tail is None:
+                return None
+            parts, alive = formula.of_class_token(tail, scores)
+            return tail.tokens, parts, alive
         except UnsuitableError:
             return None
 

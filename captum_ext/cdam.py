@@ -113,4 +113,4 @@ class _Gradient:
         return gradient_relevance(tail, scores, layout)
 
     def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
-        return class_token_relevance(tail, scores, path_chunks(tail, None, alphas=[1.0], weights=[1.0]))
+        return class_token_relevance(tail, scores, path_chunks(tail, None, alphas=[1.0], weights=[1.0]), 1)

@@ -233,14 +233,12 @@ class _Path:
         return parts, alive
 
     def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
-        baseline = None if self.baselines is None else self._baseline(tail.tokens)
-        at_once = None if self.internal_batch_size is None else self._copies(tail.tokens)
-        parts, alive = class_token_relevance(
-            tail, scores, path_chunks(tail, baseline, self.alphas, self.weights, at_once)
-        )
+        baseline = None if self.baselines is None else self._baseline
+        at_once = None if self.internal_batch_size is None else self._copies
+        chunks = path_chunks(tail, baseline, self.alphas, self.weights, at_once)
+        parts, alive = class_token_relevance(tail, scores, chunks, len(self.alphas))
         if self.wants_delta:
-            (ends,) = path_chunks(tail, baseline, [0.0, 1.0], [0.0, 0.0], 2)
-            readout = Reading(tail, ends).readout
+            readout = Reading(tail, path_chunks(tail, baseline, [0.0, 1.0], [0.0, 0.0], lambda _: 2)).readout
             with torch.no_grad():
                 start, end = (
                     torch.stack([score(readout) for score in scores]).to(parts.dtype).unflatten(1, (2, -1)).unbind(1)

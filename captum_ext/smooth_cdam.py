@@ -164,12 +164,12 @@ class _Noise:
     def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
         chunks = noise_chunks(
             tail,
-            _normals(tail.tokens, self.generator),
-            self._deviation(tail.tokens),
+            lambda tokens: _normals(tokens, self.generator),
+            self._deviation,
             self.nt_samples,
             self.nt_samples_batch_size,
         )
-        return class_token_relevance(tail, scores, chunks)
+        return class_token_relevance(tail, scores, chunks, self.nt_samples)
 
     def _deviation(self, tokens: Tensor) -> float | Tensor:
         return _default_deviation(tokens) if self.stdevs is None else float(self.stdevs)

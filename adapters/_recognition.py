@@ -14,11 +14,10 @@ from torch.utils import _pytree as pytree
 from . import _borrow
 from ._attention import UnsuitableError
 from ._outputs import bare_output
-from ._shadow import Forward, rebound
+from ._shadow import HOOKS, Forward, rebound
 from ._site import Site, TokenAnatomy
 from .class_token_tail import ClassTokenTail
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _REMEMBERED = 8  # structures of one model
 _rows_read: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
 
@@ -69,7 +68,7 @@ def _as_made(modules: list[nn.Module]) -> bool:
     return (
         all(hook.__module__ == _borrow.__name__ for hook in everywhere)
         and not any("forward" in module.__dict__ for module in modules)
-        and not any(getattr(module, hooks) for module in modules for hooks in _HOOKS)
+        and not any(getattr(module, hooks) for module in modules for hooks in HOOKS)
         and not any(type(module).__module__.startswith(("torch.nn.parallel", "torch.jit")) for module in modules)
     )
 
@@ -154,11 +153,11 @@ class _Examination:
         return first
 
     def _reads_rows_only(self, attended: Tensor, count: int) -> bool:
-        """Do the outputs stay as they are if nothing else that `read` leaves out is a number?
+        """Do the outputs stay as they are if nothing that `read` leaves out is a number?
 
-        That is, all other rows from the last attention on, and what the earlier blocks return. Nothing that is computed
-        from them escapes, not even with weights of zero. The tokens, too, must not reach the outputs by another way
-        than the attention.
+        That is, all other rows from the last attention on, and whatever ran before the last block. Nothing that is
+        computed from them is a number then, not even with weights of zero. The tokens, too, must not reach the outputs
+        by another way than the attention.
         """
         site = self._anatomy.tokens
         leaf = torch.zeros_like(self._tail.tokens).requires_grad_()
@@ -169,7 +168,6 @@ class _Examination:
 
         outputs = self._tail.run(
             go_on,
-            lambda stream, *_, **__: torch.full_like(stream, float("nan")),
             {} if site.at_input else {site.module: lambda *_, **__: leaf},
         ).outputs
         (reached,) = (

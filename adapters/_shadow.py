@@ -2,20 +2,23 @@
 
 import inspect
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
 Forward = Callable[..., Any]
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 M = TypeVar("M", bound=nn.Module)
 
 
 def shadow(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
     """A stand-in for a model that shares every part with it, but runs other forwards for some of its modules.
 
-    Only the modules on the way to an exchanged one are copied, and shallowly: weights, buffers, hooks and all other
-    modules are the model's own. So no hook is needed, the model is not changed for a moment, and threads do not meet.
+    Only the modules on the way to an exchanged one are copied, and shallowly: weights, buffers and all other modules
+    are the model's own. So no hook is needed, the model is not changed for a moment, and threads do not meet. An
+    exchanged module's own hooks do not run, unless its new forward calls the module itself.
     """
     done: dict[nn.Module, nn.Module] = {}
 
@@ -32,7 +35,7 @@ def shadow(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
         copy = object.__new__(type(module))
         copy.__dict__ = {**module.__dict__, "_modules": children}
         if forward is not None:
-            copy.__dict__["forward"] = forward
+            copy.__dict__ |= {"forward": forward} | {hooks: OrderedDict() for hooks in HOOKS}
         done[module] = copy
         return copy
 

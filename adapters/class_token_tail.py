@@ -1,10 +1,12 @@
 """A model whose output reads its first tokens only, from its last attention on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ._anatomy import read_attention
 from ._attention import Attention, UnsuitableError
@@ -14,16 +16,13 @@ from ._site import Site, TokenAnatomy
 from .token_tail import Readout, first_token
 
 
-def _pass_on(stream: Any, *_: Any, **__: Any) -> Any:
-    return stream
-
-
 class ClassTokenTail:
     """A model from its last attention on, evaluated for the few first tokens that its output reads.
 
     What comes before the last attention runs once, in the first `read`. A later one runs the model's own code again,
-    without its earlier blocks. In both the attention's result is given, and only the first rows go on from there. The
-    model is not touched and no hook is needed: a stand-in that shares its parts runs in its place.
+    but every module that ran before the last block now answers with NaN, as nothing but its answer's shape is needed.
+    In both the attention's result is given, and only the first rows go on from there. The model is not touched and no
+    hook is needed: a stand-in that shares its parts runs in its place.
 
     Args:
         forward: The model, or a method of it.
@@ -65,7 +64,8 @@ class ClassTokenTail:
         self._anatomy = anatomy
         self._attends = anatomy.attention
         self._latent = latent
-        *self._earlier, self._last = anatomy.blocks
+        self._last = anatomy.blocks[-1]
+        self._before = _Before(root, self._last)
 
     def read(self, mix: Callable[[], tuple[Tensor, Tensor]]) -> Readout:
         """The readout for other results of the last attention.
@@ -93,14 +93,12 @@ class ClassTokenTail:
     def run(
         self,
         go_on: Callable[[], tuple[Tensor, Tensor]],
-        earlier: Forward = _pass_on,
         inside: Mapping[nn.Module, Forward] | None = None,
     ) -> Readout:
         """The readout for another input of the last block and another output of its attention.
 
         Args:
             go_on: Returns both.
-            earlier: What runs in place of the earlier blocks, but for the first time.
             inside: What runs in place of other modules of the last block.
 
         Raises:
@@ -112,6 +110,7 @@ class ClassTokenTail:
         def last(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
+            self._before.stop()
             if self.call is None:
                 self._enter(args, kwargs)
             stream, attended = go_on()
@@ -122,9 +121,7 @@ class ClassTokenTail:
                 latents.append(result[0] if isinstance(result, tuple) else result)
             return result
 
-        exchanged: dict[nn.Module, Forward] = {self._last: last}
-        if self.call is not None:
-            exchanged |= dict.fromkeys(self._earlier, earlier)
+        exchanged: dict[nn.Module, Forward] = {**self._before.start(), self._last: last}
         if self._latent is not None and self._latent.module is not self._last:
             exchanged[self._latent.module] = _keeping(self._latent, latents)
         forward = rebound(self._forward, self._root, shadow(self._root, exchanged))
@@ -153,6 +150,74 @@ class ClassTokenTail:
         self.stream = args[0][:, : self.rows].clone()
         self._args, self._kwargs = args[1:], kwargs
         self.call = call, named
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What is kept of a tensor."""
+
+    size: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _shape_of(x: Tensor) -> Any:
+    """Numbers that cannot be NaN are kept as they are."""
+    return _Shape(x.shape, x.dtype, x.device) if x.is_floating_point() else x
+
+
+class _Before:
+    """The outermost modules that run before the last block: themselves at first, later their outputs' shapes."""
+
+    def __init__(self, root: nn.Module, last: nn.Module) -> None:
+        self._modules = list(_beside(root, last))
+        self._outputs: dict[nn.Module, list[Any]] = {}
+        self._running = False
+        self._recorded = False
+
+    def start(self) -> dict[nn.Module, Forward]:
+        """What must run in their places for one pass."""
+        self._running = True
+        if not self._recorded:
+            return {module: self._recording(module) for module in self._modules}
+        spoiled: dict[_Shape, Tensor] = {}
+        return {module: self._answering(module, iter(outputs), spoiled) for module, outputs in self._outputs.items()}
+
+    def stop(self) -> None:
+        """The last block is reached: from here on they are themselves."""
+        self._running = False
+        self._recorded = True
+
+    def _recording(self, module: nn.Module) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = module(*args, **kwargs)
+            if self._running:
+                self._outputs.setdefault(module, []).append(pytree.tree_map_only(Tensor, _shape_of, output))
+            return output
+
+        return forward
+
+    def _answering(self, module: nn.Module, outputs: Iterator[Any], spoiled: dict[_Shape, Tensor]) -> Forward:
+        def not_a_number(shape: _Shape) -> Tensor:
+            if shape not in spoiled:
+                spoiled[shape] = torch.full(shape.size, float("nan"), dtype=shape.dtype, device=shape.device)
+            return spoiled[shape]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self._running:
+                return module(*args, **kwargs)
+            return pytree.tree_map_only(_Shape, not_a_number, next(outputs))
+
+        return forward
+
+
+def _beside(module: nn.Module, last: nn.Module) -> Iterator[nn.Module]:
+    """The largest parts of a model that do not hold one of its modules."""
+    for child in module.children():
+        if all(part is not last for part in child.modules()):
+            yield child
+        elif child is not last:
+            yield from _beside(child, last)
 
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]

@@ -27,7 +27,7 @@ from adapters import Attention, ClassTokenTail, Projection
 from ._features import Cloud, Copies, Features, Path, Turned
 from ._targets import Score
 
-SCRATCH = 8  # a chunk's scratch memory, in rows of channels for each token of the batch
+SCRATCH = 13  # a chunk's scratch memory, in multiples of the tokens' own; the forward pass itself needs about 12
 
 
 class Chunk(NamedTuple):
@@ -219,8 +219,12 @@ def noise_chunks(
     key_weight, value_weight = (p.weight.to(wide).unflatten(0, (attention.heads, -1)) for p in both)
     normals, sigma = noise(tokens), deviation(tokens)
     each_head = sigma if isinstance(sigma, float) else sigma[:, None]
-    for here in _slices(samples, at_once or _copies_at_once(tail, noise=True)):
-        drawn = torch.stack([next(normals) for _ in range(here.stop - here.start)])
+    at_once = min(samples, at_once or _copies_at_once(tail, noise=True))
+    memory = tokens.new_empty((at_once, *tokens.shape[1:]), dtype=wide)
+    for here in _slices(samples, at_once):
+        drawn = memory[: here.stop - here.start]
+        for one in drawn:
+            one.copy_(next(normals))
         copies = Copies(len(drawn), len(tokens), rows)
         cloud = Cloud(key_steps, key_weight, drawn, each_head, copies)
         bias = _bias(attention, attention.key, wide)
@@ -251,7 +255,10 @@ def _masked(attention: Attention, products: Tensor, copies: Copies) -> Tensor:
 
 
 def _slices(count: int, at_once: int) -> Iterator[slice]:
-    return (slice(first, min(first + at_once, count)) for first in range(0, count, at_once))
+    """Parts of equal size, as far as that goes."""
+    parts = -(-count // at_once)
+    bounds = [count * i // parts for i in range(parts + 1)]
+    return map(slice, bounds[:-1], bounds[1:])
 
 
 def _copies_at_once(tail: ClassTokenTail, *, noise: bool = False) -> int:
@@ -260,9 +267,9 @@ def _copies_at_once(tail: ClassTokenTail, *, noise: bool = False) -> int:
     attention = tail.attention
     written = attention.turn_key is not None and (noise or not attention.turn_is_linear)
     rows = tail.rows * (24 * channels + 8 * attention.heads * tokens)
-    rows += tokens * channels // batch if noise else 0
+    rows += 3 * tokens * channels // batch if noise else 0
     rows += 8 * tokens * channels if written else 0
-    return max(1, SCRATCH * tokens * channels // rows)
+    return max(1, int(SCRATCH * tokens * channels // rows))
 
 
 @contextmanager

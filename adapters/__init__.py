@@ -13,10 +13,10 @@ from ._borrow import borrowed as borrowed
 from ._borrow import uncompiled as uncompiled
 from ._layout import TokenLayout as TokenLayout
 from ._layout import token_layout as token_layout
-from ._recognition import class_token_tail_of as class_token_tail_of
+from ._recognition import attention_tail_of as attention_tail_of
 from ._site import Site as Site
 from ._site import TokenAnatomy as TokenAnatomy
-from .class_token_tail import ClassTokenTail as ClassTokenTail
+from .attention_tail import AttentionTail as AttentionTail
 from .reshape_transform import ReshapeTransform as ReshapeTransform
 from .reshape_transform import reshape_transform_for as reshape_transform_for
 from .token_tail import Readout as Readout

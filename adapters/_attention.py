@@ -58,10 +58,16 @@ class Attention:
         """The values mixed for the first rows, (samples, rows, heads * width)."""
         query = self.in_heads(F.linear(tokens[:, :rows], *self.query))
         key, value = (self.in_heads(F.linear(tokens, *projection)) for projection in (self.key, self.value))
+        return self.mix(query, key, value, rows)
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, rows: int) -> Tensor:
+        """The same, from projections (samples, heads, rows or tokens, width)."""
         query = query if self.turn_query is None else self.turn_query(query)
         key = key if self.turn_key is None else self.turn_key(key)
         mask = self.mask_of(rows)
-        mask = None if mask is None else mask.to(query.dtype)
+        if mask is not None:
+            copies = query.shape[0] // mask.shape[0] if mask.dim() == 4 and mask.shape[0] > 1 else 1
+            mask = mask.to(query.dtype).repeat(copies, *[1] * (mask.dim() - 1))
         mixed: Tensor = F.scaled_dot_product_attention(query, key, value, mask, scale=self.scale)
         return mixed.transpose(1, 2).flatten(2)
 

@@ -1,9 +1,9 @@
-"""Which models' outputs read their first tokens only: seen from their structure, and checked by running them."""
+"""Which models can be taken apart at their last attention: seen from their structure, and checked by running them."""
 
 import warnings
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,16 +16,24 @@ from ._attention import UnsuitableError
 from ._outputs import bare_output
 from ._shadow import HOOKS, Forward, rebound
 from ._site import Site, TokenAnatomy
-from .class_token_tail import ClassTokenTail
+from .attention_tail import AttentionTail
+
+
+class _Verdict(NamedTuple):
+    """Is the model known, and how many of its first tokens does its output read? None: all."""
+
+    known: bool
+    rows: int | None = None
+
 
 _REMEMBERED = 8  # structures of one model
-_rows_read: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
+_verdicts: WeakKeyDictionary[nn.Module, dict[Any, _Verdict]] = WeakKeyDictionary()
 
 
-def class_token_tail_of(
+def attention_tail_of(
     forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy, latent: Site | None = None
-) -> ClassTokenTail | None:
-    """The model from its last attention on, if its output reads its first tokens only; else None.
+) -> AttentionTail | None:
+    """The model from its last attention on, if what that computes is known; else None.
 
     The first time that a model is seen it runs as a whole, and what it was taken apart into must return the same.
     That is remembered for as long as its structure stays the same: modules, hooks, settings and kinds of inputs, but
@@ -41,17 +49,14 @@ def class_token_tail_of(
     modules = list(_outside(root, frozenset(anatomy.blocks[:-1])))
     if anatomy.attention is None or rebound(forward, root, root) is None or not _as_made(modules):
         return None
-    remembered = _rows_read.setdefault(root, {})
+    remembered = _verdicts.setdefault(root, {})
     structure = _structure(root, forward, modules, inputs)
-    try:
-        if structure not in remembered:
-            if len(remembered) >= _REMEMBERED:
-                remembered.clear()
-            remembered[structure] = _examine(forward, root, inputs, anatomy)
-        rows = remembered[structure]
-        return ClassTokenTail(forward, root, inputs, anatomy, rows, latent) if rows else None
-    except UnsuitableError:
-        return None
+    if structure not in remembered:
+        if len(remembered) >= _REMEMBERED:
+            remembered.clear()
+        remembered[structure] = _examine(forward, root, inputs, anatomy)
+    verdict = remembered[structure]
+    return AttentionTail(forward, root, inputs, anatomy, verdict.rows, latent) if verdict.known else None
 
 
 def _outside(module: nn.Module, left_out: frozenset[nn.Module]) -> Iterator[nn.Module]:
@@ -88,34 +93,34 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     return tuple((k, v) for k, v in vars(module).items() if isinstance(v, plain) and k != "training")
 
 
-def _examine(forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy) -> int:
-    """How many first tokens the output reads: 1, all prefix tokens, or 0 if that or more is unknown."""
+def _examine(forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy) -> _Verdict:
+    """Run a model as a whole and taken apart."""
     with torch.no_grad():
         own = bare_output(forward(*inputs))
     if not bool(torch.isfinite(own).all()):
-        return 0
-    for rows in sorted({1, max(1, anatomy.prefix)}):
+        return _Verdict(known=False)
+    for rows in (*sorted({1, max(1, anatomy.prefix)}), None):
         try:
-            verdict = _Examination(ClassTokenTail(forward, root, inputs, anatomy, rows), anatomy, own).verdict()
-        except Exception:  # whatever the model's code does with tokens it did not expect
+            reads = _Examination(AttentionTail(forward, root, inputs, anatomy, rows), anatomy, own).reads_rows_only()
+        except Exception:  # whatever the model's code does with fewer tokens than it expects
             continue
-        if verdict is None:
+        if reads is None:
             warnings.warn(
                 f"{type(anatomy.attention).__name__} ({_path(root, anatomy.attention)}) of this {type(root).__name__} "
                 "does not compute what its structure says, so the model is explained by automatic differentiation: "
                 "the same maps, more slowly.",
                 stacklevel=2,
             )
-            return 0
-        if verdict:
-            return rows
-    return 0
+            break
+        if reads:
+            return _Verdict(known=True, rows=rows)
+    return _Verdict(known=False)
 
 
 class _Examination:
     """Does a model that was taken apart return what the whole one does?"""
 
-    def __init__(self, tail: ClassTokenTail, anatomy: TokenAnatomy, own: Tensor) -> None:
+    def __init__(self, tail: AttentionTail, anatomy: TokenAnatomy, own: Tensor) -> None:
         self._tail = tail
         self._anatomy = anatomy
         self._own = own
@@ -123,22 +128,22 @@ class _Examination:
         if torch.is_autocast_enabled(own.device.type):
             self._eps = max(self._eps, torch.finfo(torch.get_autocast_dtype(own.device.type)).eps)
 
-    def verdict(self) -> bool | None:
-        """True: the output reads the tail's rows only; False: it reads more; None: the tail computes something else."""
-        tail, rows = self._tail, self._tail.rows
+    def reads_rows_only(self) -> bool | None:
+        """Does the output read the tail's rows only? None: the tail computes something else."""
+        tail = self._tail
         whole = attended = torch.empty(0)
 
         def mix() -> tuple[Tensor, Tensor]:
             nonlocal whole, attended
-            mixed, own = tail.attention.mixed(tail.tokens, rows), tail.tokens[:, :rows]
+            mixed, own = tail.attention.mixed(tail.tokens, tail.rows), tail.tokens[:, : tail.rows]
             whole = self._whole_attention()
             attended = tail.attention.output(mixed, own)
             return mixed.repeat(2, 1, 1).requires_grad_(), own.repeat(2, 1, 1).requires_grad_()
 
         outputs = tail.read(mix).outputs
-        if not self._equal(attended, whole[:, :rows]):
+        if not self._equal(attended, whole[:, : tail.rows]):
             return None
-        if not self._reads_rows_only(attended, whole.shape[1]):
+        if not self._stays_without_the_rest(attended, whole.shape[1]):
             return False
         same = self._equal(outputs, self._own.repeat(2, *[1] * (self._own.dim() - 1)))
         return outputs.requires_grad if same else None
@@ -152,7 +157,7 @@ class _Examination:
         first: Tensor = output[0] if isinstance(output, tuple) else output
         return first
 
-    def _reads_rows_only(self, attended: Tensor, count: int) -> bool:
+    def _stays_without_the_rest(self, attended: Tensor, count: int) -> bool:
         """Do the outputs stay as they are if nothing that `read` leaves out is a number?
 
         That is, all other rows from the last attention on, and whatever ran before the last block. Nothing that is

@@ -49,17 +49,16 @@ def _last_attention(block: Any) -> Site | None:
 
 def timm_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any]) -> Attention | None:
     """How timm's attentions of ViT, Eva and Beit compute; None for other modules."""
+    rope = None
     if runs(module, "timm.layers.attention", "Attention.forward"):
         query, key, value = split(module.qkv)
-        turn_key = unless_identity(module.k_norm)
-        linear = turn_key is None
     elif runs(module, "timm.layers.attention", "AttentionRope.forward") or runs(
         module, "timm.models.eva", "EvaAttention.forward"
     ):
         query, key, value = _eva_projections(module)
+        rope = call.get("rope")
         if getattr(module, "num_kv_groups", 1) != 1:
             raise UnsuitableError
-        turn_key, linear = _rotated(module, rows, call.get("rope"))
     elif runs(module, "timm.models.beit", "Attention.forward"):
         return _beit(module, tokens, call.get("shared_rel_pos_bias"))
     else:
@@ -82,9 +81,9 @@ def timm_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any])
         scale=module.scale,
         output=output,
         mask=as_mask(call.get("attn_mask"), tokens),
-        turn_query=unless_identity(module.q_norm),
-        turn_key=turn_key,
-        turn_is_linear=linear,
+        turn_query=_turn(module, unless_identity(module.q_norm), rope, rows),
+        turn_key=_turn(module, unless_identity(module.k_norm), rope, tokens.shape[1]),
+        turn_is_linear=unless_identity(module.k_norm) is None,
     )
 
 
@@ -103,22 +102,20 @@ def _with_biases(module: Any) -> list[Projection]:
     return [Projection(part.weight, bias) for part, bias in zip(parts, biases, strict=True)]
 
 
-def _rotated(module: Any, rows: int, rope: Tensor | None) -> tuple[Turn | None, bool]:
-    """Key norm and rotary embedding; the first `rows` tokens must be prefix tokens, which are not rotated."""
-    norm = unless_identity(module.k_norm)
-    if rope is None:
-        return norm, norm is None
+def _turn(module: Any, norm: Turn | None, rope: Tensor | None, rows: int) -> Turn | None:
+    """Norm and rotary embedding of the first rows' queries or keys; prefix tokens are not rotated."""
+    if rope is None or rows <= module.num_prefix_tokens:
+        return norm
     prefix = module.num_prefix_tokens
-    if rows > prefix:
-        raise UnsuitableError
     rotate = type(module).forward.__globals__["apply_rot_embed_cat"]
+    angles = rope[..., : rows - prefix, :]
 
-    def turn(keys: Tensor) -> Tensor:
-        keys = keys if norm is None else norm(keys)
-        patches = rotate(keys[:, :, prefix:], rope.to(keys), half=getattr(module, "rotate_half", False))
-        return torch.cat([keys[:, :, :prefix], patches], dim=2)
+    def turn(heads: Tensor) -> Tensor:
+        heads = heads if norm is None else norm(heads)
+        patches = rotate(heads[:, :, prefix:], angles.to(heads), half=getattr(module, "rotate_half", False))
+        return torch.cat([heads[:, :, :prefix], patches], dim=2)
 
-    return turn, norm is None
+    return turn
 
 
 def _beit(module: Any, tokens: Tensor, shared: Tensor | None) -> Attention:

@@ -1,6 +1,7 @@
 """Keys and values of all tokens in many copies, without writing them down."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -162,3 +163,10 @@ class Turned(Features):
         (before,) = torch.autograd.grad(self._keys, self._before, of_keys, retain_graph=True)
         share = (before * self._along).sum((1, 3)).unflatten(0, (self._copies.number, -1)).sum(0)
         return share, self._copies.as_rows(gradients @ self._keys.detach())
+
+
+@contextmanager
+def exactly(like: Tensor) -> Iterator[None]:
+    """Without gradients, and in the types given even under autocast."""
+    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        yield

@@ -10,14 +10,14 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from adapters import (
-    ClassTokenTail,
+    AttentionTail,
     Site,
     TokenAnatomy,
     TokenLayout,
     TokenTail,
     UnsuitableError,
+    attention_tail_of,
     borrowed,
-    class_token_tail_of,
     find_anatomy,
     known_classes,
     root_module,
@@ -37,8 +37,8 @@ class Formula(Protocol):
         """For any model, by automatic differentiation."""
         ...
 
-    def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
-        """For a model whose output reads its first tokens only."""
+    def of_attention(self, tail: AttentionTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
+        """For a model whose last attention is known."""
         ...
 
 
@@ -110,7 +110,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         latent = anatomy.latent if anatomy is not None and asks_for_latent else None
         arguments = (*inputs, *_as_tuple(question.additional_forward_args))
         known = anatomy if anatomy is not None and site == anatomy.tokens else None
-        found = _from_class_token(formula, scores, forward, root, arguments, known, latent)
+        found = _from_attention(formula, scores, forward, root, arguments, known, latent)
         if found is None:
             with TokenTail(forward, arguments, site, latent=latent, graph=graph) as tail:
                 for score in scores:
@@ -152,7 +152,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         return TokenLayout()
 
 
-def _from_class_token(
+def _from_attention(
     formula: Formula,
     scores: Sequence[Score],
     forward: Callable[..., Any],
@@ -161,15 +161,15 @@ def _from_class_token(
     anatomy: TokenAnatomy | None,
     latent: Site | None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The tokens and the formula's results, if the model's output is known to read its first tokens only."""
+    """The tokens and the formula's results, if the model's last attention is known."""
     if root is None or anatomy is None:
         return None
     with borrowed(root, arguments) as given:
         try:
-            tail = class_token_tail_of(forward, root, given, anatomy, latent)
+            tail = attention_tail_of(forward, root, given, anatomy, latent)
             if tail is None:
                 return None
-            parts, alive = formula.of_class_token(tail, scores)
+            parts, alive = formula.of_attention(tail, scores)
             return tail.tokens, parts, alive
         except UnsuitableError:
             return None

@@ -15,7 +15,6 @@ from torch import Tensor
 from adapters import Readout, TokenLayout, TokenTail
 
 Score = Callable[[Readout], Tensor]
-TOKENS_PER_PASS = 8192
 
 
 def relevance(tokens: Tensor, gradients: Tensor, channels: int = -1) -> Tensor:
@@ -95,11 +94,6 @@ def integrated_relevance(
         for target, gradients in enumerate(_gradients(scores, tail.read(path), path)):
             total.add(target, ahead, gradients, weights[first : first + copies])
     return total.result()
-
-
-def copies_per_pass(batch: int, tokens: int, samples: int) -> int:
-    """How many noise samples or path steps to evaluate at once, so that memory does not grow with their number."""
-    return max(1, min(samples, TOKENS_PER_PASS // max(1, batch * tokens)))
 
 
 class _Mean:

@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters import ClassTokenTail, TokenLayout, TokenTail
+from adapters import AttentionTail, TokenLayout, TokenTail
 
-from ._class_token_relevance import class_token_relevance, path_chunks
+from ._attention_relevance import attention_relevance
 from ._targets import Score, Target
 from ._token_attribution import Question, Tensors, TokenAttribution
+from ._token_copies import PathCopies
 from ._token_relevance import gradient_relevance
 
 
@@ -112,5 +113,5 @@ class _Gradient:
     def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
         return gradient_relevance(tail, scores, layout)
 
-    def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
-        return class_token_relevance(tail, scores, path_chunks(tail, None, alphas=[1.0], weights=[1.0]), 1)
+    def of_attention(self, tail: AttentionTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
+        return attention_relevance(tail, scores, PathCopies(alphas=[1.0], weights=[1.0]))

@@ -10,13 +10,14 @@ import torch
 from captum.attr._utils.approximation_methods import SUPPORTED_METHODS, approximation_parameters
 from torch import Tensor
 
-from adapters import ClassTokenTail, TokenLayout, TokenTail
+from adapters import AttentionTail, TokenLayout, TokenTail
 
+from ._attention_relevance import attention_relevance, readings
 from ._checks import positive_int
-from ._class_token_relevance import Reading, class_token_relevance, path_chunks
 from ._targets import Score, Target
 from ._token_attribution import Question, Tensors, TokenAttribution
-from ._token_relevance import copies_per_pass, integrated_relevance
+from ._token_copies import PathCopies, tokens_per_pass
+from ._token_relevance import integrated_relevance
 
 Baseline = Tensor | float | None
 
@@ -232,16 +233,18 @@ class _Path:
             self.deltas = parts.sum(-1) - change
         return parts, alive
 
-    def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
+    def of_attention(self, tail: AttentionTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
         baseline = None if self.baselines is None else self._baseline
         at_once = None if self.internal_batch_size is None else self._copies
-        chunks = path_chunks(tail, baseline, self.alphas, self.weights, at_once)
-        parts, alive = class_token_relevance(tail, scores, chunks, len(self.alphas))
+        parts, alive = attention_relevance(tail, scores, PathCopies(self.alphas, self.weights, baseline, at_once))
         if self.wants_delta:
-            readout = Reading(tail, path_chunks(tail, baseline, [0.0, 1.0], [0.0, 0.0], lambda _: 2)).readout
+            (ends,) = readings(tail, PathCopies([0.0, 1.0], [0.0, 0.0], baseline, lambda _: 2))
             with torch.no_grad():
                 start, end = (
-                    torch.stack([score(readout) for score in scores]).to(parts.dtype).unflatten(1, (2, -1)).unbind(1)
+                    torch.stack([score(ends.readout) for score in scores])
+                    .to(parts.dtype)
+                    .unflatten(1, (2, -1))
+                    .unbind(1)
                 )
             self.deltas = parts.sum(-1) - (end - start)
         return parts, alive
@@ -261,9 +264,9 @@ class _Path:
         return baseline
 
     def _copies(self, tokens: Tensor) -> int:
-        batch, count = tokens.shape[:2]
+        batch = tokens.shape[0]
         if self.internal_batch_size is None:
-            return copies_per_pass(batch, count, self.n_steps)
+            return tokens_per_pass(tokens, self.n_steps)
         if self.internal_batch_size < batch:
             warnings.warn(
                 f"`internal_batch_size` {self.internal_batch_size} is less than the batch of {batch}; one step of the "

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import ClassTokenTail, TokenLayout, TokenTail
+from adapters import AttentionTail, TokenLayout, TokenTail
 
+from ._attention_relevance import attention_relevance
 from ._checks import positive_int
-from ._class_token_relevance import class_token_relevance, noise_chunks
 from ._targets import Score, Target
 from ._token_attribution import Question, Tensors, TokenAttribution
-from ._token_relevance import copies_per_pass, smooth_relevance
+from ._token_copies import NoiseCopies, tokens_per_pass
+from ._token_relevance import smooth_relevance
 
 NOISE_FRACTION = 0.5  # of the tokens' standard deviation; chosen by examples/choose_smooth_noise.py
 
@@ -150,7 +151,6 @@ class _Noise:
             raise TypeError(f"Expected `generator` to be a torch.Generator or None, got {type(self.generator)}.")
 
     def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
-        batch, count = tail.tokens.shape[:2]
         return smooth_relevance(
             tail,
             scores,
@@ -158,18 +158,17 @@ class _Noise:
             noise=_normals(tail.tokens, self.generator),
             deviation=self._deviation(tail.tokens),
             samples=self.nt_samples,
-            copies=self.nt_samples_batch_size or copies_per_pass(batch, count, self.nt_samples),
+            copies=self.nt_samples_batch_size or tokens_per_pass(tail.tokens, self.nt_samples),
         )
 
-    def of_class_token(self, tail: ClassTokenTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
-        chunks = noise_chunks(
-            tail,
+    def of_attention(self, tail: AttentionTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
+        noise = NoiseCopies(
+            self.nt_samples,
             lambda tokens: _normals(tokens, self.generator),
             self._deviation,
-            self.nt_samples,
             self.nt_samples_batch_size,
         )
-        return class_token_relevance(tail, scores, chunks, self.nt_samples)
+        return attention_relevance(tail, scores, noise)
 
     def _deviation(self, tokens: Tensor) -> float | Tensor:
         return _default_deviation(tokens) if self.stdevs is None else float(self.stdevs)

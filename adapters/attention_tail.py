@@ -1,4 +1,4 @@
-"""A model whose output reads its first tokens only, from its last attention on."""
+"""A model from its last attention on, where what that attention computes is known."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from ._site import Site, TokenAnatomy
 from .token_tail import Readout, first_token
 
 
-class ClassTokenTail:
-    """A model from its last attention on, evaluated for the few first tokens that its output reads.
+class AttentionTail:
+    """A model from its last attention on, evaluated for those first tokens that its output reads.
 
     What comes before the last attention runs once, in the first `read`. A later one runs the model's own code again,
     but every module that ran before the last block now answers with NaN, as nothing but its answer's shape is needed.
@@ -29,14 +29,15 @@ class ClassTokenTail:
         root: The model.
         inputs: Its positional arguments.
         anatomy: Where its tokens are.
-        rows: How many first tokens the output reads.
+        rows: How many first tokens the output reads; None: all.
         latent: Where the latent is read, if it is wanted.
 
     Attributes:
         tokens: (batch, tokens, channels), what enters the last attention; known once `mix` is called.
         attention: How that attention computes; likewise.
         stream: (batch, rows, channels), the first tokens as they enter the last block; likewise.
-        rows: As above.
+        rows: As above, a number once `mix` is called.
+        reads_all: Does the output read all tokens?
         prefix: How many first tokens are none of the patches or words: at least the class token.
     """
 
@@ -50,12 +51,13 @@ class ClassTokenTail:
         root: nn.Module,
         inputs: tuple[Any, ...],
         anatomy: TokenAnatomy,
-        rows: int,
+        rows: int | None,
         latent: Site | None = None,
     ) -> None:
         if anatomy.attention is None:
             raise UnsuitableError
-        self.rows = rows
+        self.rows = rows or 0
+        self.reads_all = rows is None
         self.prefix = max(1, anatomy.prefix)
         self.call: _Call | None = None
         self._forward = forward
@@ -146,6 +148,7 @@ class ClassTokenTail:
         if not call or not isinstance(call[0], Tensor) or not (site.at_input or (seen and seen[-1] is call[0])):
             raise UnsuitableError
         self.tokens = call[0]
+        self.rows = self.rows or call[0].shape[1]
         self.attention = read_attention(self._attends, self.rows, call, named)
         self.stream = args[0][:, : self.rows].clone()
         self._args, self._kwargs = args[1:], kwargs

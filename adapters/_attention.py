@@ -1,6 +1,6 @@
 """What an attention module computes, as far as the algebra of its queries, keys and values is known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,10 +58,11 @@ class Attention:
         """The values mixed for the first rows, (samples, rows, heads * width)."""
         query = self.in_heads(F.linear(tokens[:, :rows], *self.query))
         key, value = (self.in_heads(F.linear(tokens, *projection)) for projection in (self.key, self.value))
-        return self.mix(query, key, value, rows)
+        return self.mix((query, key, value), rows)
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, rows: int) -> Tensor:
-        """The same, from projections (samples, heads, rows or tokens, width)."""
+    def mix(self, features: Sequence[Tensor], rows: int) -> Tensor:
+        """The same, from queries, keys and values (samples, heads, rows or tokens, width)."""
+        query, key, value = features
         query = query if self.turn_query is None else self.turn_query(query)
         key = key if self.turn_key is None else self.turn_key(key)
         mask = self.mask_of(rows)
@@ -73,7 +74,7 @@ class Attention:
 
     def in_heads(self, x: Tensor) -> Tensor:
         """(samples, tokens, heads * width) as (samples, heads, tokens, width)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def mask_of(self, rows: int) -> Tensor | None:
         """The mask for the first rows' queries."""

@@ -12,7 +12,6 @@ from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as pytree
 
 from . import _borrow
-from ._attention import UnsuitableError
 from ._outputs import bare_output
 from ._shadow import HOOKS, Forward, rebound
 from ._site import Site, TokenAnatomy
@@ -20,14 +19,14 @@ from .attention_tail import AttentionTail
 
 
 class _Verdict(NamedTuple):
-    """Is the model known, and how many of its first tokens does its output read? None: all."""
+    """How many first tokens the output reads, None being all, and whether what the attention computes is known."""
 
-    known: bool
-    rows: int | None = None
+    rows: int | None
+    algebra: bool
 
 
 _REMEMBERED = 8  # structures of one model
-_verdicts: WeakKeyDictionary[nn.Module, dict[Any, _Verdict]] = WeakKeyDictionary()
+_verdicts: WeakKeyDictionary[nn.Module, dict[Any, _Verdict | None]] = WeakKeyDictionary()
 
 
 def attention_tail_of(
@@ -46,17 +45,23 @@ def attention_tail_of(
         anatomy: Where its tokens are.
         latent: Where the latent is read, if it is wanted.
     """
-    modules = list(_outside(root, frozenset(anatomy.blocks[:-1])))
-    if anatomy.attention is None or rebound(forward, root, root) is None or not _as_made(modules):
+    if anatomy.attention is None or rebound(forward, root, root) is None:
         return None
+    modules = list(_outside(root, frozenset((*anatomy.blocks[:-1], anatomy.attention))))
+    if not _as_made(modules):
+        return None
+    attending = list(anatomy.attention.modules())
+    algebra = _as_made(attending)
     remembered = _verdicts.setdefault(root, {})
-    structure = _structure(root, forward, modules, inputs)
+    structure = algebra, _structure(root, forward, [*modules, *attending], inputs)
     if structure not in remembered:
         if len(remembered) >= _REMEMBERED:
             remembered.clear()
-        remembered[structure] = _examine(forward, root, inputs, anatomy)
+        remembered[structure] = _examine(forward, root, inputs, anatomy, algebra=algebra)
     verdict = remembered[structure]
-    return AttentionTail(forward, root, inputs, anatomy, verdict.rows, latent) if verdict.known else None
+    if verdict is None:
+        return None
+    return AttentionTail(forward, root, inputs, anatomy, verdict.rows, verdict.algebra, latent)
 
 
 def _outside(module: nn.Module, left_out: frozenset[nn.Module]) -> Iterator[nn.Module]:
@@ -93,28 +98,35 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     return tuple((k, v) for k, v in vars(module).items() if isinstance(v, plain) and k != "training")
 
 
-def _examine(forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy) -> _Verdict:
-    """Run a model as a whole and taken apart."""
+def _examine(
+    forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy, *, algebra: bool
+) -> _Verdict | None:
+    """Run a model as a whole and taken apart, with as few rows as possible."""
     with torch.no_grad():
         own = bare_output(forward(*inputs))
     if not bool(torch.isfinite(own).all()):
-        return _Verdict(known=False)
+        return None
     for rows in (*sorted({1, max(1, anatomy.prefix)}), None):
-        try:
-            reads = _Examination(AttentionTail(forward, root, inputs, anatomy, rows), anatomy, own).reads_rows_only()
-        except Exception:  # whatever the model's code does with fewer tokens than it expects
-            continue
-        if reads is None:
-            warnings.warn(
-                f"{type(anatomy.attention).__name__} ({_path(root, anatomy.attention)}) of this {type(root).__name__} "
-                "does not compute what its structure says, so the model is explained by automatic differentiation: "
-                "the same maps, more slowly.",
-                stacklevel=2,
-            )
-            break
-        if reads:
-            return _Verdict(known=True, rows=rows)
-    return _Verdict(known=False)
+        for verdict in (_Verdict(rows, algebra=True), _Verdict(rows, algebra=False))[0 if algebra else 1 :]:
+            try:
+                tail = AttentionTail(forward, root, inputs, anatomy, *verdict)
+                if _Examination(tail, anatomy, own).passed():
+                    return verdict
+            except _OtherAttentionError:
+                warnings.warn(
+                    f"{type(anatomy.attention).__name__} ({_path(root, anatomy.attention)}) of this "
+                    f"{type(root).__name__} does not compute what its structure says. The model is explained without "
+                    "that knowledge: the same maps, more slowly.",
+                    stacklevel=2,
+                )
+                algebra = False
+            except Exception:  # whatever the model's code does with fewer tokens than it expects
+                continue
+    return None
+
+
+class _OtherAttentionError(Exception):
+    """The attention does not compute what its structure says."""
 
 
 class _Examination:
@@ -124,40 +136,38 @@ class _Examination:
         self._tail = tail
         self._anatomy = anatomy
         self._own = own
+        self._attended = own  # for now
         self._eps = torch.finfo(own.dtype).eps
         if torch.is_autocast_enabled(own.device.type):
             self._eps = max(self._eps, torch.finfo(torch.get_autocast_dtype(own.device.type)).eps)
 
-    def reads_rows_only(self) -> bool | None:
-        """Does the output read the tail's rows only? None: the tail computes something else."""
+    def passed(self) -> bool:
+        """Does it, and does the output read no other rows?
+
+        Raises:
+            _OtherAttentionError: if the attention does not compute what its structure says.
+        """
+        outputs = self._tail.read(self._attend).outputs
+        copies = len(outputs) // len(self._own)
+        return (
+            outputs.requires_grad
+            and self._stays_without_the_rest()
+            and self._equal(outputs, self._own.repeat(copies, *[1] * (self._own.dim() - 1)))
+        )
+
+    def _attend(self) -> Tensor:
+        """The attention's own output, which what is known of it must repeat; in two copies if it does."""
         tail = self._tail
-        whole = attended = torch.empty(0)
+        self._attended = tail.attend(tail.tokens).detach()
+        if tail.attention is None:
+            return self._attended.clone().requires_grad_()
+        rows = tail.tokens[:, : tail.rows]
+        known = tail.attention.output(tail.attention.mixed(tail.tokens, tail.rows), rows)
+        if not self._equal(known, self._attended):
+            raise _OtherAttentionError
+        return known.detach().repeat(2, 1, 1).requires_grad_()
 
-        def mix() -> tuple[Tensor, Tensor]:
-            nonlocal whole, attended
-            mixed, own = tail.attention.mixed(tail.tokens, tail.rows), tail.tokens[:, : tail.rows]
-            whole = self._whole_attention()
-            attended = tail.attention.output(mixed, own)
-            return mixed.repeat(2, 1, 1).requires_grad_(), own.repeat(2, 1, 1).requires_grad_()
-
-        outputs = tail.read(mix).outputs
-        if not self._equal(attended, whole[:, : tail.rows]):
-            return None
-        if not self._stays_without_the_rest(attended, whole.shape[1]):
-            return False
-        same = self._equal(outputs, self._own.repeat(2, *[1] * (self._own.dim() - 1)))
-        return outputs.requires_grad if same else None
-
-    def _whole_attention(self) -> Tensor:
-        """What the attention itself returns, (batch, tokens, channels)."""
-        if self._anatomy.attention is None or self._tail.call is None:
-            raise UnsuitableError
-        args, kwargs = self._tail.call
-        output = self._anatomy.attention(*args, **kwargs)
-        first: Tensor = output[0] if isinstance(output, tuple) else output
-        return first
-
-    def _stays_without_the_rest(self, attended: Tensor, count: int) -> bool:
+    def _stays_without_the_rest(self) -> bool:
         """Do the outputs stay as they are if nothing that `read` leaves out is a number?
 
         That is, all other rows from the last attention on, and whatever ran before the last block. Nothing that is
@@ -165,11 +175,12 @@ class _Examination:
         by another way than the attention.
         """
         site = self._anatomy.tokens
+        count = self._tail.tokens.shape[1]
         leaf = torch.zeros_like(self._tail.tokens).requires_grad_()
 
         def go_on() -> tuple[Tensor, Tensor]:
             torch.set_grad_enabled(True)
-            return _filled_up(self._tail.stream, count), _filled_up(attended, count)
+            return _filled_up(self._tail.stream, count), _filled_up(self._attended, count)
 
         outputs = self._tail.run(
             go_on,

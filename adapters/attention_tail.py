@@ -1,4 +1,4 @@
-"""A model from its last attention on, where what that attention computes is known."""
+"""A model from its last attention on, evaluated for those tokens only that its output reads."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,19 +30,21 @@ class AttentionTail:
         inputs: Its positional arguments.
         anatomy: Where its tokens are.
         rows: How many first tokens the output reads; None: all.
+        algebra: Shall `attention` be read? Else the attention module is run as it is.
         latent: Where the latent is read, if it is wanted.
 
     Attributes:
-        tokens: (batch, tokens, channels), what enters the last attention; known once `mix` is called.
-        attention: How that attention computes; likewise.
+        tokens: (batch, tokens, channels), what enters the last attention; known once `attend` is called.
+        attention: How that attention computes, None without `algebra`; likewise.
         stream: (batch, rows, channels), the first tokens as they enter the last block; likewise.
-        rows: As above, a number once `mix` is called.
+        rows: As above, a number once `attend` is called.
+        algebra: As above.
         reads_all: Does the output read all tokens?
         prefix: How many first tokens are none of the patches or words: at least the class token.
     """
 
     tokens: Tensor
-    attention: Attention
+    attention: Attention | None
     stream: Tensor
 
     def __init__(
@@ -52,12 +54,14 @@ class AttentionTail:
         inputs: tuple[Any, ...],
         anatomy: TokenAnatomy,
         rows: int | None,
+        algebra: bool,
         latent: Site | None = None,
     ) -> None:
         if anatomy.attention is None:
             raise UnsuitableError
         self.rows = rows or 0
         self.reads_all = rows is None
+        self.algebra = algebra
         self.prefix = max(1, anatomy.prefix)
         self.call: _Call | None = None
         self._forward = forward
@@ -69,28 +73,35 @@ class AttentionTail:
         self._last = anatomy.blocks[-1]
         self._before = _Before(root, self._last)
 
-    def read(self, mix: Callable[[], tuple[Tensor, Tensor]]) -> Readout:
-        """The readout for other results of the last attention.
+    def read(self, attend: Callable[[], Tensor]) -> Readout:
+        """The readout for another output of the last attention.
 
         Args:
-            mix: Returns the values mixed by the attention for the first rows (copies * batch, rows, heads * width), the
-                batch repeated copy after copy, and the rows' own tokens (copies * batch, rows, channels). Called
-                without gradients; the outputs are differentiable with respect to both.
+            attend: Returns it for the first rows, (copies * batch, rows, channels), the batch repeated copy after copy.
 
         Returns:
-            Outputs (copies * batch, ...).
+            Outputs (copies * batch, ...), differentiable with respect to the attention's output.
 
         Raises:
             UnsuitableError: if the model does not run as it was taken apart.
         """
 
         def go_on() -> tuple[Tensor, Tensor]:
-            mixed, tokens = mix()
+            attended = attend()
             torch.set_grad_enabled(True)
-            stream = self.stream.repeat(mixed.shape[0] // self.stream.shape[0], 1, 1)
-            return stream, self.attention.output(mixed, tokens)
+            return self.stream.repeat(attended.shape[0] // self.stream.shape[0], 1, 1), attended
 
         return self.run(go_on)
+
+    def attend(self, tokens: Tensor) -> Tensor:
+        """What the attention module itself returns for the first rows of other tokens (batch, tokens, channels)."""
+        if self.call is None:
+            raise UnsuitableError
+        args, kwargs = pytree.tree_map(lambda x: tokens if x is self.tokens else x, self.call)
+        output = self._attends(*args, **kwargs)
+        self._returns_pair = isinstance(output, tuple)
+        first: Tensor = output[0] if self._returns_pair else output
+        return first[:, : self.rows]
 
     def run(
         self,
@@ -116,7 +127,7 @@ class AttentionTail:
             if self.call is None:
                 self._enter(args, kwargs)
             stream, attended = go_on()
-            answer = (attended, None) if self.attention.returns_weights else attended
+            answer = (attended, None) if self._returns_pair else attended
             block = shadow(self._last, {self._attends: lambda *_, **__: answer, **(inside or {})})
             result = block(stream, *self._args, **self._kwargs)
             if self._latent is not None and self._latent.module is self._last:
@@ -149,7 +160,8 @@ class AttentionTail:
             raise UnsuitableError
         self.tokens = call[0]
         self.rows = self.rows or call[0].shape[1]
-        self.attention = read_attention(self._attends, self.rows, call, named)
+        self.attention = read_attention(self._attends, self.rows, call, named) if self.algebra else None
+        self._returns_pair = self.attention is not None and self.attention.returns_weights
         self.stream = args[0][:, : self.rows].clone()
         self._args, self._kwargs = args[1:], kwargs
         self.call = call, named

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from adapters import AttentionTail
 
-from ._all_tokens_reading import AllTokensReading
 from ._class_token_reading import ClassTokenReading
+from ._differentiated_reading import DifferentiatedReading
 from ._targets import Score
 from ._token_copies import NoiseCopies, PathCopies
 
-R = TypeVar("R", ClassTokenReading, AllTokensReading)
+R = TypeVar("R", ClassTokenReading, DifferentiatedReading)
 
 
 def attention_relevance(
@@ -31,7 +31,7 @@ def attention_relevance(
         (targets, batch).
     """
     parts = alive = None
-    for reading in readings(tail, copies):
+    for reading in _readings(tail, copies):
         left = range(len(scores) - 1, -1, -1)
         answers = [reading.relevance(score, again=i > 0) for i, score in zip(left, scores, strict=True)]
         part, reached = (torch.stack(column) for column in zip(*answers, strict=True))
@@ -42,20 +42,27 @@ def attention_relevance(
     return parts, alive
 
 
-def readings(
-    tail: AttentionTail, copies: PathCopies | NoiseCopies
-) -> Iterator[ClassTokenReading] | Iterator[AllTokensReading]:
-    """The model's outputs for the copies, chunk after chunk."""
-    if tail.reads_all:
-        return _readings(AllTokensReading, tail, copies.for_all_tokens(tail), len(copies))
-    return _readings(ClassTokenReading, tail, copies.for_class_token(tail), len(copies))
+def attention_scores(tail: AttentionTail, scores: Sequence[Score], copies: PathCopies | NoiseCopies) -> Tensor:
+    """The scores themselves, (targets, copies, batch)."""
+    with torch.no_grad():
+        parts = [torch.stack([score(one.readout) for score in scores]) for one in _readings(tail, copies)]
+        return torch.cat(parts, 1).unflatten(1, (len(copies), -1))
 
 
 def _readings(
-    kind: Callable[[AttentionTail, Any], R], tail: AttentionTail, chunks: Iterator[Any], total: int
+    tail: AttentionTail, copies: PathCopies | NoiseCopies
+) -> Iterator[ClassTokenReading] | Iterator[DifferentiatedReading]:
+    """The model's outputs for the copies, chunk after chunk."""
+    if tail.algebra and not tail.reads_all:
+        return _in_chunks(ClassTokenReading, tail, copies.for_class_token(tail), len(copies))
+    return _in_chunks(DifferentiatedReading, tail, copies.for_differentiation(tail), len(copies))
+
+
+def _in_chunks(
+    kind: Callable[[AttentionTail, Iterator[Any]], R], tail: AttentionTail, chunks: Iterator[Any], total: int
 ) -> Iterator[R]:
     done = 0
     while done < total:
-        reading = kind(tail, chunks)  # which asks for a chunk when the tail knows its tokens
+        reading = kind(tail, chunks)  # asks for its chunk when the tail knows its tokens
         done += reading.copies
         yield reading

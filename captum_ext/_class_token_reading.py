@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from adapters import Attention, AttentionTail
 
-from ._features import Copies, Features, exactly
+from ._features import Copies, Features, exactly, known_attention
 from ._targets import Score
 
 
@@ -53,16 +53,16 @@ class ClassTokenReading:
     def __init__(self, tail: AttentionTail, chunks: Iterator[ClassTokenChunk]) -> None:
         self._tail = tail
         self._chunks = chunks
-        self.readout = tail.read(self._mix)
+        self.readout = tail.read(self._attend)
 
     @property
     def copies(self) -> int:
         """How many copies the chunk has."""
         return self._chunk.copies.number
 
-    def _mix(self) -> tuple[Tensor, Tensor]:
-        chunk, attention = next(self._chunks), self._tail.attention
-        self._chunk = chunk
+    def _attend(self) -> Tensor:
+        chunk, attention = next(self._chunks), known_attention(self._tail)
+        self._chunk, self._attention = chunk, attention
         self._tokens = chunk.tokens.requires_grad_()
         with torch.enable_grad():
             query = attention.in_heads(F.linear(self._tokens, *attention.query))
@@ -76,7 +76,8 @@ class ClassTokenReading:
                 mixed = mixed + attention.value.bias.to(mixed).view(attention.heads, 1, -1)
             mixed = chunk.copies.as_samples(mixed).transpose(1, 2).flatten(2).to(query.dtype)
         self._mixed = mixed.requires_grad_()
-        return self._mixed, self._tokens
+        with torch.enable_grad():
+            return attention.output(self._mixed, self._tokens)
 
     def relevance(self, score: Score, *, again: bool) -> tuple[Tensor, Tensor]:
         """Scores (batch, tokens), summed over the chunk, and whether any patch received a gradient, (batch,).
@@ -94,12 +95,12 @@ class ClassTokenReading:
             found = torch.autograd.grad(total, ends, retain_graph=again, allow_unused=True)
         of_mixed, of_tokens = (torch.zeros_like(x) if g is None else g for x, g in zip(ends, found, strict=True))
         with exactly(self._tokens):
-            gradient = copies.as_rows(self._tail.attention.in_heads(of_mixed.to(chunk.weights.dtype)))
+            gradient = copies.as_rows(self._attention.in_heads(of_mixed.to(chunk.weights.dtype)))
             gradient = gradient * chunk.weights.repeat_interleave(copies.rows)[:, None]
             products, along = chunk.values.products(gradient)
             value_part = self._weights * along
             of_weights = products - (self._weights * products).sum(-1, keepdim=True)
-            of_products = self._tail.attention.scale * self._weights * of_weights
+            of_products = self._attention.scale * self._weights * of_weights
             key_part, of_vectors = chunk.keys.pull(of_products, self._vectors, self._along)
             part = value_part.sum((1, 2)) + key_part
             of_query = copies.as_samples(of_vectors).to(self._query.dtype)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adapters import Attention, AttentionTail, UnsuitableError
+
 
 class Copies(NamedTuple):
     """How m copies of a batch of tensors for the first r tokens lie in memory.
@@ -27,15 +29,19 @@ class Copies(NamedTuple):
 
     def as_samples(self, rows: Tensor) -> Tensor:
         """By rows to by samples."""
-        return rows.unflatten(2, (self.number, self.rows)).permute(2, 0, 1, 3, 4).flatten(0, 1)
+        return self._by_number(rows).permute(2, 0, 1, 3, 4).flatten(0, 1)
 
     def as_copies(self, rows: Tensor) -> Tensor:
         """By rows to by copies."""
-        return self.as_samples(rows).unflatten(0, (self.number, self.batch)).flatten(1, 3)
+        return self._by_number(rows).permute(2, 0, 1, 3, 4).flatten(1, 3)
 
     def from_copies(self, copies: Tensor) -> Tensor:
         """By copies to by rows."""
-        return self.as_rows(copies.unflatten(1, (self.batch, -1, self.rows)).flatten(0, 1))
+        parts = copies.view(self.number, self.batch, -1, self.rows, copies.shape[-1])
+        return parts.permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+    def _by_number(self, rows: Tensor) -> Tensor:
+        return rows.view(*rows.shape[:2], self.number, self.rows, rows.shape[-1])
 
 
 class Features:
@@ -170,3 +176,14 @@ def exactly(like: Tensor) -> Iterator[None]:
     """Without gradients, and in the types given even under autocast."""
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         yield
+
+
+def known_attention(tail: AttentionTail) -> Attention:
+    """How the tail's attention computes.
+
+    Raises:
+        UnsuitableError: if that is unknown.
+    """
+    if tail.attention is None:
+        raise UnsuitableError
+    return tail.attention

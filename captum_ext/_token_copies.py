@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapters import Attention, AttentionTail, Projection
+from adapters import AttentionTail, Projection
 
-from ._all_tokens_reading import AllTokensChunk
 from ._class_token_reading import ClassTokenChunk
-from ._features import Cloud, Copies, Path, Turned
+from ._differentiated_reading import DifferentiatedChunk
+from ._features import Cloud, Copies, Path, Turned, known_attention
 
-TOKENS_PER_PASS = 2048
+TOKENS_PER_PASS = 1024
 SCRATCH = 13  # memory of a chunk in multiples of the tokens' own; the forward pass itself needs about 12
 
 
@@ -38,16 +38,17 @@ class PathCopies:
 
     def for_class_token(self, tail: AttentionTail) -> Iterator[ClassTokenChunk]:
         """Chunks for an output that reads the first tokens only."""
-        attention, tokens, rows = tail.attention, tail.tokens, tail.rows
+        attention, tokens, rows = known_attention(tail), tail.tokens, tail.rows
+        heads = attention.heads
         origin, step = self._origin_and_step(tokens)
         both = (attention.key, attention.value)
-        key_steps, value_steps = (_project(attention, step, p).contiguous() for p in both)
+        key_steps, value_steps = (_project(heads, step, p).contiguous() for p in both)
         dtype, wide = key_steps.dtype, _wide(tokens)
         key_steps, value_steps = key_steps.to(wide), value_steps.to(wide)
         key_start = value_start = None
         if origin is not None:
-            key_start, value_start = (_project(attention, origin, p).to(wide).contiguous() for p in both)
-        turn, bias = attention.turn_key, _bias(attention, attention.key, wide)
+            key_start, value_start = (_project(heads, origin, p).to(wide).contiguous() for p in both)
+        turn, bias = attention.turn_key, _bias(heads, attention.key, wide)
         if turn is not None and attention.turn_is_linear:
             starts = [part for part in (key_start, bias) if part is not None]
             key_start = turn(sum(starts[1:], starts[0]).expand_as(key_steps)) if starts else None
@@ -55,7 +56,7 @@ class PathCopies:
         first_step = step[:, :rows].to(wide)
         first_start = torch.zeros_like(first_step) if origin is None else origin[:, :rows].to(wide)
         del step, origin
-        for alphas, weights in self._chunks(tokens, lambda: _copies_at_once(tail)):
+        for alphas, weights in self._chunks(tail, lambda: _copies_at_once(tail)):
             copies = Copies(len(alphas), len(tokens), rows)
             path = Path(key_start, key_steps, alphas, copies)
             yield ClassTokenChunk(
@@ -67,22 +68,21 @@ class PathCopies:
                 weights=weights,
             )
 
-    def for_all_tokens(self, tail: AttentionTail) -> Iterator[AllTokensChunk]:
-        """Chunks for an output that reads all tokens."""
-        attention, tokens = tail.attention, tail.tokens
+    def for_differentiation(self, tail: AttentionTail) -> Iterator[DifferentiatedChunk]:
+        """Chunks for automatic differentiation."""
+        tokens, (heads, projections) = tail.tokens, _projections(tail)
         origin, step = self._origin_and_step(tokens)
-        projections = (attention.query, attention.key, attention.value)
-        steps = [_project(attention, step, p) for p in projections]
-        dtype, wide = steps[0].dtype, _wide(tokens)
-        starts = []
-        for projection, one in zip(projections, steps, strict=True):
-            start, bias = torch.zeros_like(one[:1, :, :1]), _bias(attention, projection, wide)
-            start = start if origin is None else _project(attention, origin, projection)
+        wide = _wide(tokens)
+        starts, steps, dtype = [], [], tokens.dtype
+        for projection in projections:
+            one, bias = _project(heads, step, projection), _bias(heads, projection, wide)
+            start = one.new_zeros(1, 1, 1, 1) if origin is None else _project(heads, origin, projection)
             starts.append(start.to(wide) if bias is None else start.to(wide) + bias)
-        steps = [one.to(wide) for one in steps]
+            steps.append(one.to(wide))
+            dtype = one.dtype
         start = torch.zeros_like(tokens[:1]) if origin is None else origin
-        for alphas, weights in self._chunks(tokens, lambda: tokens_per_pass(tokens, len(self))):
-            yield AllTokensChunk(
+        for alphas, weights in self._chunks(tail, lambda: _copies_of_all(tail, len(self))):
+            yield DifferentiatedChunk(
                 Copies(len(alphas), *tokens.shape[:2]),
                 features=[_on_path(a, b, alphas).to(dtype) for a, b in zip(starts, steps, strict=True)],
                 multipliers=steps,
@@ -95,10 +95,11 @@ class PathCopies:
         origin = None if self.baseline is None else self.baseline(tokens)
         return origin, tokens if origin is None else tokens - origin
 
-    def _chunks(self, tokens: Tensor, at_once: Callable[[], int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _chunks(self, tail: AttentionTail, at_once: Callable[[], int]) -> Iterator[tuple[Tensor, Tensor]]:
+        tokens = tail.tokens
         columns = (torch.tensor(x, dtype=_wide(tokens), device=tokens.device) for x in (self.alphas, self.weights))
         alphas, weights = columns
-        for here in _slices(len(self), self.at_once(tokens) if self.at_once else at_once()):
+        for here in _slices(len(self), self.at_once(tokens) if self.at_once and tail.attention else at_once()):
             yield alphas[here], weights[here]
 
 
@@ -123,16 +124,17 @@ class NoiseCopies:
 
     def for_class_token(self, tail: AttentionTail) -> Iterator[ClassTokenChunk]:
         """Chunks for an output that reads the first tokens only."""
-        attention, tokens, rows = tail.attention, tail.tokens, tail.rows
+        attention, tokens, rows = known_attention(tail), tail.tokens, tail.rows
+        heads = attention.heads
         both = (attention.key, attention.value)
-        key_steps, value_steps = (_project(attention, tokens, p).contiguous() for p in both)
+        key_steps, value_steps = (_project(heads, tokens, p).contiguous() for p in both)
         dtype, wide = key_steps.dtype, _wide(tokens)
         key_steps, value_steps = key_steps.to(wide), value_steps.to(wide)
-        key_weight, value_weight = (_weight(attention, p, wide) for p in both)
-        turn, bias = attention.turn_key, _bias(attention, attention.key, wide)
+        key_weight, value_weight = (_weight(heads, p, wide) for p in both)
+        turn, bias = attention.turn_key, _bias(heads, attention.key, wide)
         deviation = self.deviation(tokens)
         of_heads = deviation if isinstance(deviation, float) else deviation[:, None]
-        for drawn, weights in self._chunks(tokens, _copies_at_once(tail, noise=True)):
+        for drawn, weights in self._chunks(tail, _copies_at_once(tail, noise=True)):
             copies = Copies(len(drawn), len(tokens), rows)
             cloud = Cloud(key_steps, key_weight, drawn, of_heads, copies)
             own = (tokens[:, :rows] + deviation * drawn[:, None, :rows]).flatten(0, 1)
@@ -145,24 +147,23 @@ class NoiseCopies:
                 weights=weights,
             )
 
-    def for_all_tokens(self, tail: AttentionTail) -> Iterator[AllTokensChunk]:
-        """Chunks for an output that reads all tokens."""
-        attention, tokens = tail.attention, tail.tokens
-        projections = (attention.query, attention.key, attention.value)
-        steps = [_project(attention, tokens, p) for p in projections]
-        dtype, wide = steps[0].dtype, _wide(tokens)
-        parts = [
-            (one.to(wide), _weight(attention, p, wide), _bias(attention, p, wide))
-            for one, p in zip(steps, projections, strict=True)
-        ]
+    def for_differentiation(self, tail: AttentionTail) -> Iterator[DifferentiatedChunk]:
+        """Chunks for automatic differentiation."""
+        tokens, (heads, projections) = tail.tokens, _projections(tail)
+        wide = _wide(tokens)
+        parts, dtype = [], tokens.dtype
+        for projection in projections:
+            one = _project(heads, tokens, projection)
+            parts.append((one.to(wide), _weight(heads, projection, wide), _bias(heads, projection, wide)))
+            dtype = one.dtype
         deviation = self.deviation(tokens)
         of_heads = deviation if isinstance(deviation, float) else deviation[:, None]
-        for drawn, weights in self._chunks(tokens, tokens_per_pass(tokens, len(self))):
+        for drawn, weights in self._chunks(tail, _copies_of_all(tail, len(self))):
             copies = Copies(len(drawn), *tokens.shape[:2])
             noisy = [Cloud(one, weight, drawn, of_heads, copies).written()[0] for one, weight, _ in parts]
             features = [x if bias is None else x + bias for x, (_, _, bias) in zip(noisy, parts, strict=True)]
             own = (tokens + deviation * drawn[:, None]).flatten(0, 1)
-            yield AllTokensChunk(
+            yield DifferentiatedChunk(
                 copies,
                 features=[x.to(dtype) for x in features],
                 multipliers=noisy,
@@ -171,8 +172,9 @@ class NoiseCopies:
                 weights=weights,
             )
 
-    def _chunks(self, tokens: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
-        at_once = min(self.samples, self.at_once or at_once)
+    def _chunks(self, tail: AttentionTail, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+        tokens = tail.tokens
+        at_once = min(self.samples, self.at_once if self.at_once and tail.attention else at_once)
         normals = self.noise(tokens)
         memory = tokens.new_empty((at_once, *tokens.shape[1:]), dtype=_wide(tokens))
         weights = memory.new_full((at_once,), 1 / self.samples)
@@ -189,29 +191,40 @@ def tokens_per_pass(tokens: Tensor, copies: int) -> int:
     return max(1, min(copies, TOKENS_PER_PASS // (batch * count)))
 
 
+def _projections(tail: AttentionTail) -> tuple[int, tuple[Projection, ...]]:
+    """The number of heads, and the projections to queries, keys and values; none if they are unknown."""
+    attention = tail.attention
+    return (1, ()) if attention is None else (attention.heads, (attention.query, attention.key, attention.value))
+
+
+def _copies_of_all(tail: AttentionTail, copies: int) -> int:
+    """The same; an attention that is not known is run for one copy at a time, as its other arguments are for one."""
+    return 1 if tail.attention is None else tokens_per_pass(tail.tokens, copies)
+
+
 def _wide(tokens: Tensor) -> torch.dtype:
     return torch.promote_types(tokens.dtype, torch.float32)
 
 
 def _on_path(start: Tensor, step: Tensor, alphas: Tensor) -> Tensor:
     """(m * batch, ...), copy after copy."""
-    alphas = alphas.view(-1, *[1] * step.dim())
-    return torch.addcmul(start, alphas, step).flatten(0, 1)
+    path: Tensor = torch.addcmul(start, alphas.view(-1, *[1] * step.dim()), step)
+    return path.flatten(0, 1)
 
 
-def _weight(attention: Attention, projection: Projection, dtype: torch.dtype) -> Tensor:
+def _weight(heads: int, projection: Projection, dtype: torch.dtype) -> Tensor:
     """(heads, width, channels)."""
-    return projection.weight.to(dtype).unflatten(0, (attention.heads, -1))
+    return projection.weight.to(dtype).unflatten(0, (heads, -1))
 
 
-def _project(attention: Attention, tokens: Tensor, projection: Projection) -> Tensor:
+def _project(heads: int, tokens: Tensor, projection: Projection) -> Tensor:
     """Queries, keys or values without their bias, (batch, heads, tokens, width)."""
-    return attention.in_heads(F.linear(tokens, projection.weight))
+    return F.linear(tokens, projection.weight).unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _bias(attention: Attention, projection: Projection, dtype: torch.dtype) -> Tensor | None:
+def _bias(heads: int, projection: Projection, dtype: torch.dtype) -> Tensor | None:
     """(heads, 1, width)."""
-    return None if projection.bias is None else projection.bias.to(dtype).view(attention.heads, 1, -1)
+    return None if projection.bias is None else projection.bias.to(dtype).view(heads, 1, -1)
 
 
 def _slices(count: int, at_once: int) -> Iterator[slice]:
@@ -224,7 +237,7 @@ def _slices(count: int, at_once: int) -> Iterator[slice]:
 def _copies_at_once(tail: AttentionTail, *, noise: bool = False) -> int:
     """How many copies to evaluate at once, so that memory does not grow with their number."""
     batch, tokens, channels = tail.tokens.shape
-    attention = tail.attention
+    attention = known_attention(tail)
     written = attention.turn_key is not None and (noise or not attention.turn_is_linear)
     rows = tail.rows * (24 * channels + 8 * attention.heads * tokens)
     rows += 3 * tokens * channels // batch if noise else 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters import AttentionTail, TokenLayout, TokenTail
 
-from ._attention_relevance import attention_relevance, readings
+from ._attention_relevance import attention_relevance, attention_scores
 from ._checks import positive_int
 from ._targets import Score, Target
 from ._token_attribution import Question, Tensors, TokenAttribution
@@ -238,14 +238,8 @@ class _Path:
         at_once = None if self.internal_batch_size is None else self._copies
         parts, alive = attention_relevance(tail, scores, PathCopies(self.alphas, self.weights, baseline, at_once))
         if self.wants_delta:
-            (ends,) = readings(tail, PathCopies([0.0, 1.0], [0.0, 0.0], baseline, lambda _: 2))
-            with torch.no_grad():
-                start, end = (
-                    torch.stack([score(ends.readout) for score in scores])
-                    .to(parts.dtype)
-                    .unflatten(1, (2, -1))
-                    .unbind(1)
-                )
+            ends = PathCopies([0.0, 1.0], [0.0, 0.0], baseline, lambda _: 2)
+            start, end = attention_scores(tail, scores, ends).to(parts.dtype).unbind(1)
             self.deltas = parts.sum(-1) - (end - start)
         return parts, alive
 

@@ -1,11 +1,12 @@
-"""Relevance for models whose output reads all tokens, by automatic differentiation from queries, keys and values on.
+"""Relevance by automatic differentiation, for models that are known from their last attention on.
 
-As these are linear in the tokens, they are projected once for all copies, and
+If the output reads all tokens, from the attention's queries, keys and values on: as these are linear in the tokens,
+they are projected once for all copies, and
 
     S_i = sum (t_i Wq).dq_i + (t_i Wk).dk_i + (t_i Wv).dv_i
 
 needs no gradient with respect to the tokens. `t` is what the gradient is multiplied with: the tokens, or their
-difference from the baseline.
+difference from the baseline. If what the attention computes is not known, from the tokens on.
 
 Source: Brocki et al. 2024, equations 2, 5 and 6; the rearrangement is ours and exact.
 """
@@ -22,12 +23,12 @@ from ._features import Copies, exactly
 from ._targets import Score
 
 
-class AllTokensChunk(NamedTuple):
+class DifferentiatedChunk(NamedTuple):
     """Some copies of the tokens, evaluated at once.
 
     Attributes:
         copies: How many, and their layout.
-        features: Queries, keys and values, (m * batch, heads, tokens, width) each.
+        features: Queries, keys and values, (m * batch, heads, tokens, width) each; none if that is unknown.
         multipliers: `t W` of each, (batch or m * batch, heads, tokens, width).
         tokens: (m * batch, tokens, channels).
         multiplier: `t`, (batch or m * batch, tokens, channels).
@@ -42,24 +43,27 @@ class AllTokensChunk(NamedTuple):
     weights: Tensor
 
 
-class AllTokensReading:
+class DifferentiatedReading:
     """The model's output for a chunk, and the relevance of the tokens for it."""
 
-    def __init__(self, tail: AttentionTail, chunks: Iterator[AllTokensChunk]) -> None:
+    def __init__(self, tail: AttentionTail, chunks: Iterator[DifferentiatedChunk]) -> None:
         self._tail = tail
         self._chunks = chunks
-        self.readout = tail.read(self._mix)
+        self.readout = tail.read(self._attend)
 
     @property
     def copies(self) -> int:
         """How many copies the chunk has."""
         return self._chunk.copies.number
 
-    def _mix(self) -> tuple[Tensor, Tensor]:
-        self._chunk = next(self._chunks)
-        self._leaves = [x.requires_grad_() for x in (*self._chunk.features, self._chunk.tokens)]
+    def _attend(self) -> Tensor:
+        chunk, attention = next(self._chunks), self._tail.attention
+        self._chunk = chunk
+        self._leaves = [x.requires_grad_() for x in (*chunk.features, chunk.tokens)]
         with torch.enable_grad():
-            return self._tail.attention.mix(*self._chunk.features, rows=self._tail.rows), self._chunk.tokens
+            if attention is None:
+                return self._tail.attend(chunk.tokens)
+            return attention.output(attention.mix(chunk.features, self._tail.rows), chunk.tokens[:, : self._tail.rows])
 
     def relevance(self, score: Score, *, again: bool) -> tuple[Tensor, Tensor]:
         """Scores (batch, tokens), summed over the chunk, and whether any patch received a gradient, (batch,).
@@ -74,14 +78,20 @@ class AllTokensReading:
         found: tuple[Tensor | None, ...] = (None,) * len(self._leaves)
         if total.requires_grad:
             found = torch.autograd.grad(total, self._leaves, retain_graph=again, allow_unused=True)
-        part = chunk.weights.new_zeros(chunk.copies.number, chunk.copies.batch, chunk.copies.rows)
-        reached = torch.zeros_like(part, dtype=torch.bool)
+        part = chunk.weights.new_zeros(chunk.copies.number, chunk.copies.batch, chunk.tokens.shape[1])
+        reached = torch.zeros(chunk.copies.batch, dtype=torch.bool, device=part.device)
         with exactly(chunk.tokens):
             for gradient, multiplier in zip(found, (*chunk.multipliers, chunk.multiplier), strict=True):
                 if gradient is not None:
-                    batches = gradient.unflatten(0, (-1, chunk.copies.batch))
-                    products = batches * multiplier.unflatten(0, (-1, chunk.copies.batch))
-                    part += products.sum(-1) if products.dim() == 4 else products.sum((2, 4))
-                    reached |= (batches != 0).any(-1) if products.dim() == 4 else (batches != 0).any(-1).any(2)
+                    part += self._products(gradient, multiplier)
+            if (deciding := found[2 if chunk.features else 0]) is not None:  # patches' values, or their tokens
+                patches = deciding.movedim(-2, 1)[:, self._tail.prefix :]
+                reached = (patches != 0).flatten(1).any(1).unflatten(0, (-1, chunk.copies.batch)).any(0)
             weighted = (chunk.weights.view(-1, 1, 1) * part).sum(0)
-        return weighted, reached[..., self._tail.prefix :].any(-1).any(0)
+        return weighted, reached
+
+    def _products(self, gradient: Tensor, multiplier: Tensor) -> Tensor:
+        """Summed over heads and channels, (m, batch, tokens)."""
+        batch = self._chunk.copies.batch
+        products: Tensor = gradient.unflatten(0, (-1, batch)) * multiplier.unflatten(0, (-1, batch))
+        return products.sum(-1) if products.dim() == 4 else products.sum((2, 4))

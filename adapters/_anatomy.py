@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._attention import Attention, UnsuitableError
+from ._attention import Attention, UnknownAttentionError
 from ._dino import dino_anatomy, dino_attention
 from ._site import TokenAnatomy
 from ._timm import timm_anatomy, timm_attention
@@ -43,16 +43,16 @@ def read_attention(module: nn.Module, rows: int, args: tuple[Any, ...], kwargs: 
     """What a call of an attention module computes for the first `rows` tokens.
 
     Raises:
-        UnsuitableError: if the module is not known here, or does something that is not.
+        UnknownAttentionError: if the module is not known here, or does something that is not.
     """
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     call = dict(zip(names, args, strict=False)) | kwargs
     tokens = next(iter(call.values()), None)
     if not isinstance(tokens, Tensor) or tokens.dim() != 3 or not tokens.is_floating_point():
-        raise UnsuitableError
+        raise UnknownAttentionError
     found = next((a for family in _ATTENTIONS if (a := family(module, tokens, rows, call)) is not None), None)
     if found is None:
-        raise UnsuitableError
+        raise UnknownAttentionError
     return found
 
 

@@ -14,6 +14,10 @@ class UnsuitableError(Exception):
     """This model, or this call of it, cannot be taken apart; whoever asked must run it as a whole."""
 
 
+class UnknownAttentionError(UnsuitableError):
+    """What an attention computes is not known here."""
+
+
 class Projection(NamedTuple):
     """A linear map of tokens: weight (heads * width, channels) and bias (heads * width) or None."""
 
@@ -95,10 +99,10 @@ def split(linear: nn.Module, parts: int = 3) -> list[Projection]:
     """The projections that one linear layer makes side by side.
 
     Raises:
-        UnsuitableError: if it is not a plain nn.Linear: adapters, quantised and parametrised layers are others.
+        UnknownAttentionError: if it is not a plain nn.Linear: adapters, quantised and parametrised layers are others.
     """
     if type(linear) is not nn.Linear:
-        raise UnsuitableError
+        raise UnknownAttentionError
     biases = [None] * parts if linear.bias is None else linear.bias.chunk(parts)
     return [Projection(weight, bias) for weight, bias in zip(linear.weight.chunk(parts), biases, strict=True)]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._attention import Attention, UnsuitableError, split
+from ._attention import Attention, UnknownAttentionError, split
 from ._site import Site, TokenAnatomy, pair
 
 _PARTS = {"patch_embed", "pos_drop", "blocks", "norm", "fc_norm", "head"}
@@ -44,7 +44,7 @@ def dino_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any])
     if not {"qkv", "proj"} <= parts <= {"qkv", "proj", "attn_drop", "proj_drop"} or not hasattr(module, "num_heads"):
         return None
     if module._parameters or module._buffers or any(value is not None for value in list(call.values())[1:]):
-        raise UnsuitableError
+        raise UnknownAttentionError
     query, key, value = split(module.qkv)
     returns_weights = isinstance(module(tokens[:1, :1]), tuple)
 

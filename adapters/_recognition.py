@@ -1,5 +1,6 @@
 """Which models can be taken apart at their last attention: seen from their structure, and checked by running them."""
 
+import functools
 import warnings
 from collections.abc import Iterator
 from itertools import chain
@@ -12,6 +13,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as pytree
 
 from . import _borrow
+from ._attention import UnknownAttentionError
 from ._outputs import bare_output
 from ._shadow import HOOKS, Forward, rebound
 from ._site import Site, TokenAnatomy
@@ -25,6 +27,8 @@ class _Verdict(NamedTuple):
     algebra: bool
 
 
+_LISTENS_ONLY = "transformers.utils.output_capturing"  # its hooks stay once attentions or hidden states were asked for
+_PLAIN = (bool, int, float, str, type(None))
 _REMEMBERED = 8  # structures of one model
 _verdicts: WeakKeyDictionary[nn.Module, dict[Any, _Verdict | None]] = WeakKeyDictionary()
 
@@ -75,17 +79,23 @@ def _outside(module: nn.Module, left_out: frozenset[nn.Module]) -> Iterator[nn.M
 def _as_made(modules: list[nn.Module]) -> bool:
     """Has nobody put hooks on these modules, or another forward into them?"""
     everywhere = chain(torch_module._global_forward_hooks.values(), torch_module._global_forward_pre_hooks.values())
+    own = chain.from_iterable(getattr(module, hooks).values() for module in modules for hooks in HOOKS)
     return (
         all(hook.__module__ == _borrow.__name__ for hook in everywhere)
+        and all(getattr(hook, "__module__", None) == _LISTENS_ONLY for hook in own)
         and not any("forward" in module.__dict__ for module in modules)
-        and not any(getattr(module, hooks) for module in modules for hooks in HOOKS)
-        and not any(type(module).__module__.startswith(("torch.nn.parallel", "torch.jit")) for module in modules)
+        and not any(
+            type(module).__module__.startswith(("torch.nn.parallel", "torch.distributed", "torch.jit"))
+            for module in modules
+        )
     )
 
 
 def _structure(root: nn.Module, forward: Forward, modules: list[nn.Module], inputs: tuple[Any, ...]) -> Any:
     """What decides which tokens the output reads, as something to compare."""
     parts = tuple((id(module), type(module), type(module).forward, _settings(module)) for module in modules)
+    while isinstance(forward, functools.partial):
+        inputs, forward = (inputs, forward.args, forward.keywords), forward.func
     leaves, shape = pytree.tree_flatten(inputs)
     kinds = tuple((x.dim(), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
     dtype = next((parameter.dtype for parameter in root.parameters()), None)
@@ -93,9 +103,17 @@ def _structure(root: nn.Module, forward: Forward, modules: list[nn.Module], inpu
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """The module's plain attributes, such as the kind of pooling."""
-    plain = (bool, int, float, str, type(None))
-    return tuple((k, v) for k, v in vars(module).items() if isinstance(v, plain) and k != "training")
+    """The module's plain attributes, such as the kind of pooling, and which functions it holds."""
+    return tuple(
+        (name, id(value) if callable(value) else tuple(value) if isinstance(value, list) else value)
+        for name, value in vars(module).items()
+        if name != "training"
+        and (isinstance(value, _PLAIN) or callable(value) or (isinstance(value, list | tuple) and _all_plain(value)))
+    )
+
+
+def _all_plain(values: list[Any] | tuple[Any, ...]) -> bool:
+    return all(isinstance(value, _PLAIN) for value in values)
 
 
 def _examine(
@@ -106,35 +124,46 @@ def _examine(
         own = bare_output(forward(*inputs))
     if not bool(torch.isfinite(own).all()):
         return None
+
+    def passes(rows: int | None, *, algebra: bool) -> bool:
+        try:
+            return _Examination(AttentionTail(forward, root, inputs, anatomy, rows, algebra), own).passed()
+        except UnknownAttentionError:
+            raise
+        except Exception:  # whatever the model's code does with fewer tokens than it expects
+            return False
+
     for rows in (*sorted({1, max(1, anatomy.prefix)}), None):
-        for verdict in (_Verdict(rows, algebra=True), _Verdict(rows, algebra=False))[0 if algebra else 1 :]:
-            try:
-                tail = AttentionTail(forward, root, inputs, anatomy, *verdict)
-                if _Examination(tail, anatomy, own).passed():
-                    return verdict
-            except _OtherAttentionError:
-                warnings.warn(
-                    f"{type(anatomy.attention).__name__} ({_path(root, anatomy.attention)}) of this "
-                    f"{type(root).__name__} does not compute what its structure says. The model is explained without "
-                    "that knowledge: the same maps, more slowly.",
-                    stacklevel=2,
-                )
-                algebra = False
-            except Exception:  # whatever the model's code does with fewer tokens than it expects
-                continue
+        try:
+            if algebra and passes(rows, algebra=True):
+                return _Verdict(rows, algebra=True)
+        except UnknownAttentionError as error:
+            algebra = False
+            if isinstance(error, _OtherAttentionError):
+                _warn(root, anatomy.attention)
+        if not algebra and passes(rows, algebra=False):
+            return _Verdict(rows, algebra=False)
     return None
 
 
-class _OtherAttentionError(Exception):
+def _warn(root: nn.Module, attention: nn.Module | None) -> None:
+    path = next((name for name, part in root.named_modules() if part is attention), "")
+    warnings.warn(
+        f"{type(attention).__name__} ({path}) of this {type(root).__name__} does not compute what its structure says. "
+        "The model is explained without that knowledge: the same maps, more slowly.",
+        stacklevel=2,
+    )
+
+
+class _OtherAttentionError(UnknownAttentionError):
     """The attention does not compute what its structure says."""
 
 
 class _Examination:
     """Does a model that was taken apart return what the whole one does?"""
 
-    def __init__(self, tail: AttentionTail, anatomy: TokenAnatomy, own: Tensor) -> None:
+    def __init__(self, tail: AttentionTail, own: Tensor) -> None:
         self._tail = tail
-        self._anatomy = anatomy
         self._own = own
         self._attended = own  # for now
         self._eps = torch.finfo(own.dtype).eps
@@ -159,6 +188,7 @@ class _Examination:
         """The attention's own output, which what is known of it must repeat; in two copies if it does."""
         tail = self._tail
         self._attended = tail.attend(tail.tokens).detach()
+        self._eps = max(self._eps, torch.finfo(self._attended.dtype).eps)  # the model may use autocast by itself
         if tail.attention is None:
             return self._attended.clone().requires_grad_()
         rows = tail.tokens[:, : tail.rows]
@@ -174,7 +204,7 @@ class _Examination:
         computed from them is a number then, not even with weights of zero. The tokens, too, must not reach the outputs
         by another way than the attention.
         """
-        site = self._anatomy.tokens
+        site = self._tail.site
         count = self._tail.tokens.shape[1]
         leaf = torch.zeros_like(self._tail.tokens).requires_grad_()
 
@@ -205,7 +235,3 @@ def _filled_up(rows: Tensor, count: int) -> Tensor:
     """Further rows that are not numbers."""
     rest = rows.new_full((rows.shape[0], count - rows.shape[1], rows.shape[2]), float("nan"))
     return torch.cat([rows, rest], dim=1)
-
-
-def _path(root: nn.Module, module: nn.Module | None) -> str:
-    return next((name for name, part in root.named_modules() if part is module), "")

@@ -1,5 +1,6 @@
 """Running a model with some of its modules' forwards exchanged, without touching the model."""
 
+import functools
 import inspect
 import types
 from collections import OrderedDict
@@ -46,6 +47,9 @@ def rebound(forward: Forward, root: nn.Module, copy: nn.Module) -> Forward | Non
     """What calls the copy where `forward`, the model or a method of it, calls the model; None if that is unknown."""
     if forward is root:
         return copy
+    if isinstance(forward, functools.partial):
+        inner = rebound(forward.func, root, copy)
+        return None if inner is None else functools.partial(inner, *forward.args, **forward.keywords)
     if inspect.ismethod(forward) and forward.__self__ is root:
         return types.MethodType(forward.__func__, copy)
     return None

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._attention import Attention, Projection, Turn, UnsuitableError, as_mask, runs, split, unless_identity
+from ._attention import Attention, Projection, Turn, UnknownAttentionError, as_mask, runs, split, unless_identity
 from ._site import Site, TokenAnatomy, is_a, pair
 
 
@@ -58,13 +58,13 @@ def timm_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any])
         query, key, value = _eva_projections(module)
         rope = call.get("rope")
         if getattr(module, "num_kv_groups", 1) != 1:
-            raise UnsuitableError
+            raise UnknownAttentionError
     elif runs(module, "timm.models.beit", "Attention.forward"):
         return _beit(module, tokens, call.get("shared_rel_pos_bias"))
     else:
         return None
     if call.get("is_causal"):
-        raise UnsuitableError
+        raise UnknownAttentionError
 
     def output(mixed: Tensor, own: Tensor) -> Tensor:
         mixed = module.norm(mixed)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._attention import Attention, Projection, UnsuitableError
+from ._attention import Attention, Projection, UnknownAttentionError
 from ._site import Site, TokenAnatomy, is_a, pair
 
 
@@ -29,11 +29,11 @@ def torch_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any]
     if type(module) is not nn.MultiheadAttention:
         return None
     if not (call["key"] is tokens is call["value"]) or call.get("is_causal") or call.get("need_weights", True):
-        raise UnsuitableError
+        raise UnknownAttentionError
     if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn or not module.batch_first:
-        raise UnsuitableError
+        raise UnknownAttentionError
     if call.get("key_padding_mask") is not None or call.get("attn_mask") is not None:
-        raise UnsuitableError
+        raise UnknownAttentionError
     biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
     parts = zip(module.in_proj_weight.chunk(3), biases, strict=True)
     query, key, value = (Projection(weight, bias) for weight, bias in parts)

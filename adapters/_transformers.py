@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._attention import Attention, UnsuitableError, as_mask, runs, split
+from ._attention import Attention, UnknownAttentionError, as_mask, runs, split
 from ._site import Site, TokenAnatomy, is_a, pair
 
 # class: (prefix tokens, or None to read the number of registers, name of the last layer's first norm, final norm)
@@ -39,7 +39,7 @@ def transformers_attention(module: Any, tokens: Tensor, rows: int, call: dict[st
     kernel = module.config._attn_implementation
     rounds = kernel == "eager" and tokens.dtype.itemsize > 4  # some families' eager softmax is in float32
     if kernel not in _KERNELS or rounds or module.is_causal or call.get("past_key_values") is not None:
-        raise UnsuitableError
+        raise UnknownAttentionError
     query, key, value = (split(getattr(module, name), 1)[0] for name in names[:3])
     output = None if names[3] is None else getattr(module, names[3])
     scale = module.scaling if hasattr(module, "scaling") else module.scale

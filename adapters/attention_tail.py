@@ -41,6 +41,18 @@ class AttentionTail:
         algebra: As above.
         reads_all: Does the output read all tokens?
         prefix: How many first tokens are none of the patches or words: at least the class token.
+        site: Where the tokens are.
+        call: What the last attention was called with.
+
+    Example:
+        >>> import timm, torch
+        >>> from adapters import AttentionTail, find_anatomy
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> images = torch.randn(2, 3, 224, 224)
+        >>> tail = AttentionTail(model, model, (images,), find_anatomy(model), rows=1, algebra=True)
+        >>> outputs = tail.read(lambda: tail.attend(tail.tokens)).outputs
+        >>> torch.allclose(outputs, model(images), atol=1e-4)
+        True
     """
 
     tokens: Tensor
@@ -63,11 +75,11 @@ class AttentionTail:
         self.reads_all = rows is None
         self.algebra = algebra
         self.prefix = max(1, anatomy.prefix)
+        self.site = anatomy.tokens
         self.call: _Call | None = None
         self._forward = forward
         self._root = root
         self._inputs = inputs
-        self._anatomy = anatomy
         self._attends = anatomy.attention
         self._latent = latent
         self._last = anatomy.blocks[-1]
@@ -150,7 +162,7 @@ class AttentionTail:
         """Run the last block up to its attention, and see how that is called."""
         if not args or not isinstance(args[0], Tensor):
             raise UnsuitableError
-        site = self._anatomy.tokens
+        site = self.site
         seen: list[Tensor] = []
         keep = {} if site.at_input else {site.module: _keeping(site, seen)}
         call, named = _call_that_stops(shadow(self._last, {self._attends: _stop, **keep}), *args, **kwargs)

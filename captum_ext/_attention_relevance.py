@@ -37,6 +37,7 @@ def attention_relevance(
         part, reached = (torch.stack(column) for column in zip(*answers, strict=True))
         parts = part if parts is None else parts + part
         alive = reached if alive is None else alive | reached
+        del reading, answers  # before the next chunk needs the memory
     if parts is None or alive is None:
         raise ValueError("Expected at least one copy.")
     return parts, alive
@@ -46,7 +47,7 @@ def attention_scores(tail: AttentionTail, scores: Sequence[Score], copies: PathC
     """The scores themselves, (targets, copies, batch)."""
     with torch.no_grad():
         parts = [torch.stack([score(one.readout) for score in scores]) for one in _readings(tail, copies)]
-        return torch.cat(parts, 1).unflatten(1, (len(copies), -1))
+        return torch.cat(parts, 1).view(len(scores), len(copies), -1)
 
 
 def _readings(
@@ -66,3 +67,4 @@ def _in_chunks(
         reading = kind(tail, chunks)  # asks for its chunk when the tail knows its tokens
         done += reading.copies
         yield reading
+        del reading

@@ -104,13 +104,15 @@ class ClassTokenReading:
             key_part, of_vectors = chunk.keys.pull(of_products, self._vectors, self._along)
             part = value_part.sum((1, 2)) + key_part
             of_query = copies.as_samples(of_vectors).to(self._query.dtype)
-        (through_query,) = torch.autograd.grad(self._query, self._tokens, of_query, retain_graph=again)
-        wide = chunk.weights.dtype
-        weights = chunk.weights.repeat_interleave(copies.batch).view(-1, 1, 1)
-        of_rows = through_query.to(wide) + weights * of_tokens.to(wide)
-        own = (chunk.multiplier.to(wide) * of_rows).sum(2).unflatten(0, (-1, copies.batch)).sum(0)
-        part[:, : copies.rows] += own
-        reached = (self._weights[..., self._tail.prefix :] > 0).flatten(1).any(1) & (gradient != 0).flatten(1).any(1)
+            (through_query,) = torch.autograd.grad(self._query, self._tokens, of_query, retain_graph=again)
+            wide = chunk.weights.dtype
+            weights = chunk.weights.repeat_interleave(copies.batch).view(-1, 1, 1)
+            of_rows = through_query.to(wide) + weights * of_tokens.to(wide)
+            own = (chunk.multiplier.to(wide) * of_rows).sum(2).unflatten(0, (-1, copies.batch)).sum(0)
+            part[:, : copies.rows] += own
+            reached = (self._weights[..., self._tail.prefix :] > 0).flatten(1).any(1) & (gradient != 0).flatten(1).any(
+                1
+            )
         return part, reached
 
 

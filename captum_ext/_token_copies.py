@@ -214,12 +214,12 @@ def _on_path(start: Tensor, step: Tensor, alphas: Tensor) -> Tensor:
 
 def _weight(heads: int, projection: Projection, dtype: torch.dtype) -> Tensor:
     """(heads, width, channels)."""
-    return projection.weight.to(dtype).unflatten(0, (heads, -1))
+    return projection.weight.to(dtype).reshape(heads, -1, projection.weight.shape[1])
 
 
 def _project(heads: int, tokens: Tensor, projection: Projection) -> Tensor:
     """Queries, keys or values without their bias, (batch, heads, tokens, width)."""
-    return F.linear(tokens, projection.weight).unflatten(2, (heads, -1)).transpose(1, 2)
+    return F.linear(tokens, projection.weight).view(*tokens.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _bias(heads: int, projection: Projection, dtype: torch.dtype) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import AttentionTail, TokenLayout, TokenTail
+from adapters import AttentionTail, TokenLayout, TokenTail, UnsuitableError
 
 from ._attention_relevance import attention_relevance
 from ._checks import positive_int
@@ -168,7 +168,13 @@ class _Noise:
             self._deviation,
             self.nt_samples_batch_size,
         )
-        return attention_relevance(tail, scores, noise)
+        before = None if self.generator is None else self.generator.get_state()
+        try:
+            return attention_relevance(tail, scores, noise)
+        except UnsuitableError:
+            if self.generator is not None and before is not None:
+                self.generator.set_state(before)  # the noise will be drawn again
+            raise
 
     def _deviation(self, tokens: Tensor) -> float | Tensor:
         return _default_deviation(tokens) if self.stdevs is None else float(self.stdevs)

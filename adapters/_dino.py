@@ -43,7 +43,8 @@ def dino_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any])
     parts = {name for name, _ in module.named_children()}
     if not {"qkv", "proj"} <= parts <= {"qkv", "proj", "attn_drop", "proj_drop"} or not hasattr(module, "num_heads"):
         return None
-    if module._parameters or module._buffers or any(value is not None for value in list(call.values())[1:]):
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if own or any(value is not None for value in list(call.values())[1:]):
         raise UnknownAttentionError
     query, key, value = split(module.qkv)
     returns_weights = isinstance(module(tokens[:1, :1]), tuple)

@@ -78,7 +78,7 @@ def _outside(module: nn.Module, left_out: frozenset[nn.Module]) -> Iterator[nn.M
 
 def _as_made(modules: list[nn.Module]) -> bool:
     """Has nobody put hooks on these modules, or another forward into them?"""
-    everywhere = chain(torch_module._global_forward_hooks.values(), torch_module._global_forward_pre_hooks.values())
+    everywhere = chain.from_iterable(vars(torch_module)[f"_global{hooks}"].values() for hooks in HOOKS)
     own = chain.from_iterable(getattr(module, hooks).values() for module in modules for hooks in HOOKS)
     return (
         all(hook.__module__ == _borrow.__name__ for hook in everywhere)
@@ -124,26 +124,26 @@ def _examine(
         own = bare_output(forward(*inputs))
     if not bool(torch.isfinite(own).all()):
         return None
-
-    def passes(rows: int | None, *, algebra: bool) -> bool:
-        try:
-            return _Examination(AttentionTail(forward, root, inputs, anatomy, rows, algebra), own).passed()
-        except UnknownAttentionError:
-            raise
-        except Exception:  # whatever the model's code does with fewer tokens than it expects
-            return False
-
     for rows in (*sorted({1, max(1, anatomy.prefix)}), None):
         try:
-            if algebra and passes(rows, algebra=True):
+            if algebra and _passes(AttentionTail(forward, root, inputs, anatomy, rows, algebra=True), own):
                 return _Verdict(rows, algebra=True)
         except UnknownAttentionError as error:
             algebra = False
             if isinstance(error, _OtherAttentionError):
                 _warn(root, anatomy.attention)
-        if not algebra and passes(rows, algebra=False):
+        if not algebra and _passes(AttentionTail(forward, root, inputs, anatomy, rows, algebra=False), own):
             return _Verdict(rows, algebra=False)
     return None
+
+
+def _passes(tail: AttentionTail, own: Tensor) -> bool:
+    try:
+        return _Examination(tail, own).passed()
+    except UnknownAttentionError:
+        raise
+    except Exception:  # whatever the model's code does with fewer tokens than it expects
+        return False
 
 
 def _warn(root: nn.Module, attention: nn.Module | None) -> None:

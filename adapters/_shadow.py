@@ -27,16 +27,16 @@ def shadow(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
         if module in done:
             return done[module]
         forward = forwards.get(module)
-        children = module._modules
+        children = own = vars(module)["_modules"]
         if forward is None:
             children = {name: None if child is None else stand_in(child) for name, child in children.items()}
-            if all(children[name] is child for name, child in module._modules.items()):
+            if all(children[name] is child for name, child in own.items()):
                 done[module] = module
                 return module
         copy = object.__new__(type(module))
-        copy.__dict__ = {**module.__dict__, "_modules": children}
+        copy.__dict__.update(module.__dict__, _modules=children)
         if forward is not None:
-            copy.__dict__ |= {"forward": forward} | {hooks: OrderedDict() for hooks in HOOKS}
+            copy.__dict__.update({hooks: OrderedDict() for hooks in HOOKS}, forward=forward)
         done[module] = copy
         return copy
 

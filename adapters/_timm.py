@@ -119,7 +119,7 @@ def _turn(module: Any, norm: Turn | None, rope: Tensor | None, rows: int) -> Tur
 
 
 def _beit(module: Any, tokens: Tensor, shared: Tensor | None) -> Attention:
-    own = None if module.relative_position_bias_table is None else module._get_rel_pos_bias()
+    own = None if module.relative_position_bias_table is None else module._get_rel_pos_bias()  # noqa: SLF001 # as its forward does
     masks = [mask for mask in (own, shared) if mask is not None]
     query, key, value = _with_biases(module)
     return Attention(

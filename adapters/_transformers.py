@@ -36,7 +36,7 @@ def transformers_attention(module: Any, tokens: Tensor, rows: int, call: dict[st
     names = _ATTENTIONS.get(type(module).__name__)
     if names is None or not runs(module, "transformers.models.", f"{type(module).__name__}.forward"):
         return None
-    kernel = module.config._attn_implementation
+    kernel = module.config._attn_implementation  # noqa: SLF001 # as its forward does
     rounds = kernel == "eager" and tokens.dtype.itemsize > 4  # some families' eager softmax is in float32
     if kernel not in _KERNELS or rounds or module.is_causal or call.get("past_key_values") is not None:
         raise UnknownAttentionError

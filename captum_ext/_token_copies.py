@@ -15,6 +15,7 @@ from ._features import Cloud, Copies, Path, Turned, known_attention
 
 TOKENS_PER_PASS = 1024
 SCRATCH = 13  # memory of a chunk in multiples of the tokens' own; the forward pass itself needs about 12
+LITTLE = 2**20  # numbers that a chunk may always use
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,14 @@ class NoiseCopies:
 
     Attributes:
         samples: How many.
-        noise: From the tokens standard normals (tokens, channels), one a copy, the same for the whole batch.
+        noise: From the tokens what fills a tensor (tokens, channels) with standard normals; one a copy, the same for
+            the whole batch.
         deviation: From the tokens the noise's standard deviation, a number or (batch, 1, 1).
         at_once: Copies in a chunk; None: as many as keep memory independent of their number.
     """
 
     samples: int
-    noise: Callable[[Tensor], Iterator[Tensor]]
+    noise: Callable[[Tensor], Callable[[Tensor], object]]
     deviation: Callable[[Tensor], float | Tensor]
     at_once: int | None = None
 
@@ -175,13 +177,13 @@ class NoiseCopies:
     def _chunks(self, tail: AttentionTail, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
         tokens = tail.tokens
         at_once = min(self.samples, self.at_once if self.at_once and tail.attention else at_once)
-        normals = self.noise(tokens)
+        fill = self.noise(tokens)
         memory = tokens.new_empty((at_once, *tokens.shape[1:]), dtype=_wide(tokens))
         weights = memory.new_full((at_once,), 1 / self.samples)
         for here in _slices(self.samples, at_once):
             drawn = memory[: here.stop - here.start]
             for one in drawn:
-                one.copy_(next(normals))
+                fill(one)
             yield drawn, weights[: len(drawn)]
 
 
@@ -242,4 +244,4 @@ def _copies_at_once(tail: AttentionTail, *, noise: bool = False) -> int:
     rows = tail.rows * (24 * channels + 8 * attention.heads * tokens)
     rows += 3 * tokens * channels // batch if noise else 0
     rows += 8 * tokens * channels if written else 0
-    return max(1, int(SCRATCH * tokens * channels // rows))
+    return max(1, max(SCRATCH * tokens * channels, LITTLE // batch) // rows)

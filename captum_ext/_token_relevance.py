@@ -35,7 +35,7 @@ def smooth_relevance(
     scores: Sequence[Score],
     layout: TokenLayout,
     *,
-    noise: Iterator[Tensor],
+    noise: Callable[[Tensor], object],
     deviation: float | Tensor,
     samples: int,
     copies: int,
@@ -46,15 +46,18 @@ def smooth_relevance(
         tail: What follows the tokens.
         scores: The targets' score functions.
         layout: How the tokens lie.
-        noise: Standard normal (tokens, channels) tensors, one a sample, the same for the whole batch.
+        noise: Fills a tensor (tokens, channels) with standard normals; one a sample, the same for the whole batch.
         deviation: The noise's standard deviation, a number or (batch, 1, 1).
         samples: How many to average.
         copies: How many to evaluate at once.
     """
     tokens = tail.tokens.detach()
+    wide = torch.promote_types(tokens.dtype, torch.float32)
     total = _Mean(tokens, layout)
     for first in range(0, samples, copies):
-        drawn = torch.stack([next(noise) for _ in range(min(copies, samples - first))])
+        drawn = tokens.new_empty((min(copies, samples - first), *tokens.shape[1:]), dtype=wide)
+        for one in drawn:
+            noise(one)
         noisy = (tokens + deviation * drawn[:, None]).to(tokens.dtype).flatten(0, 1).requires_grad_()
         for target, gradients in enumerate(_gradients(scores, tail.read(noisy), noisy)):
             total.add(target, noisy.detach(), gradients, [1 / samples] * len(drawn))

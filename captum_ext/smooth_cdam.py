@@ -1,8 +1,9 @@
 """Smooth CDAM: the mean of CDAMs of noisy tokens."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -186,8 +187,8 @@ def _default_deviation(tokens: Tensor) -> Tensor:
     return NOISE_FRACTION * wide.std(dim=tuple(range(1, tokens.dim())), keepdim=True)
 
 
-def _normals(tokens: Tensor, generator: torch.Generator | None) -> Iterator[Tensor]:
-    """Standard normals of the shape of one sample's tokens, drawn one after the other: no chunking changes them."""
+def _normals(tokens: Tensor, generator: torch.Generator | None) -> Callable[[Tensor], Tensor]:
+    """Fills a tensor of the shape of one sample's tokens with standard normals: no chunking changes them."""
     if generator is None:
         generator = torch.Generator(tokens.device).manual_seed(torch.initial_seed())
     elif generator.device.type != tokens.device.type:
@@ -195,6 +196,4 @@ def _normals(tokens: Tensor, generator: torch.Generator | None) -> Iterator[Tens
             f"Expected `generator` on the tokens' device {tokens.device}, got one on {generator.device}. Make it with "
             f"torch.Generator({str(tokens.device)!r})."
         )
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    while True:
-        yield torch.randn(tokens.shape[1:], generator=generator, device=tokens.device, dtype=dtype)
+    return partial(torch.Tensor.normal_, generator=generator)

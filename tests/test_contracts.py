@@ -18,7 +18,15 @@ TARGETS = torch.tensor([1, 4, 0])
 each_method = pytest.mark.parametrize(("method", "options"), METHODS.values(), ids=METHODS)
 
 
-def used_model():
+@pytest.fixture(params=["taken apart", "as a whole"], autouse=True)
+def way(request, monkeypatch):
+    """Both ways to compute keep every promise: with the last attention taken apart, and by hooks alone."""
+    if request.param == "as a whole":
+        monkeypatch.setattr("captum_ext._token_attribution.attention_tail_of", lambda *_, **__: None)
+    return request.param
+
+
+def used_model(way):
     """A model in the middle of a user's life: mixed train flags, frozen parts, gradients, hooks, an own forward."""
     from digit_vit import Stem
     from timm.layers import HybridEmbed
@@ -30,15 +38,16 @@ def used_model():
     model.blocks[1].eval()
     model.norm.requires_grad_(False)
     model.blocks[0].register_forward_hook(lambda _, __, out: out * 1.5)
-    model.blocks[-1].register_forward_pre_hook(lambda _, args: (args[0] + 0.1,))
+    if way == "as a whole":
+        model.blocks[-1].register_forward_pre_hook(lambda _, args: (args[0] + 0.1,))
     own = model.blocks[0].mlp.forward
     model.blocks[0].mlp.forward = lambda x: own(x) * 2
     return model
 
 
 @each_method
-def test_a_used_model_is_left_as_found(method, options):
-    model, x = used_model(), IMAGES[:, :1].contiguous()
+def test_a_used_model_is_left_as_found(method, options, way):
+    model, x = used_model(way), IMAGES[:, :1].contiguous()
     before = x.clone()
     with left_as_found(model):
         method(model).attribute(x, TARGETS, **options)
@@ -47,8 +56,8 @@ def test_a_used_model_is_left_as_found(method, options):
 
 
 @each_method
-def test_dropout_and_batch_norm_do_not_act(method, options):
-    model, x = used_model(), IMAGES[:, :1]
+def test_dropout_and_batch_norm_do_not_act(method, options, way):
+    model, x = used_model(way), IMAGES[:, :1]
     training = method(model).attribute(x, TARGETS, **options)
     assert torch.equal(training, method(model.eval()).attribute(x, TARGETS, **options))
 

@@ -21,26 +21,25 @@ def shadow(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
     are the model's own. So no hook is needed, the model is not changed for a moment, and threads do not meet. An
     exchanged module's own hooks do not run, unless its new forward calls the module itself.
     """
-    done: dict[nn.Module, nn.Module] = {}
+    return _stand_in(root, forwards, {})
 
-    def stand_in(module: nn.Module) -> nn.Module:
-        if module in done:
-            return done[module]
+
+def _stand_in(module: M, forwards: Mapping[nn.Module, Forward], done: dict[nn.Module, nn.Module]) -> M:
+    # Not a function inside another: that would be a cycle, and hold the memory of a pass until it is collected.
+    if module not in done:
         forward = forwards.get(module)
         children = own = vars(module)["_modules"]
         if forward is None:
-            children = {name: None if child is None else stand_in(child) for name, child in children.items()}
-            if all(children[name] is child for name, child in own.items()):
-                done[module] = module
-                return module
-        copy = object.__new__(type(module))
-        copy.__dict__.update(module.__dict__, _modules=children)
-        if forward is not None:
-            copy.__dict__.update({hooks: OrderedDict() for hooks in HOOKS}, forward=forward)
-        done[module] = copy
-        return copy
-
-    return stand_in(root)  # type: ignore[return-value] # a copy of the root is of the root's type
+            children = {k: None if child is None else _stand_in(child, forwards, done) for k, child in own.items()}
+        if forward is None and all(children[name] is child for name, child in own.items()):
+            done[module] = module
+        else:
+            copy = object.__new__(type(module))
+            copy.__dict__.update(module.__dict__, _modules=children)
+            if forward is not None:
+                copy.__dict__.update({hooks: OrderedDict() for hooks in HOOKS}, forward=forward)
+            done[module] = copy
+    return done[module]  # type: ignore[return-value] # a copy is of its original's type
 
 
 def rebound(forward: Forward, root: nn.Module, copy: nn.Module) -> Forward | None:

@@ -78,6 +78,9 @@ class TokenTail:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        if self._replay is not None:  # cycles, whose memory would wait to be collected
+            self._replay.answers.clear()
+            self._replay = None
 
     def read(self, tokens: Tensor) -> Readout:
         """The readout for other tokens: (copies * batch, tokens, channels), the batch repeated copy after copy."""

@@ -54,10 +54,11 @@ class PathCopies:
             starts = [part for part in (key_start, bias) if part is not None]
             key_start = turn(sum(starts[1:], starts[0]).expand_as(key_steps)) if starts else None
             key_steps = turn(key_steps)
-        first_step = step[:, :rows].to(wide)
+        first_step = step[:, :rows].to(wide).clone()  # not a view, which would keep all rows
         first_start = torch.zeros_like(first_step) if origin is None else origin[:, :rows].to(wide)
+        more = 0 if origin is None else 3
         del step, origin
-        for alphas, weights in self._chunks(tail, lambda: _copies_at_once(tail)):
+        for alphas, weights in self._chunks(tail, lambda: _copies_at_once(tail, SCRATCH - more)):
             copies = Copies(len(alphas), len(tokens), rows)
             path = Path(key_start, key_steps, alphas, copies)
             yield ClassTokenChunk(
@@ -136,7 +137,7 @@ class NoiseCopies:
         turn, bias = attention.turn_key, _bias(heads, attention.key, wide)
         deviation = self.deviation(tokens)
         of_heads = deviation if isinstance(deviation, float) else deviation[:, None]
-        for drawn, weights in self._chunks(tail, _copies_at_once(tail, noise=True)):
+        for drawn, weights in self._chunks(tail, _copies_at_once(tail, SCRATCH, noise=True)):
             copies = Copies(len(drawn), len(tokens), rows)
             cloud = Cloud(key_steps, key_weight, drawn, of_heads, copies)
             own = (tokens[:, :rows] + deviation * drawn[:, None, :rows]).flatten(0, 1)
@@ -236,7 +237,7 @@ def _slices(count: int, at_once: int) -> Iterator[slice]:
     return map(slice, bounds[:-1], bounds[1:])
 
 
-def _copies_at_once(tail: AttentionTail, *, noise: bool = False) -> int:
+def _copies_at_once(tail: AttentionTail, scratch: int, *, noise: bool = False) -> int:
     """How many copies to evaluate at once, so that memory does not grow with their number."""
     batch, tokens, channels = tail.tokens.shape
     attention = known_attention(tail)
@@ -244,4 +245,4 @@ def _copies_at_once(tail: AttentionTail, *, noise: bool = False) -> int:
     rows = tail.rows * (24 * channels + 8 * attention.heads * tokens)
     rows += 3 * tokens * channels // batch if noise else 0
     rows += 8 * tokens * channels if written else 0
-    return max(1, max(SCRATCH * tokens * channels, LITTLE // batch) // rows)
+    return max(1, max(scratch * tokens * channels, LITTLE // batch) // rows)

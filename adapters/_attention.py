@@ -44,6 +44,7 @@ class Attention:
         turn_query: What happens to the first rows' queries (samples, heads, rows, width); None: nothing.
         turn_key: What happens to the keys of all tokens (samples, heads, tokens, width); None: nothing.
         turn_is_linear: Is `turn_key` linear in the keys?
+        known_by_parts: Is the module known by its parts only, and not by its class?
     """
 
     query: Projection
@@ -57,6 +58,7 @@ class Attention:
     turn_query: Turn | None = None
     turn_key: Turn | None = None
     turn_is_linear: bool = True
+    known_by_parts: bool = False
 
     def mixed(self, tokens: Tensor, rows: int) -> Tensor:
         """The values mixed for the first rows, (samples, rows, heads * width)."""

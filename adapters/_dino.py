@@ -56,5 +56,12 @@ def dino_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any])
     width = query.weight.shape[0] // module.num_heads
     scale = getattr(module, "scale", width**-0.5)
     return Attention(
-        query, key, value, heads=module.num_heads, scale=scale, output=output, returns_weights=returns_weights
+        query,
+        key,
+        value,
+        heads=module.num_heads,
+        scale=scale,
+        output=output,
+        returns_weights=returns_weights,
+        known_by_parts=True,
     )

@@ -1,8 +1,8 @@
 """Which models can be taken apart at their last attention: seen from their structure, and checked by running them."""
 
-import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.utils import _pytree as pytree
 
 from . import _borrow
-from ._attention import UnknownAttentionError
+from ._attention import Attention, UnknownAttentionError
 from ._outputs import bare_output
 from ._shadow import HOOKS, Forward, rebound
 from ._site import Site, TokenAnatomy
+from ._structure import structure_of
 from .attention_tail import AttentionTail
 
 
@@ -28,15 +28,14 @@ class _Verdict(NamedTuple):
 
 
 _LISTENS_ONLY = "transformers.utils.output_capturing"  # its hooks stay once attentions or hidden states were asked for
-_PLAIN = (bool, int, float, str, type(None))
-_REMEMBERED = 8  # structures of one model
+_REMEMBERED = 32  # structures of one model
 _verdicts: WeakKeyDictionary[nn.Module, dict[Any, _Verdict | None]] = WeakKeyDictionary()
 
 
 def attention_tail_of(
     forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy, latent: Site | None = None
 ) -> AttentionTail | None:
-    """The model from its last attention on, if what that computes is known; else None.
+    """The model from its last attention on, if it can be taken apart there; else None.
 
     The first time that a model is seen it runs as a whole, and what it was taken apart into must return the same.
     That is remembered for as long as its structure stays the same: modules, hooks, settings and kinds of inputs, but
@@ -49,20 +48,25 @@ def attention_tail_of(
         anatomy: Where its tokens are.
         latent: Where the latent is read, if it is wanted.
     """
-    if anatomy.attention is None or rebound(forward, root, root) is None:
+    attends = anatomy.attention
+    if attends is None or rebound(forward, root, root) is None:
         return None
-    modules = list(_outside(root, frozenset((*anatomy.blocks[:-1], anatomy.attention))))
-    if not _as_made(modules):
+    modules = list(_outside(root, frozenset((*anatomy.blocks[:-1], attends))))
+    if not _as_made(modules) or (anatomy.tokens.at_input and vars(attends)["_forward_pre_hooks"]):
         return None
-    attending = list(anatomy.attention.modules())
+    attending = list(attends.modules())
     algebra = _as_made(attending)
+    key = algebra, structure_of(root, forward, [*modules, *attending], inputs)
     remembered = _verdicts.setdefault(root, {})
-    structure = algebra, _structure(root, forward, [*modules, *attending], inputs)
-    if structure not in remembered:
-        if len(remembered) >= _REMEMBERED:
-            remembered.clear()
-        remembered[structure] = _examine(forward, root, inputs, anatomy, algebra=algebra)
-    verdict = remembered[structure]
+    if key not in remembered:
+        if len(remembered) >= _REMEMBERED:  # a model that changes with every call is better not examined every time
+            return None
+        with torch.no_grad():
+            own = bare_output(forward(*inputs))
+        if not bool(torch.isfinite(own).all()):
+            return None
+        remembered[key] = _examine(forward, root, inputs, anatomy, own, algebra=algebra)
+    verdict = remembered[key]
     if verdict is None:
         return None
     return AttentionTail(forward, root, inputs, anatomy, verdict.rows, verdict.algebra, latent)
@@ -91,39 +95,10 @@ def _as_made(modules: list[nn.Module]) -> bool:
     )
 
 
-def _structure(root: nn.Module, forward: Forward, modules: list[nn.Module], inputs: tuple[Any, ...]) -> Any:
-    """What decides which tokens the output reads, as something to compare."""
-    parts = tuple((id(module), type(module), type(module).forward, _settings(module)) for module in modules)
-    while isinstance(forward, functools.partial):
-        inputs, forward = (inputs, forward.args, forward.keywords), forward.func
-    leaves, shape = pytree.tree_flatten(inputs)
-    kinds = tuple((x.dim(), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
-    dtype = next((parameter.dtype for parameter in root.parameters()), None)
-    return parts, getattr(forward, "__func__", None), kinds, str(shape), dtype
-
-
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """The module's plain attributes, such as the kind of pooling, and which functions it holds."""
-    return tuple(
-        (name, id(value) if callable(value) else tuple(value) if isinstance(value, list) else value)
-        for name, value in vars(module).items()
-        if name != "training"
-        and (isinstance(value, _PLAIN) or callable(value) or (isinstance(value, list | tuple) and _all_plain(value)))
-    )
-
-
-def _all_plain(values: list[Any] | tuple[Any, ...]) -> bool:
-    return all(isinstance(value, _PLAIN) for value in values)
-
-
 def _examine(
-    forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy, *, algebra: bool
+    forward: Forward, root: nn.Module, inputs: tuple[Any, ...], anatomy: TokenAnatomy, own: Tensor, *, algebra: bool
 ) -> _Verdict | None:
-    """Run a model as a whole and taken apart, with as few rows as possible."""
-    with torch.no_grad():
-        own = bare_output(forward(*inputs))
-    if not bool(torch.isfinite(own).all()):
-        return None
+    """Run a model taken apart, with as few rows as possible, and compare it with the whole one's own output."""
     for rows in (*sorted({1, max(1, anatomy.prefix)}), None):
         try:
             if algebra and _passes(AttentionTail(forward, root, inputs, anatomy, rows, algebra=True), own):
@@ -186,16 +161,30 @@ class _Examination:
 
     def _attend(self) -> Tensor:
         """The attention's own output, which what is known of it must repeat; in two copies if it does."""
-        tail = self._tail
-        self._attended = tail.attend(tail.tokens).detach()
-        self._eps = max(self._eps, torch.finfo(self._attended.dtype).eps)  # the model may use autocast by itself
-        if tail.attention is None:
+        tail, attention = self._tail, self._tail.attention
+        if attention is None:
+            self._attended = tail.attend(tail.tokens).detach()
             return self._attended.clone().requires_grad_()
-        rows = tail.tokens[:, : tail.rows]
-        known = tail.attention.output(tail.attention.mixed(tail.tokens, tail.rows), rows)
-        if not self._equal(known, self._attended):
+
+        def known(tokens: Tensor) -> Tensor:
+            return attention.output(attention.mixed(tokens, tail.rows), tokens[:, : tail.rows])
+
+        own, own_gradient = _with_gradient(tail.attend, tail.tokens)
+        self._attended = own
+        self._eps = max(self._eps, torch.finfo(own.dtype).eps)  # the model may use autocast by itself
+        output, gradient = _with_gradient(known, tail.tokens)
+        if not self._equal(output, own) or not self._equal(gradient, own_gradient):
             raise _OtherAttentionError
-        return known.detach().repeat(2, 1, 1).requires_grad_()
+        if attention.known_by_parts and self._blind(attention, output):
+            raise UnknownAttentionError
+        return output.repeat(2, 1, 1).requires_grad_()
+
+    def _blind(self, attention: Attention, output: Tensor) -> bool:
+        """Would another attention give the same output, so that the comparison says nothing?"""
+        tail = self._tail
+        other = replace(attention, scale=1.5 * attention.scale)
+        with torch.no_grad():
+            return self._equal(other.output(other.mixed(tail.tokens, tail.rows), tail.tokens[:, : tail.rows]), output)
 
     def _stays_without_the_rest(self) -> bool:
         """Do the outputs stay as they are if nothing that `read` leaves out is a number?
@@ -229,6 +218,16 @@ class _Examination:
             return False
         error = (actual - expected).abs().max()
         return bool(error <= self._eps**0.5 * expected.abs().max())
+
+
+def _with_gradient(function: Callable[[Tensor], Tensor], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """A function's output for the tokens, and the gradient of some weighted sum of it."""
+    leaf = tokens.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        output = function(leaf)
+    weights = torch.linspace(-1, 1, output.numel(), device=output.device).sin().view_as(output).to(output.dtype)
+    (gradient,) = torch.autograd.grad(output, leaf, weights)
+    return output.detach(), gradient
 
 
 def _filled_up(rows: Tensor, count: int) -> Tensor:

@@ -78,13 +78,19 @@ def timm_attention(module: Any, tokens: Tensor, rows: int, call: dict[str, Any])
         key,
         value,
         heads=module.num_heads,
-        scale=module.scale,
+        scale=_scale(module, query),
         output=output,
         mask=as_mask(call.get("attn_mask"), tokens),
         turn_query=_turn(module, unless_identity(module.q_norm), rope, rows),
         turn_key=_turn(module, unless_identity(module.k_norm), rope, tokens.shape[1]),
         turn_is_linear=unless_identity(module.k_norm) is None,
     )
+
+
+def _scale(module: Any, query: Projection) -> float:
+    """Fused attention does not look at the module's own scale."""
+    scale: float = module.scale
+    return (query.weight.shape[0] // module.num_heads) ** -0.5 if module.fused_attn else scale
 
 
 def _eva_projections(module: Any) -> list[Projection]:
@@ -127,7 +133,7 @@ def _beit(module: Any, tokens: Tensor, shared: Tensor | None) -> Attention:
         key,
         value,
         heads=module.num_heads,
-        scale=module.scale,
+        scale=_scale(module, query),
         output=lambda mixed, _: module.proj_drop(module.proj(mixed)),
         mask=sum(masks[1:], masks[0]) if masks else None,
     )

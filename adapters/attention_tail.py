@@ -152,8 +152,7 @@ class AttentionTail:
         forward = rebound(self._forward, self._root, shadow(self._root, exchanged))
         if forward is None:
             raise UnsuitableError
-        with torch.no_grad():
-            outputs = bare_output(forward(*self._inputs))
+        outputs = _outputs(forward, self._inputs)
         if calls != 1 or (self._latent is not None and not latents):
             raise UnsuitableError
         return Readout(outputs, first_token(latents[-1]) if latents else None)
@@ -177,6 +176,16 @@ class AttentionTail:
         self.stream = args[0][:, : self.rows].clone()
         self._args, self._kwargs = args[1:], kwargs
         self.call = call, named
+
+
+def _outputs(forward: Forward, inputs: tuple[Any, ...]) -> Tensor:
+    try:
+        with torch.no_grad():
+            return bare_output(forward(*inputs))
+    except UnsuitableError:
+        raise
+    except Exception as error:  # from the model's own code: as a whole it may run, or must tell the user why not
+        raise UnsuitableError from error
 
 
 @dataclass(frozen=True)

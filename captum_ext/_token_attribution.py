@@ -165,10 +165,10 @@ def _from_attention(
     if root is None or anatomy is None:
         return None
     with borrowed(root, arguments) as given:
+        tail = attention_tail_of(forward, root, given, anatomy, latent)
+        if tail is None:
+            return None
         try:
-            tail = attention_tail_of(forward, root, given, anatomy, latent)
-            if tail is None:
-                return None
             parts, alive = formula.of_attention(tail, scores)
             return tail.tokens, parts, alive
         except UnsuitableError:

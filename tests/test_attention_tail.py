@@ -365,13 +365,13 @@ def test_weights_that_are_zero_at_first_do_not_fool_the_check(path, make):
     is_right(case)
 
 
-def test_an_attention_with_other_gradients_is_not_taken_for_a_known_one():
-    is_right(hub_case(Detached))
+def test_a_scale_that_fused_attention_does_not_read_is_not_read_here_either():
+    is_right(unread_scale())
 
 
-@pytest.mark.parametrize("make", [unread_scale, lambda: hub_case(Cosine)], ids=["scale", "cosine"])
-def test_an_attention_that_computes_something_else_is_named_once(make):
-    case = make()
+@pytest.mark.parametrize("attention", [Cosine, Detached], ids=["other values", "other gradients"])
+def test_an_attention_that_computes_something_else_is_named_once(attention):
+    case = hub_case(attention)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):

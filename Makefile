@@ -19,8 +19,9 @@ check: .venv/ready ## lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+bench: DEVICE ?= cpu
 bench: .venv/ready ## the cost of each method as a multiple of a plain forward pass
-	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/cost.py --device $(DEVICE)
 
 fix: .venv/ready ## format and repair what can be repaired
 	$(BIN)/ruff check --fix .

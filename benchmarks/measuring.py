@@ -1,0 +1,134 @@
+"""Time and memory of a call."""
+
+import gc
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
+
+Run = Callable[[], object]
+
+SLOW = 5  # forwards; what takes longer runs in fewer rounds
+SLOW_REPEATS = 3
+
+
+class Spread(NamedTuple):
+    """Median and quartiles."""
+
+    middle: float
+    low: float
+    high: float
+
+
+def spread(values: list[float]) -> Spread:
+    """Median and quartiles of one value or more."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(middle, low, high)
+
+
+class Timing(NamedTuple):
+    """Seconds of a call, and of the plain forward passes just before and just after it."""
+
+    seconds: float
+    before: float
+    after: float
+
+    @property
+    def ratio(self) -> float:
+        """The call in plain forward passes; the two around it share the moment's speed of the machine."""
+        return self.seconds / ((self.before + self.after) / 2)
+
+
+def enough(ratios: list[float], repeats: int) -> bool:
+    """Has a method of these ratios run often enough? Slow ones run less often."""
+    return len(ratios) >= repeats or (len(ratios) >= SLOW_REPEATS and statistics.median(ratios) > SLOW)
+
+
+def rounds(plain: Run, methods: Mapping[str, Run], repeats: int, device: str) -> Iterator[tuple[str, list[Timing]]]:
+    """Run every method once a round, in an order drawn anew, between plain forwards.
+
+    Yields after each run the method's name and its timings so far.
+    """
+    timings: dict[str, list[Timing]] = {name: [] for name in methods}
+    for turn in range(repeats):
+        order = [name for name in methods if not enough([one.ratio for one in timings[name]], repeats)]
+        random.Random(turn).shuffle(order)
+        before = seconds(plain, device)
+        for name in order:
+            taken = seconds(methods[name], device)
+            after = seconds(plain, device)
+            timings[name].append(Timing(taken, before, after))
+            before = after
+            yield name, timings[name]
+
+
+def seconds(run: Run, device: str) -> float:
+    """Seconds that a call takes."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU, if it is one."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(run: Run, device: str, times: int = 1) -> int:
+    """The most bytes that tensors took during a call above what they took before it; the largest of some calls."""
+    measure = _peak_on_cpu if device == "cpu" else _peak_on_gpu
+    return max(measure(run, device) for _ in range(times))
+
+
+def _peak_on_gpu(run: Run, device: str) -> int:
+    gc.collect()
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(run: Run, _: str) -> int:
+    """From the profiler's allocations.
+
+    Its running sum misleads where the call frees what an earlier profiled call left behind (reference cycles): such
+    memory was there before, so only what the call allocated itself is subtracted when it is freed.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it reports every start and stop
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run()
+    sizes: dict[int, int] = {}
+    total = peak = 0
+    for _time, address, size in sorted(_allocations(record), key=lambda event: event[0]):
+        if size > 0:
+            sizes[address] = size
+            total += size
+        else:
+            total -= sizes.pop(address, 0)
+        peak = max(peak, total)
+    return peak
+
+
+def _allocations(record: profile) -> Iterator[tuple[int, int, int]]:
+    """Time, address and bytes of each allocation; the bytes are negative where it is freed."""
+    results: Any = record.profiler
+    events = results.kineto_results.experimental_event_tree()
+    while events:
+        event = events.pop()
+        events.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            yield event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size

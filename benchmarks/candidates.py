@@ -39,7 +39,7 @@ LABELS = {
     "vit_base_patch16_224": "ViT-B/16",
     "vit_small_patch8_224": "ViT-S/8",
 }
-PLAIN, AVERAGE, FUNCTION = "", "average pooling", "as a function"
+PLAIN, AVERAGE, HOOKED, FUNCTION = KINDS = "", "average pooling", "attention hooked", "as a function"
 
 
 def make_model(name: str, kind: str = PLAIN) -> VisionTransformer:
@@ -47,8 +47,12 @@ def make_model(name: str, kind: str = PLAIN) -> VisionTransformer:
     torch.manual_seed(0)
     pool: Literal["avg", "token"] = "avg" if kind == AVERAGE else "token"
     if name == "tiny":
-        return VisionTransformer(32, 8, num_classes=10, embed_dim=32, depth=2, num_heads=2, global_pool=pool).eval()
-    return cast(VisionTransformer, timm.create_model(name, global_pool=pool).eval())
+        model = VisionTransformer(32, 8, num_classes=10, embed_dim=32, depth=2, num_heads=2, global_pool=pool)
+    else:
+        model = cast(VisionTransformer, timm.create_model(name, global_pool=pool))
+    if kind == HOOKED:
+        model.blocks[-1].get_submodule("attn").register_forward_hook(lambda *_: None)
+    return model.eval()
 
 
 def label(name: str, kind: str = PLAIN) -> str:

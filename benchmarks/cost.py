@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from candidates import AVERAGE, FUNCTION, LABELS, OTHERS, OURS, PLAIN, WHOLE_PASSES, label, make_model, methods
+from candidates import KINDS, LABELS, OTHERS, OURS, PLAIN, WHOLE_PASSES, label, make_model, methods
 from cost_plot import render_plot
 from cost_rows import Key, Row, read_rows, write_rows
 from cost_tables import render_tables
@@ -103,7 +103,7 @@ def settings(models: list[str], batches: list[int], steps: list[int]) -> Iterato
         yield Setting(first, other, step)
     for other in steps:
         yield Setting(first, batch, other, STEPPED if other <= step else STEPPED[:2])
-    for kind in (AVERAGE, FUNCTION):
+    for kind in KINDS[1:]:
         yield Setting(first, batch, min(KIND_STEPS, step), OURS, kind)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from candidates import AVERAGE, FUNCTION, IMAGES_AT_ONCE, OTHERS, OURS, WHOLE_PASSES
+from candidates import IMAGES_AT_ONCE, KINDS, OTHERS, OURS, WHOLE_PASSES
 from cost_rows import Row
 from measuring import SLOW, SLOW_REPEATS
 
@@ -61,7 +61,7 @@ def render_tables(rows: Sequence[Row], heading: str, figure: str) -> str:
     if kinds:
         parts += [
             f"## Other outputs: batch {kinds[0].batch}, {kinds[0].steps} steps or samples",
-            "The output reads more than the class token, or the model is hidden in a function. In parentheses what a\n"
+            "The output reads all tokens, a hook sits on the attention, or a function hides the model. In parentheses what a\n"
             "step costs, (forwards - 1) / steps:",
             table(kinds, lambda row: row.model, step_cell, OURS),
         ]
@@ -82,7 +82,7 @@ def table(rows: Sequence[Row], column: Callable[[Row], str], cell: Callable[[Row
 
 def plain_models(rows: Sequence[Row]) -> list[str]:
     """The models explained as they are, in the order measured."""
-    return [name for name in dict.fromkeys(row.model for row in rows) if not name.endswith((AVERAGE, FUNCTION))]
+    return [name for name in dict.fromkeys(row.model for row in rows) if not name.endswith(KINDS[1:])]
 
 
 def stepped(rows: Sequence[Row]) -> set[str]:
@@ -117,7 +117,7 @@ def number(value: float) -> str:
 def _plain_seconds(rows: Sequence[Row]) -> str:
     seconds = {row.model: row.seconds_of_forward for row in rows}
     return (
-        "One plain pass: " + ", ".join(f"{1000 * value:.3g} ms for {model}" for model, value in seconds.items()) + "."
+        "One plain pass: " + ", ".join(f"{1000 * value:.0f} ms for {model}" for model, value in seconds.items()) + "."
     )
 
 

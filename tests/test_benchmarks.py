@@ -144,7 +144,7 @@ def test_a_single_row_is_rendered(tmp_path):
 
 def test_the_standard_set_is_that_of_the_documents():
     import cost
-    from candidates import AVERAGE, FUNCTION, OTHERS, OURS
+    from candidates import KINDS, OTHERS, OURS
 
     args = cost.make_parser().parse_args([])
     plan = list(cost.settings(args.models, args.batches, args.steps))
@@ -156,7 +156,7 @@ def test_the_standard_set_is_that_of_the_documents():
         (50, True),
         (200, False),
     }
-    assert [(one.kind, one.steps) for one in plan[9:]] == [(AVERAGE, 10), (FUNCTION, 10)]
+    assert [(one.kind, one.steps) for one in plan[9:]] == [(kind, 10) for kind in KINDS[1:]]
 
 
 def test_the_command_is_noted_without_folders():
@@ -179,14 +179,14 @@ def test_results_of_another_machine_are_not_mixed(tmp_path):
 
 
 def test_the_quick_set_measures_everything_and_goes_on_where_it_stopped(monkeypatch, tmp_path):
-    from candidates import AVERAGE, FUNCTION, OTHERS, OURS
+    from candidates import KINDS, OTHERS, OURS
     from cost_rows import read_rows, write_rows
 
     run(monkeypatch, "--quick", "--out", tmp_path)
     table = tmp_path / "performance-cpu.csv"
     rows = read_rows(table)
     assert {one.method for one in rows if one.model == "tiny"} == set(OURS + OTHERS)
-    assert {one.model for one in rows} == {"tiny", f"tiny {AVERAGE}", f"tiny {FUNCTION}"}
+    assert {one.model for one in rows} == {"tiny", *(f"tiny {kind}" for kind in KINDS[1:])}
     assert {(one.batch, one.steps) for one in rows if one.model == "tiny"} == {(2, 4), (1, 4), (2, 2)}
     for one in rows:
         assert math.isfinite(one.memory)

@@ -110,9 +110,8 @@ class ClassTokenReading:
             of_rows = through_query.to(wide) + weights * of_tokens.to(wide)
             own = (chunk.multiplier.to(wide) * of_rows).sum(2).unflatten(0, (-1, copies.batch)).sum(0)
             part[:, : copies.rows] += own
-            reached = (self._weights[..., self._tail.prefix :] > 0).flatten(1).any(1) & (gradient != 0).flatten(1).any(
-                1
-            )
+            looked_at = (self._weights[..., self._tail.prefix :] > 0).flatten(1).any(1)
+            reached = looked_at & (gradient != 0).flatten(1).any(1)
         return part, reached
 
 

@@ -3,8 +3,8 @@
 Each takes a `TokenTail`, which evaluates what follows the tokens, and K score functions. Each returns scores
 (K, batch, tokens) in float32 or wider, and whether any patch received a gradient at all, (K, batch).
 
-These three functions are the general path: they hold for any model. A faster evaluation of the same sums for a model
-whose structure is known would stand beside them and be chosen in `_token_attribution.py`.
+These three functions hold for any model. The same sums for a model whose last attention can be taken apart are in
+`_attention_relevance.py`; `_token_attribution.py` chooses.
 """
 
 from collections.abc import Callable, Iterator, Sequence

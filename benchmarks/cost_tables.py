@@ -44,19 +44,13 @@ def render_tables(rows: Sequence[Row], heading: str, figure: str) -> str:
         by_batch = sorted(batches, key=lambda row: row.batch)
         parts += [
             f"## The batch grows: {first}, {steps} steps or samples",
-            "Time:",
-            table(by_batch, lambda row: f"batch {row.batch}", time_cell, OURS + OTHERS),
-            "Peak memory:",
-            table(by_batch, lambda row: f"batch {row.batch}", memory_cell, OURS + OTHERS),
+            *_time_and_memory(by_batch, lambda row: f"batch {row.batch}"),
         ]
     if len({row.steps for row in lengths}) > 1:
         by_steps = sorted(lengths, key=lambda row: row.steps)
         parts += [
             f"## The steps grow: {first}, batch {batch}",
-            "Time:",
-            table(by_steps, lambda row: f"{row.steps} steps", time_cell, OURS + OTHERS),
-            "Peak memory:",
-            table(by_steps, lambda row: f"{row.steps} steps", memory_cell, OURS + OTHERS),
+            *_time_and_memory(by_steps, lambda row: f"{row.steps} steps"),
         ]
     if kinds:
         parts += [
@@ -112,6 +106,11 @@ def step_cell(row: Row) -> str:
 def number(value: float) -> str:
     """Two decimals below 10, one below 100, none above."""
     return f"{value:.{0 if value >= 99.5 else 1 if value >= 9.95 else 2}f}"
+
+
+def _time_and_memory(rows: Sequence[Row], column: Callable[[Row], str]) -> list[str]:
+    tables = (table(rows, column, cell, OURS + OTHERS) for cell in (time_cell, memory_cell))
+    return [part for pair in zip(("Time:", "Peak memory:"), tables, strict=True) for part in pair]
 
 
 def _plain_seconds(rows: Sequence[Row]) -> str:

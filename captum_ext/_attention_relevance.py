@@ -1,7 +1,7 @@
 """The formulas once more, for models whose last attention is known."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +10,9 @@ from adapters import AttentionTail
 
 from ._class_token_reading import ClassTokenReading
 from ._differentiated_reading import DifferentiatedReading
+from ._reading import Reading
 from ._targets import Score
 from ._token_copies import NoiseCopies, PathCopies
-
-R = TypeVar("R", ClassTokenReading, DifferentiatedReading)
 
 
 def attention_relevance(
@@ -50,21 +49,14 @@ def attention_scores(tail: AttentionTail, scores: Sequence[Score], copies: PathC
         return torch.cat(parts, 1).view(len(scores), len(copies), -1)
 
 
-def _readings(
-    tail: AttentionTail, copies: PathCopies | NoiseCopies
-) -> Iterator[ClassTokenReading] | Iterator[DifferentiatedReading]:
+def _readings(tail: AttentionTail, copies: PathCopies | NoiseCopies) -> Iterator[Reading[Any]]:
     """The model's outputs for the copies, chunk after chunk."""
-    if tail.algebra and not tail.reads_all:
-        return _in_chunks(ClassTokenReading, tail, copies.for_class_token(tail), len(copies))
-    return _in_chunks(DifferentiatedReading, tail, copies.for_differentiation(tail), len(copies))
-
-
-def _in_chunks(
-    kind: Callable[[AttentionTail, Iterator[Any]], R], tail: AttentionTail, chunks: Iterator[Any], total: int
-) -> Iterator[R]:
+    closed = tail.algebra and not tail.reads_all
+    kind: type[Reading[Any]] = ClassTokenReading if closed else DifferentiatedReading
+    chunks = copies.for_class_token(tail) if closed else copies.for_differentiation(tail)
     done = 0
-    while done < total:
-        reading = kind(tail, chunks)  # asks for its chunk when the tail knows its tokens
+    while done < len(copies):
+        reading = kind(tail, chunks)
         done += reading.copies
         yield reading
-        del reading
+        del reading  # before the next chunk needs the memory

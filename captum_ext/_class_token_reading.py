@@ -14,16 +14,16 @@ Source: Brocki et al. 2024, equations 2, 5 and 6; the rearrangement is ours and 
 Shapes: a chunk of m copies and the r first tokens give M = m * r rows, (batch, heads, M, ...), copy after copy.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapters import Attention, AttentionTail
+from adapters import Attention
 
-from ._features import Copies, Features, exactly, known_attention
+from ._features import Copies, Features, LinearFeatures, exactly, known_attention
+from ._reading import Reading
 from ._targets import Score
 
 
@@ -41,28 +41,17 @@ class ClassTokenChunk(NamedTuple):
 
     copies: Copies
     keys: Features
-    values: Features
+    values: LinearFeatures
     tokens: Tensor
     multiplier: Tensor
     weights: Tensor
 
 
-class ClassTokenReading:
-    """The model's output for a chunk, and the relevance of the tokens for it."""
+class ClassTokenReading(Reading[ClassTokenChunk]):
+    """In closed form, but for what follows the attention."""
 
-    def __init__(self, tail: AttentionTail, chunks: Iterator[ClassTokenChunk]) -> None:
-        self._tail = tail
-        self._chunks = chunks
-        self.readout = tail.read(self._attend)
-
-    @property
-    def copies(self) -> int:
-        """How many copies the chunk has."""
-        return self._chunk.copies.number
-
-    def _attend(self) -> Tensor:
-        chunk, attention = next(self._chunks), known_attention(self._tail)
-        self._chunk, self._attention = chunk, attention
+    def _attended(self, chunk: ClassTokenChunk) -> Tensor:
+        attention = self._attention = known_attention(self._tail)
         self._tokens = chunk.tokens.requires_grad_()
         with torch.enable_grad():
             query = attention.in_heads(F.linear(self._tokens, *attention.query))
@@ -80,19 +69,10 @@ class ClassTokenReading:
             return attention.output(self._mixed, self._tokens)
 
     def relevance(self, score: Score, *, again: bool) -> tuple[Tensor, Tensor]:
-        """Scores (batch, tokens), summed over the chunk, and whether any patch received a gradient, (batch,).
-
-        Args:
-            score: Reads the target's scores.
-            again: Will it be asked for another score? Else memory is freed.
-        """
+        """As for Reading."""
         chunk, copies = self._chunk, self._chunk.copies
-        with torch.enable_grad():
-            total = score(self.readout).sum()
         ends = (self._mixed, self._tokens)
-        found: tuple[Tensor | None, ...] = (None, None)
-        if total.requires_grad:
-            found = torch.autograd.grad(total, ends, retain_graph=again, allow_unused=True)
+        found = self._gradients(score, ends, again=again)
         of_mixed, of_tokens = (torch.zeros_like(x) if g is None else g for x, g in zip(ends, found, strict=True))
         with exactly(self._tokens):
             gradient = copies.as_rows(self._attention.in_heads(of_mixed.to(chunk.weights.dtype)))

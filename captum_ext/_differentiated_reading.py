@@ -11,15 +11,14 @@ difference from the baseline. If what the attention computes is not known, from 
 Source: Brocki et al. 2024, equations 2, 5 and 6; the rearrangement is ours and exact.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adapters import AttentionTail
-
 from ._features import Copies, exactly
+from ._reading import Reading
 from ._targets import Score
 
 
@@ -43,22 +42,11 @@ class DifferentiatedChunk(NamedTuple):
     weights: Tensor
 
 
-class DifferentiatedReading:
-    """The model's output for a chunk, and the relevance of the tokens for it."""
+class DifferentiatedReading(Reading[DifferentiatedChunk]):
+    """By automatic differentiation from the chunk's features and tokens on."""
 
-    def __init__(self, tail: AttentionTail, chunks: Iterator[DifferentiatedChunk]) -> None:
-        self._tail = tail
-        self._chunks = chunks
-        self.readout = tail.read(self._attend)
-
-    @property
-    def copies(self) -> int:
-        """How many copies the chunk has."""
-        return self._chunk.copies.number
-
-    def _attend(self) -> Tensor:
-        chunk, attention = next(self._chunks), self._tail.attention
-        self._chunk = chunk
+    def _attended(self, chunk: DifferentiatedChunk) -> Tensor:
+        attention = self._tail.attention
         self._leaves = [x.requires_grad_() for x in (*chunk.features, chunk.tokens)]
         with torch.enable_grad():
             if attention is None:
@@ -66,18 +54,9 @@ class DifferentiatedReading:
             return attention.output(attention.mix(chunk.features, self._tail.rows), chunk.tokens[:, : self._tail.rows])
 
     def relevance(self, score: Score, *, again: bool) -> tuple[Tensor, Tensor]:
-        """Scores (batch, tokens), summed over the chunk, and whether any patch received a gradient, (batch,).
-
-        Args:
-            score: Reads the target's scores.
-            again: Will it be asked for another score? Else memory is freed.
-        """
+        """As for Reading."""
         chunk = self._chunk
-        with torch.enable_grad():
-            total = score(self.readout).sum()
-        found: tuple[Tensor | None, ...] = (None,) * len(self._leaves)
-        if total.requires_grad:
-            found = torch.autograd.grad(total, self._leaves, retain_graph=again, allow_unused=True)
+        found = self._gradients(score, self._leaves, again=again)
         part = chunk.weights.new_zeros(chunk.copies.number, chunk.copies.batch, chunk.tokens.shape[1])
         reached = torch.zeros(chunk.copies.batch, dtype=torch.bool, device=part.device)
         with exactly(chunk.tokens):

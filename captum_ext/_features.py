@@ -1,5 +1,6 @@
 """Keys and values of all tokens in many copies, without writing them down."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,20 +45,17 @@ class Copies(NamedTuple):
         return rows.view(*rows.shape[:2], self.number, self.rows, rows.shape[-1])
 
 
-class Features:
+class Features(ABC):
     """Keys or values of all tokens in m copies. `t` is what the gradient is multiplied with, `W` the projection."""
 
+    @abstractmethod
     def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Products (batch, heads, m * r, tokens) of vectors (batch, heads, m * r, width), with the features and `t W`.
 
         The first up to a constant for each vector, which a softmax does not see.
         """
-        raise NotImplementedError
 
-    def mix(self, weights: Tensor) -> Tensor:
-        """Sums (batch, heads, m * r, width) of the features with weights (batch, heads, m * r, tokens)."""
-        raise NotImplementedError
-
+    @abstractmethod
     def pull(self, gradients: Tensor, vectors: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
         """From the gradients of the products: the tokens' relevance (batch, tokens), the gradients of the vectors.
 
@@ -66,11 +64,22 @@ class Features:
             vectors: Those of `products`.
             along: The second result of `products`.
         """
+
+
+class LinearFeatures(Features):
+    """Features that are linear in the tokens."""
+
+    @abstractmethod
+    def mix(self, weights: Tensor) -> Tensor:
+        """Sums (batch, heads, m * r, width) of the features with weights (batch, heads, m * r, tokens)."""
+
+    def pull(self, gradients: Tensor, vectors: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+        """As for Features."""
         return (gradients * along).sum((1, 2)), self.mix(gradients)
 
 
 @dataclass(frozen=True)
-class Path(Features):
+class Path(LinearFeatures):
     """Features `start + alpha * step`, where `t W` is the step.
 
     Attributes:
@@ -92,7 +101,7 @@ class Path(Features):
         return whole if self.start is None else whole + vectors @ self.start.mT, along
 
     def mix(self, weights: Tensor) -> Tensor:
-        """As for Features."""
+        """As for LinearFeatures."""
         mixed = (self._alphas * weights) @ self.step
         return mixed if self.start is None else mixed + weights @ self.start
 
@@ -110,7 +119,7 @@ class Path(Features):
 
 
 @dataclass(frozen=True)
-class Cloud(Features):
+class Cloud(LinearFeatures):
     """Features `step + deviation * noise W` of noisy tokens, where `t W` is the same.
 
     Attributes:
@@ -134,7 +143,7 @@ class Cloud(Features):
         return whole, whole
 
     def mix(self, weights: Tensor) -> Tensor:
-        """As for Features."""
+        """As for LinearFeatures."""
         noise = self.copies.from_copies(self.copies.as_copies(weights) @ self.noise)
         return weights @ self.step + self.deviation * (noise @ self.weight.mT)
 

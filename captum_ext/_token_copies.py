@@ -188,7 +188,7 @@ class NoiseCopies:
             yield drawn, weights[: len(drawn)]
 
 
-def tokens_per_pass(tokens: Tensor, copies: int) -> int:
+def copies_per_pass(tokens: Tensor, copies: int) -> int:
     """How many copies of all tokens to evaluate at once, so that memory does not grow with their number."""
     batch, count = tokens.shape[:2]
     return max(1, min(copies, TOKENS_PER_PASS // (batch * count)))
@@ -202,7 +202,7 @@ def _projections(tail: AttentionTail) -> tuple[int, tuple[Projection, ...]]:
 
 def _copies_of_all(tail: AttentionTail, copies: int) -> int:
     """The same; an attention that is not known is run for one copy at a time, as its other arguments are for one."""
-    return 1 if tail.attention is None else tokens_per_pass(tail.tokens, copies)
+    return 1 if tail.attention is None else copies_per_pass(tail.tokens, copies)
 
 
 def _wide(tokens: Tensor) -> torch.dtype:

@@ -16,7 +16,7 @@ from ._attention_relevance import attention_relevance, attention_scores
 from ._checks import positive_int
 from ._targets import Score, Target
 from ._token_attribution import Question, Tensors, TokenAttribution
-from ._token_copies import PathCopies, tokens_per_pass
+from ._token_copies import PathCopies, copies_per_pass
 from ._token_relevance import integrated_relevance
 
 Baseline = Tensor | float | None
@@ -260,7 +260,7 @@ class _Path:
     def _copies(self, tokens: Tensor) -> int:
         batch = tokens.shape[0]
         if self.internal_batch_size is None:
-            return tokens_per_pass(tokens, self.n_steps)
+            return copies_per_pass(tokens, self.n_steps)
         if self.internal_batch_size < batch:
             warnings.warn(
                 f"`internal_batch_size` {self.internal_batch_size} is less than the batch of {batch}; one step of the "

@@ -16,7 +16,7 @@ from ._attention_relevance import attention_relevance
 from ._checks import positive_int
 from ._targets import Score, Target
 from ._token_attribution import Question, Tensors, TokenAttribution
-from ._token_copies import NoiseCopies, tokens_per_pass
+from ._token_copies import NoiseCopies, copies_per_pass
 from ._token_relevance import smooth_relevance
 
 NOISE_FRACTION = 0.5  # of the tokens' standard deviation; chosen by examples/choose_smooth_noise.py
@@ -159,7 +159,7 @@ class _Noise:
             noise=_normals(tail.tokens, self.generator),
             deviation=self._deviation(tail.tokens),
             samples=self.nt_samples,
-            copies=self.nt_samples_batch_size or tokens_per_pass(tail.tokens, self.nt_samples),
+            copies=self.nt_samples_batch_size or copies_per_pass(tail.tokens, self.nt_samples),
         )
 
     def of_attention(self, tail: AttentionTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,12 @@ import warnings
 
 from ._anatomy import find_anatomy as find_anatomy
 from ._anatomy import known_classes as known_classes
-from ._anatomy import root_module as root_module
 from ._attention import Attention as Attention
 from ._attention import Projection as Projection
 from ._attention import UnsuitableError as UnsuitableError
 from ._borrow import borrowed as borrowed
 from ._borrow import uncompiled as uncompiled
+from ._forward import root_module as root_module
 from ._layout import TokenLayout as TokenLayout
 from ._layout import token_layout as token_layout
 from ._recognition import attention_tail_of as attention_tail_of

@@ -1,8 +1,7 @@
 """Finding the transformer inside a user's model."""
 
-import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,14 +53,6 @@ def read_attention(module: nn.Module, rows: int, args: tuple[Any, ...], kwargs: 
     if found is None:
         raise UnknownAttentionError
     return found
-
-
-def root_module(forward: Callable[..., Any]) -> nn.Module | None:
-    """The module behind a forward function: itself, or the owner of a bound method, or what a partial wraps."""
-    if isinstance(forward, functools.partial):
-        return root_module(forward.func)
-    owner = forward if isinstance(forward, nn.Module) else getattr(forward, "__self__", None)
-    return owner if isinstance(owner, nn.Module) else None
 
 
 def known_classes(model: nn.Module) -> int | None:

@@ -50,12 +50,12 @@ def evaluation_mode() -> Iterator[None]:
 
 
 @contextmanager
-def borrowed(root: nn.Module, inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+def borrowed(root: nn.Module | None, inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     """A model in evaluation mode, and its inputs as tensors that gradients may meet.
 
-    A model that is in evaluation mode already is not touched at all: no hook, no lock.
+    A model that is in evaluation mode already is not touched at all: no hook, no lock. None: a function's modules.
     """
-    training = any(module.training for module in root.modules())
+    training = root is None or any(module.training for module in root.modules())
     with torch.inference_mode(False), evaluation_mode() if training else nullcontext():
         yield pytree.tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, inputs)
 

@@ -13,8 +13,9 @@ from torch.nn.modules import module as torch_module
 
 from . import _borrow
 from ._attention import Attention, UnknownAttentionError
+from ._forward import Forward, modules_of, rebound, root_module
 from ._outputs import bare_output
-from ._shadow import HOOKS, Forward, rebound
+from ._shadow import HOOKS
 from ._site import Site, TokenAnatomy
 from ._structure import structure_of
 from .attention_tail import AttentionTail
@@ -42,7 +43,7 @@ def attention_tail_of(
     not weights, which are read anew by every call.
 
     Args:
-        forward: The model, or a method of it.
+        forward: The model, a method of it, or a function that refers to it.
         root: The model, in evaluation mode.
         inputs: Its positional arguments.
         anatomy: Where its tokens are.
@@ -51,7 +52,9 @@ def attention_tail_of(
     attends = anatomy.attention
     if attends is None or rebound(forward, root, root) is None:
         return None
-    modules = list(_outside(root, frozenset((*anatomy.blocks[:-1], attends))))
+    others = [module for module in modules_of(forward) if module is not root]
+    left_out = frozenset((*anatomy.blocks[:-1], attends))
+    modules = [part for module in (root, *others) for part in _outside(module, left_out)]
     if not _as_made(modules) or (anatomy.tokens.at_input and vars(attends)["_forward_pre_hooks"]):
         return None
     attending = list(attends.modules())
@@ -61,11 +64,15 @@ def attention_tail_of(
     if key not in remembered:
         if len(remembered) >= _REMEMBERED:  # a model that changes with every call is better not examined every time
             return None
-        with torch.no_grad():
+        ran: list[nn.Module] = []
+        with torch.no_grad(), _borrow.watch_calls(ran.append, lambda *_: None):
             own = bare_output(forward(*inputs))
         if not bool(torch.isfinite(own).all()):
             return None
-        remembered[key] = _examine(forward, root, inputs, anatomy, own, algebra=algebra)
+        known = {part for module in (root, *others) for part in module.modules()}
+        found = root_module(forward) is root or known.issuperset(ran)
+        right = found and ran.count(attends) <= 1
+        remembered[key] = _examine(forward, root, inputs, anatomy, own, algebra=algebra) if right else None
     verdict = remembered[key]
     if verdict is None:
         return None

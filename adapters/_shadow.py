@@ -1,15 +1,13 @@
 """Running a model with some of its modules' forwards exchanged, without touching the model."""
 
-import functools
-import inspect
-import types
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import nn
 
-Forward = Callable[..., Any]
+from ._forward import Forward
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,15 +38,3 @@ def _stand_in(module: M, forwards: Mapping[nn.Module, Forward], done: dict[nn.Mo
                 copy.__dict__.update({hooks: OrderedDict() for hooks in HOOKS}, forward=forward)
             done[module] = copy
     return done[module]  # type: ignore[return-value] # a copy is of its original's type
-
-
-def rebound(forward: Forward, root: nn.Module, copy: nn.Module) -> Forward | None:
-    """What calls the copy where `forward`, the model or a method of it, calls the model; None if that is unknown."""
-    if forward is root:
-        return copy
-    if isinstance(forward, functools.partial):
-        inner = rebound(forward.func, root, copy)
-        return None if inner is None else functools.partial(inner, *forward.args, **forward.keywords)
-    if inspect.ismethod(forward) and forward.__self__ is root:
-        return types.MethodType(forward.__func__, copy)
-    return None

@@ -10,8 +10,9 @@ from torch.utils import _pytree as pytree
 
 from ._anatomy import read_attention
 from ._attention import Attention, UnsuitableError
+from ._forward import Forward, rebound
 from ._outputs import bare_output
-from ._shadow import Forward, rebound, shadow
+from ._shadow import shadow
 from ._site import Site, TokenAnatomy
 from .token_tail import Readout, first_token
 
@@ -25,7 +26,7 @@ class AttentionTail:
     hook is needed: a stand-in that shares its parts runs in its place.
 
     Args:
-        forward: The model, or a method of it.
+        forward: The model, a method of it, or a function that refers to it.
         root: The model.
         inputs: Its positional arguments.
         anatomy: Where its tokens are.

@@ -39,7 +39,13 @@ LABELS = {
     "vit_base_patch16_224": "ViT-B/16",
     "vit_small_patch8_224": "ViT-S/8",
 }
-PLAIN, AVERAGE, HOOKED, FUNCTION = KINDS = "", "average pooling", "attention hooked", "as a function"
+PLAIN, AVERAGE, ATTENTION, BLOCK, FUNCTION = KINDS = (
+    "",
+    "average pooling",
+    "attention hooked",
+    "last block hooked",
+    "as a function",
+)
 
 
 def make_model(name: str, kind: str = PLAIN) -> VisionTransformer:
@@ -50,8 +56,9 @@ def make_model(name: str, kind: str = PLAIN) -> VisionTransformer:
         model = VisionTransformer(32, 8, num_classes=10, embed_dim=32, depth=2, num_heads=2, global_pool=pool)
     else:
         model = cast(VisionTransformer, timm.create_model(name, global_pool=pool))
-    if kind == HOOKED:
-        model.blocks[-1].get_submodule("attn").register_forward_hook(lambda *_: None)
+    hooked = {ATTENTION: "attn", BLOCK: ""}
+    if kind in hooked:
+        model.blocks[-1].get_submodule(hooked[kind]).register_forward_hook(lambda *_: None)
     return model.eval()
 
 

@@ -55,8 +55,8 @@ def render_tables(rows: Sequence[Row], heading: str, figure: str) -> str:
     if kinds:
         parts += [
             f"## Other outputs: batch {kinds[0].batch}, {kinds[0].steps} steps or samples",
-            "The output reads all tokens, a hook sits on the attention, or a function hides the model. In parentheses\n"
-            "what a step costs, (forwards - 1) / steps:",
+            "The output reads all tokens, a hook sits on the last attention or the last block, or a function hides\n"
+            "the model. In parentheses what a step costs, (forwards - 1) / steps:",
             table(kinds, lambda row: row.model, step_cell, OURS),
         ]
     return "\n\n".join([*parts, "## How it is measured", NOTES])

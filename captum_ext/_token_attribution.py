@@ -66,7 +66,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             raise TypeError(f"Expected `forward_func` to be a model or a function, got {type(forward_func)}.")
         if layer is not None and not isinstance(layer, nn.Module):
             raise TypeError(f"Expected `layer` to be a torch.nn.Module, got {type(layer)}.")
-        root = root_module(uncompiled(forward_func))
+        root = root_module(uncompiled(forward_func), layer)
         if layer is not None and root is not None and all(layer is not module for module in root.modules()):
             raise ValueError(
                 f"Expected `layer` to be a part of the model, got a {type(layer).__name__} that is not in this "
@@ -100,7 +100,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
     def _maps(self, question: Question, formula: Formula, graph: bool) -> Tensor:
         inputs = _checked_inputs(question.inputs)
         forward = uncompiled(self.forward_func)
-        root = root_module(forward)
+        root = root_module(forward, None if self._finds_layer else self.layer)
         anatomy = _found(root) if self._finds_layer else _anatomy_if_known(root)
         classes = None if root is None or root is not forward else known_classes(root)
         scores = scores_of(question.targets, inputs[0].shape[0], classes, inputs[0].device)
@@ -164,7 +164,7 @@ def _from_attention(
     """The tokens and the formula's results, if the model's last attention is known."""
     if root is None or anatomy is None:
         return None
-    with borrowed(root, arguments) as given:
+    with borrowed(root_module(forward), arguments) as given:
         tail = attention_tail_of(forward, root, given, anatomy, latent)
         if tail is None:
             return None

@@ -1,0 +1,83 @@
+"""What is given to a score: images or token ids, classes and maps that belong together."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def checked(x: Tensor, y: Tensor | Sequence[int], a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, classes (batch,) and maps with one channel, on the inputs' device.
+
+    Args:
+        x: (batch, channels, height, width), or token ids (batch, tokens).
+        y: (batch,), the class that is evaluated for each sample.
+        a: (batch, height, width) or (batch, 1 or channels, height, width), channels are summed; or (batch, tokens).
+
+    Raises:
+        TypeError: if `x` or `a` is not a tensor, or `y` not of integers.
+        ValueError: if shapes do not match, or something is not finite.
+    """
+    for name, value in (("x", x), ("a", a)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Expected `{name}` to be a tensor, got {type(value)}. Use torch.as_tensor.")
+    classes = torch.as_tensor(y)
+    if classes.is_floating_point() or classes.dtype == torch.bool:
+        raise TypeError(f"Expected `y` to be class indices of an integer type, got {classes.dtype}.")
+    check_shapes(tuple(x.shape), tuple(classes.shape), tuple(a.shape))
+    check_finite("inputs", x)
+    check_finite("maps", a)
+    maps = a.to(x.device).detach()
+    if x.dim() == 4 and a.dim() == 4:
+        maps = maps.sum(1)
+    if x.dim() == 4 and not x.is_floating_point():
+        x = x.float()
+    return x.detach(), classes.to(x.device, torch.long), maps.to(torch.promote_types(maps.dtype, torch.float32))
+
+
+def check_shapes(x: tuple[int, ...], y: tuple[int, ...], a: tuple[int, ...]) -> None:
+    """Raise a ValueError that names both, if the shapes of inputs, classes and maps do not match."""
+    if len(x) not in (2, 4) or 0 in x:
+        raise ValueError(
+            f"Expected inputs (batch, channels, height, width) or token ids (batch, tokens), got shape {x}."
+        )
+    if y != x[:1]:
+        raise ValueError(f"Expected one class for each input: inputs have shape {x}, classes {y}.")
+    fitting = {x, (x[0], *x[2:]), (x[0], 1, *x[2:])} if len(x) == 4 else {x}
+    if a not in fitting:
+        raise ValueError(
+            f"Expected maps of the inputs' size: inputs have shape {x}, maps {a}."
+            + (" Resize them first, as by captum.attr.LayerAttribution.interpolate." if len(x) == 4 else "")
+        )
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise a ValueError that names the samples in which something is not finite."""
+    bad = not_finite(value)
+    if bad:
+        raise ValueError(f"Expected finite {name}, got NaN or infinity in sample(s) {bad} of {len(value)}.")
+
+
+def not_finite(value: Tensor) -> list[int]:
+    """The samples with a value that is not finite."""
+    if not value.is_floating_point():
+        return []
+    return [int(i) for i in (~value.isfinite().flatten(1).all(1)).nonzero().flatten()]
+
+
+def positive_int(name: str, value: Any) -> int:
+    """The value as an int of at least 1, or an error that names it."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"Expected `{name}` to be an integer, got {type(value)}.")
+    if value < 1:
+        raise ValueError(f"Expected `{name}` of at least 1, got {value}.")
+    return int(value)
+
+
+def unit_fraction(name: str, value: float) -> float:
+    """The value as a float from 0 to 1, or an error that names it."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"Expected `{name}` from 0 to 1, got {value}.")
+    return float(value)

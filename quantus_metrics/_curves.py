@@ -1,0 +1,37 @@
+"""The answers of a model while more and more of an image is exchanged for another."""
+
+import torch
+from torch import Tensor
+
+from ._maps import order
+from ._predictions import Predictions
+
+
+def exchange_curve(
+    predictions: Predictions,
+    start: Tensor,
+    end: Tensor,
+    y: Tensor,
+    a: Tensor,
+    *,
+    steps: int,
+    descending: bool,
+    probability: bool,
+) -> Tensor:
+    """(batch, steps + 1) answers, from the images `start` to `end`, pixels in the order of the maps `a`."""
+    places = order(a, descending=descending).view_as(a)[:, None]
+    counts = (torch.arange(steps + 1, dtype=torch.float64) * a[0].numel() / steps).round().to(a.device)
+
+    def make(indices: Tensor) -> Tensor:
+        image, step = indices // len(counts), indices % len(counts)
+        if len(start) == 1:
+            return torch.where(places < counts[step, None, None, None], end, start)  # the same without a copy
+        return torch.where(places[image] < counts[step, None, None, None], end[image], start[image])
+
+    classes = y.repeat_interleave(len(counts))
+    return predictions.perturbed(make, classes, probability=probability).view(-1, len(counts))
+
+
+def area(curve: Tensor) -> Tensor:
+    """(batch,): the area under curves (batch, steps + 1) over [0, 1]."""
+    return torch.trapezoid(curve.double(), dx=1 / (curve.shape[1] - 1)).to(curve.dtype)

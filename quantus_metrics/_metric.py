@@ -1,0 +1,285 @@
+"""What a score needs to be a Quantus metric."""
+
+import inspect
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypedDict, Unpack, cast
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from quantus.functions.normalise_func import normalise_by_max
+from quantus.helpers import utils, warn
+from quantus.helpers.enums import DataType, EvaluationCategory, ModelType, ScoreDirection
+from quantus.helpers.model.model_interface import ModelInterface
+from quantus.metrics.base import Metric
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ._checks import check_shapes, checked, not_finite, positive_int
+from ._memo import MEMORY, Memo
+from ._predictions import Predictions
+from ._scores import Scores
+
+Array = npt.NDArray[Any]
+
+
+class Options(TypedDict, total=False):
+    """What every Quantus metric can be told when it is made; the defaults are in parentheses.
+
+    Attributes:
+        abs: Take the maps' absolute values (False).
+        normalise: Normalise each map, before `abs`, by `normalise_func` (False). The definitions are of raw maps; what
+            they need in [0, 1] they scale themselves. Other than in Quantus, a map is normalised by itself.
+        normalise_func: Takes and returns maps (1, ...) (`quantus.normalise_by_max`).
+        normalise_func_kwargs: Its further arguments (None).
+        return_aggregate: Return one value for all samples (False).
+        aggregate_func: Makes it of the list of scores (`numpy.mean`).
+        default_plot_func: What `plot` calls (the score's curve, where it has one).
+        disable_warnings: Say nothing about undefined samples (False).
+        display_progressbar: Show a progress bar over samples (False).
+    """
+
+    abs: bool
+    normalise: bool
+    normalise_func: Callable[..., Array] | None
+    normalise_func_kwargs: dict[str, Any] | None
+    return_aggregate: bool
+    aggregate_func: Callable[..., Any] | None
+    default_plot_func: Callable[..., Any] | None
+    disable_warnings: bool
+    display_progressbar: bool
+
+
+class TensorMetric(Metric[list[float]]):
+    """Base of the scores: Quantus' arguments around a function of tensors.
+
+    Attributes:
+        evaluation_scores: The scores of the last call, one for each sample; after an error those that were finished.
+        undefined: The samples of the last call whose score is a convention, as the definition divides zero by zero.
+        curves: By name what the last call's scores summarise, each (samples, points).
+    """
+
+    name: ClassVar[str]
+    model_applicability: ClassVar[set[ModelType]] = {ModelType.TORCH}
+    data_applicability: ClassVar[set[DataType]] = {DataType.IMAGE}
+    score_direction = ScoreDirection.HIGHER
+    evaluation_category: ClassVar[EvaluationCategory] = EvaluationCategory.FAITHFULNESS
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        defaults: Options = {
+            "abs": False,
+            "normalise": False,
+            "normalise_func": normalise_by_max,
+            "normalise_func_kwargs": None,
+            "return_aggregate": False,
+            "aggregate_func": np.mean,
+            "default_plot_func": None,
+            "disable_warnings": False,
+            "display_progressbar": False,
+        }
+        super().__init__(**(defaults | options))  # type: ignore[arg-type] # None is accepted
+        self.undefined: list[int] = []
+        self.curves: dict[str, Array] = {}
+        self._memo = Memo(MEMORY)
+
+    @abstractmethod
+    def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
+        """The scores of checked inputs (batch, ...), classes (batch,) and maps (batch, ...)."""
+
+    def passes(self, shape: Sequence[int]) -> int:
+        """About how often the model runs for one input (channels, height, width)."""
+        return 2
+
+    def __call__(
+        self,
+        model: Any,
+        x_batch: Array,
+        y_batch: Array,
+        a_batch: Array | None = None,
+        s_batch: Array | None = None,
+        channel_first: bool | None = None,
+        explain_func: Callable[..., Array] | None = None,
+        explain_func_kwargs: dict[str, Any] | None = None,
+        model_predict_kwargs: dict[str, Any] | None = None,
+        softmax: bool | None = None,
+        device: str | None = None,
+        batch_size: int = 64,
+        custom_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Score explanations, as every Quantus metric does.
+
+        Args:
+            model: A torch.nn.Module that returns logits; it runs where its weights are, in evaluation mode.
+            x_batch: (samples, channels, height, width), channels first or last; or token ids (samples, tokens).
+            y_batch: (samples,), the classes that are evaluated.
+            a_batch: Maps of the inputs' height and width, with or without channels. None: `explain_func` makes them.
+            s_batch: Not used.
+            channel_first: The inputs' layout. None: by their shape.
+            explain_func: Called with `model`, `inputs`, `targets` and `explain_func_kwargs`, a batch at a time.
+            explain_func_kwargs: Its further arguments.
+            model_predict_kwargs: Further arguments of the model.
+            softmax: True: scores of logits measure probabilities instead. What is defined by probabilities stays so.
+            device: Passed to `explain_func`.
+            batch_size: How many inputs pass the model at once.
+            custom_batch: Not used.
+            kwargs: None are known.
+
+        Returns:
+            The scores, a list of floats; with `return_aggregate` a list of the one aggregate.
+
+        Raises:
+            TypeError: if something is not an array, or not of the right kind.
+            ValueError: if shapes do not match, or a sample is not finite. The samples before it are scored, in
+                `evaluation_scores`.
+        """
+        warn.deprecation_warnings(kwargs)
+        warn.check_kwargs(kwargs)  # type: ignore[no-untyped-call]
+        positive_int("batch_size", batch_size)
+        if a_batch is None and not callable(explain_func):
+            raise TypeError("Expected maps in `a_batch` or an `explain_func` to make them, got neither.")
+        self.evaluation_scores, self.undefined, self.curves = [], [], {}
+        self.explain_func = cast(Callable[..., Array], explain_func)
+        self.explain_func_kwargs = dict(explain_func_kwargs or {})
+        if device is not None:
+            self.explain_func_kwargs.setdefault("device", device)
+        x_batch, y_batch = self._inputs(x_batch, channel_first), np.asarray(y_batch)
+        if a_batch is not None:
+            a_batch = np.asarray(a_batch)
+            check_shapes(x_batch.shape, y_batch.shape, a_batch.shape)
+        predictions = Predictions(_module(model), batch_size, model_predict_kwargs, self._memo, softmax=softmax)
+        with tqdm(total=len(x_batch), desc=self.name, unit="sample", disable=not self.display_progressbar) as bar:
+            for start in range(0, len(x_batch), batch_size):
+                batch = slice(start, start + batch_size)
+                x, y = x_batch[batch], y_batch[batch]
+                maps = self._maps(model, predictions, x, y, None if a_batch is None else a_batch[batch], batch)
+                self._evaluate(predictions, start, x, y, maps, bar)
+        self._finish(len(x_batch))
+        return self.evaluation_scores
+
+    def evaluate_batch(
+        self, model: Any, x_batch: Array, y_batch: Array, a_batch: Array, s_batch: Array | None = None, **kwargs: Any
+    ) -> list[float]:
+        """The scores of one batch, channels first; as `__call__`, but nothing is recorded."""
+        predictions = Predictions(_module(model), kwargs.get("batch_size", 64), memo=self._memo)
+        maps = self._maps(model, predictions, x_batch, y_batch, a_batch, slice(None))
+        scores: list[float] = self._scored(predictions, x_batch, y_batch, *maps).values.tolist()
+        return scores
+
+    def plot(
+        self,
+        plot_func: Callable[..., Any] | None = None,
+        show: bool = True,
+        path_to_save: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Draw the last call's curves, or call a function that draws; save the figure, and then show it.
+
+        Raises:
+            ValueError: if there is nothing to draw.
+        """
+        draw = plot_func or self.default_plot_func
+        if draw is None and not self.curves:
+            raise ValueError(f"There is no curve to draw: {self.name} has none, or nothing was scored yet.")
+        drawn = draw(*args, **kwargs) if draw is not None else self._draw()
+        figure = drawn if isinstance(drawn, Figure) else plt.gcf()
+        if path_to_save:
+            figure.savefig(path_to_save, dpi=200)
+        if show:
+            plt.show()
+
+    def interpret_scores(self) -> None:
+        """Print what the scores mean."""
+        print(inspect.getdoc(type(self)))  # noqa: T201 # Quantus' contract
+
+    def points(self) -> tuple[str, Sequence[float]]:
+        """What is on the horizontal axis of the curves: its label and values."""
+        raise NotImplementedError
+
+    def _draw(self) -> Figure:
+        label, points = self.points()
+        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+        for name, curve in self.curves.items():
+            mean, error = curve.mean(0), curve.std(0) / len(curve) ** 0.5
+            axes.plot(points, mean, label=name)
+            axes.fill_between(points, mean - error, mean + error, alpha=0.2)
+        axes.set(xlabel=label, title=f"{self.name}: mean of {len(self.evaluation_scores)} samples, standard error")
+        axes.legend()
+        return figure
+
+    def _maps(
+        self, model: Any, predictions: Predictions, x: Array, y: Array, a: Array | None, batch: slice
+    ) -> tuple[Array, ...]:
+        """All maps that the score compares, given or made."""
+        return (self._explained(model, x, y) if a is None else a,)
+
+    def _explained(self, model: Any, x: Array, y: Array) -> Array:
+        maps = np.asarray(self.explain_func(model=_module(model), inputs=x, targets=y, **self.explain_func_kwargs))
+        check_shapes(x.shape, y.shape, maps.shape)
+        return maps
+
+    def _inputs(self, x_batch: Array, channel_first: bool | None) -> Array:
+        x_batch = np.asarray(x_batch)
+        if x_batch.ndim != 4:
+            return x_batch
+        first = utils.infer_channel_first(x_batch) if channel_first is None else channel_first
+        channels_first: Array = utils.make_channel_first(x_batch, first)
+        return channels_first
+
+    def _evaluate(
+        self, predictions: Predictions, start: int, x: Array, y: Array, maps: tuple[Array, ...], bar: Any
+    ) -> None:
+        """Score some samples, up to the first one that is not finite, a few at a time: nothing finished is lost."""
+        given = [("inputs", x), *(("maps", a) for a in maps)]
+        bad = [(name, samples) for name, value in given if (samples := not_finite(torch.as_tensor(np.array(value))))]
+        stop = min((samples[0] for _, samples in bad), default=len(x))
+        step = max(1, predictions.batch_size // self.passes(x.shape[1:]))
+        for first in range(0, stop, step):
+            rows = slice(first, min(first + step, stop))
+            scores = self._scored(predictions, x[rows], y[rows], *(a[rows] for a in maps))
+            self.evaluation_scores += scores.values.tolist()
+            self.undefined += [start + first + int(i) for i in scores.undefined.nonzero().flatten()]
+            for name, curve in scores.curves.items():
+                before = [self.curves[name]] if name in self.curves else []
+                self.curves[name] = np.concatenate([*before, curve.cpu().numpy()])
+            bar.update(rows.stop - rows.start)
+        for name, samples in bad:
+            raise ValueError(
+                f"Expected finite {name}, got NaN or infinity in sample(s) {[start + i for i in samples]}. The "
+                f"{start + stop} samples before the first one are scored: see `evaluation_scores`."
+            )
+
+    def _scored(self, predictions: Predictions, x: Array, y: Array, *maps: Array) -> Scores:
+        inputs, classes = (torch.as_tensor(np.array(value)).to(predictions.device) for value in (x, y))
+        given = [checked(inputs, classes, self._prepared(a).to(predictions.device)) for a in maps]
+        return self._compared(predictions, *given[0][:2], *(a for _, _, a in given))
+
+    def _compared(self, predictions: Predictions, x: Tensor, y: Tensor, *a: Tensor) -> Scores:
+        return self.scores(predictions, x, y, a[0])
+
+    def _prepared(self, maps: Array) -> Tensor:
+        maps = np.array(maps)
+        if self.normalise:
+            maps = np.concatenate([cast(Callable[..., Array], self.normalise_func)(one[None]) for one in maps])
+        return torch.as_tensor(np.abs(maps) if self.abs else maps)
+
+    def _finish(self, count: int) -> None:
+        if self.undefined and not self.disable_warnings:
+            warnings.warn(
+                f"{self.name} is not defined for {len(self.undefined)} of {count} samples, whose score is a "
+                "convention: see `undefined`, and the class's documentation.",
+                stacklevel=3,
+            )
+        if self.return_aggregate:
+            self.evaluation_scores = [self.aggregate_func(self.evaluation_scores)]
+        self.all_evaluation_scores.extend(self.evaluation_scores)
+
+
+def _module(model: Any) -> Any:
+    """The model that Quantus may have wrapped."""
+    return model.get_model() if isinstance(model, ModelInterface) else model  # type: ignore[no-untyped-call]

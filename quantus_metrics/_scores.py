@@ -1,0 +1,20 @@
+"""The scores of a batch, and what is to be said about them."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of one score for a batch.
+
+    Attributes:
+        values: (batch,) scores.
+        undefined: (batch,), for which samples the definition divides zero by zero, so that a convention holds.
+        curves: By name what the scores summarise, each (batch, points).
+    """
+
+    values: Tensor
+    undefined: Tensor
+    curves: dict[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,201 @@
+"""Box sensitivity: do the sums of a map inside random boxes go with the change that blurring them makes?"""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._blur import blurred
+from ._checks import checked, positive_int
+from ._metric import Options, TensorMetric
+from ._predictions import Model, Predictions
+from ._scores import Scores
+
+
+def box_sensitivity(
+    model: Model,
+    x: Tensor,
+    y: Tensor | Sequence[int],
+    a: Tensor,
+    *,
+    box_sizes: Sequence[int] | None = None,
+    num_boxes: int = 100,
+    blur_sigma: float | None = None,
+    seed: int = 0,
+    normalise_area: bool = True,
+    softmax: bool = False,
+    batch_size: int = 64,
+) -> Tensor:
+    """The correlation of a map's sums inside random boxes with the logit's change when the box is blurred.
+
+        D_b = f(x) - f(x with box b blurred),    S_b = sum of m inside b,    f_box(s) = Pearson(S, D)
+
+    over square boxes of `s` pixels, each anywhere inside the image with equal probability; the score is the area under
+    `f_box` over the sizes. Source: CDAM, section 3.4, where it is not divided by the range of sizes. Higher is better;
+    from -1 to 1. The boxes are the same for all images and maps, so scores do not depend on the batch. For a size at
+    which all `S` or all `D` are equal (but for rounding) the correlation is 0.
+
+    Args:
+        model: Maps inputs to logits.
+        x: (batch, channels, height, width).
+        y: (batch,), the class that is evaluated.
+        a: (batch, [1 or channels,] height, width), the maps as they are, with their signs; channels are summed.
+        box_sizes: In pixels, ascending. None: 1/14, 2/14 ... 8/14 of the shorter side, 16 to 128 for 224.
+        num_boxes: Boxes of each size, at least 2.
+        blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
+        seed: Of the boxes.
+        normalise_area: Divide the area by the range of sizes.
+        softmax: Measure the probability instead of the logit.
+        batch_size: How many images pass the model at once.
+
+    Returns:
+        (batch,) scores.
+
+    Raises:
+        TypeError: if something is not a tensor, or a size not an integer.
+        ValueError: if shapes do not match, something is not finite, or a box is larger than the image.
+
+    Example:
+        >>> import torch
+        >>> from quantus_metrics import box_sensitivity
+        >>> weights = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> model = lambda x: torch.stack([(x * weights).sum((1, 2, 3)), x.sum((1, 2, 3))], 1)
+        >>> image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+        >>> bool(box_sensitivity(model, image, [0], weights[None] * (image - image.mean())) > 0.9)
+        True
+    """
+    metric = BoxSensitivity(box_sizes, num_boxes, blur_sigma, seed, normalise_area)
+    return metric.scores(Predictions(model, batch_size, softmax=softmax), *checked(x, y, a)).values
+
+
+class BoxSensitivity(TensorMetric):
+    """Box sensitivity: the area under `f_box(s)`, the Pearson correlation over random boxes of `s` pixels.
+
+    Correlated are the map's sum inside the box and the change of the logit when the box is blurred. Source: CDAM,
+    section 3.4. Higher is better; from -1 to 1, without `normalise_area` times the range of sizes. Undefined, and a
+    correlation of 0: sizes at which all sums or all changes are equal. The curve `f_box` is in `curves`, and drawn by
+    `plot`.
+
+    The boxes do not depend on the map: on one instance, the explanations of the same images share their predictions.
+
+    Args:
+        box_sizes: As in `box_sensitivity`, like all that follow.
+        num_boxes: Boxes of each size.
+        blur_sigma: The blur's standard deviation in pixels.
+        seed: Of the boxes.
+        normalise_area: Divide the area by the range of sizes.
+        **options: As for every Quantus metric.
+
+    Example:
+        >>> import quantus, quantus_metrics
+        >>> quantus.BoxSensitivity(box_sizes=[16, 32, 64], seed=1).num_boxes
+        100
+    """
+
+    name = "Box Sensitivity"
+
+    def __init__(
+        self,
+        box_sizes: Sequence[int] | None = None,
+        num_boxes: int = 100,
+        blur_sigma: float | None = None,
+        seed: int = 0,
+        normalise_area: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.box_sizes = None if box_sizes is None else [positive_int("box_sizes", size) for size in box_sizes]
+        self.num_boxes = positive_int("num_boxes", num_boxes)
+        if self.num_boxes < 2:
+            raise ValueError("Expected `num_boxes` of at least 2, as one has no correlation; got 1.")
+        if self.box_sizes is not None and (not self.box_sizes or sorted(set(self.box_sizes)) != self.box_sizes):
+            raise ValueError(f"Expected `box_sizes` in ascending order, without repetition, got {box_sizes}.")
+        self.blur_sigma = blur_sigma
+        self.seed = seed
+        self.normalise_area = normalise_area
+
+    def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
+        """See `box_sensitivity`."""
+        height, width = x.shape[2:]
+        sizes = self._sizes(height, width)
+        corners = [_corners(size, height, width, self.num_boxes, self.seed) for size in sizes]
+        boxes = torch.cat([torch.cat([c, c + s], 1) for s, c in zip(sizes, corners, strict=True)]).to(x.device)
+        changes, tiny = self._changes(predictions, x, y, boxes)
+        sums = _sums(a, boxes).unflatten(1, (len(sizes), -1))
+        curve, undefined = _pearson(sums, changes.unflatten(1, (len(sizes), -1)).double(), tiny.double())
+        if len(sizes) == 1:
+            area = curve[:, 0]
+        else:
+            area = torch.trapezoid(curve, torch.tensor(sizes, dtype=curve.dtype, device=curve.device))
+            area = area / (sizes[-1] - sizes[0]) if self.normalise_area else area
+        return Scores(area.to(changes.dtype), undefined.any(1), {"correlation": curve})
+
+    def passes(self, shape: Sequence[int]) -> int:
+        """Boxes of all sizes."""
+        return self.num_boxes * len(self._sizes(shape[1], shape[2]))
+
+    def points(self) -> tuple[str, Sequence[float]]:
+        """The sizes of the last call."""
+        return "box size in pixels", self._last_sizes
+
+    def _sizes(self, height: int, width: int) -> list[int]:
+        shorter = min(height, width)
+        sizes = self.box_sizes or sorted({max(1, round(k * shorter / 14)) for k in range(1, 9)})
+        if sizes[-1] > shorter:
+            raise ValueError(f"A box of {sizes[-1]} pixels is larger than the images of {height} x {width} pixels.")
+        self._last_sizes = sizes
+        return sizes
+
+    def _changes(self, predictions: Predictions, x: Tensor, y: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """The change (batch, boxes) of the answer by each box, and (batch,) what is less than rounding."""
+        probability = predictions.softmax
+        rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
+        top, left, bottom, right = boxes[:, :, None].unbind(1)
+        in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+
+        def compute(missing: Tensor) -> Tensor:
+            images = x[missing]
+            smooth = blurred(images, self.blur_sigma)
+
+            def make(indices: Tensor) -> Tensor:
+                image, box = indices // len(boxes), indices % len(boxes)
+                inside = in_rows[box, None, :, None] & in_columns[box, None, None, :]
+                if len(images) == 1:
+                    return torch.where(inside, smooth, images)  # the same without a copy
+                return torch.where(inside, smooth[image], images[image])
+
+            classes = y[missing].repeat_interleave(len(boxes))
+            return predictions.perturbed(make, classes, probability=probability).view(-1, len(boxes))
+
+        settings = tuple(self._last_sizes), self.num_boxes, self.blur_sigma, self.seed, probability
+        after = predictions.memo.rows((predictions.state, settings), x, y, compute)
+        before = predictions.of(x, y, probability=probability)
+        scale = torch.maximum(after.abs().amax(1), before.abs())
+        return before[:, None] - after, 8 * torch.finfo(after.dtype).eps * scale
+
+
+def _corners(size: int, height: int, width: int, count: int, seed: int) -> Tensor:
+    """(count, 2): the upper left corners of boxes, drawn for each size by itself."""
+    draw = np.random.default_rng([seed, size])
+    return torch.from_numpy(draw.integers(0, [height - size + 1, width - size + 1], (count, 2)))
+
+
+def _sums(maps: Tensor, boxes: Tensor) -> Tensor:
+    """(batch, boxes): the maps' sums inside the boxes, all from one table of sums; constant maps give exact zeros."""
+    flat = maps.double().flatten(1)
+    middle = (flat.amin(1) + flat.amax(1)) / 2  # the same for all boxes of a size, which no correlation sees
+    centred = maps.double() - middle[:, None, None]
+    table = torch.nn.functional.pad(centred.cumsum(1).cumsum(2), (1, 0, 1, 0))
+    top, left, bottom, right = boxes.unbind(1)
+    return table[:, bottom, right] - table[:, top, right] - table[:, bottom, left] + table[:, top, left]
+
+
+def _pearson(s: Tensor, d: Tensor, tiny: Tensor) -> tuple[Tensor, Tensor]:
+    """(batch, sizes): correlations of (batch, sizes, boxes) values, 0 where all are equal, and where that is so."""
+    s, d = s - s.mean(2, keepdim=True), d - d.mean(2, keepdim=True)
+    rounding = 1e-13 * s.abs().amax((1, 2))
+    undefined = (s.abs().amax(2) <= rounding[:, None]) | (d.abs().amax(2) <= tiny[:, None])
+    norm = torch.where(undefined, 1, s.norm(dim=2) * d.norm(dim=2))
+    return torch.where(undefined, 0, (s * d).sum(2) / norm).clamp(-1, 1), undefined

@@ -1,0 +1,201 @@
+"""Class discrimination: does the map of a class fit that class better than the map of another one?"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from quantus.helpers.enums import EvaluationCategory
+from torch import Tensor
+
+from ._checks import checked
+from ._memo import MEMORY, Memo
+from ._metric import Array, Options, TensorMetric
+from ._predictions import Model, Predictions
+from ._scores import Scores
+from .box_sensitivity import BoxSensitivity
+from .fidelity import Fidelity
+
+
+def class_discrimination(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    wrong_a: Tensor,
+    *,
+    metric: BoxSensitivity | Fidelity | None = None,
+    batch_size: int = 64,
+) -> Tensor:
+    """A score of the maps of the evaluated class minus that of the maps of another class.
+
+        score(f_y, maps of y) - score(f_y, maps of the wrong class)
+
+    both of the same class's logit. Source: CDAM, equations 7 and 8. Higher is better; exactly 0 for a map that does not
+    depend on the class.
+
+    Args:
+        model: Maps inputs to logits.
+        x: (batch, channels, height, width).
+        y: (batch,), the class that is evaluated.
+        a: (batch, [1 or channels,] height, width), its maps.
+        wrong_a: Maps of another class, of the same shape.
+        metric: The score. None: `BoxSensitivity()`.
+        batch_size: How many images pass the model at once.
+
+    Returns:
+        (batch,) scores.
+
+    Raises:
+        TypeError: if something is not a tensor.
+        ValueError: if shapes do not match, or something is not finite.
+
+    Example:
+        >>> import torch
+        >>> from quantus_metrics import class_discrimination
+        >>> model = lambda x: torch.stack([x[..., :8].sum((1, 2, 3)), x[..., 8:].sum((1, 2, 3))], 1)
+        >>> image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> left = torch.zeros(1, 16, 16).index_fill(2, torch.arange(8), 1.0) * (image[0] - image.mean())
+        >>> right = (1 - left.ne(0).float()) * (image[0] - image.mean())
+        >>> class_discrimination(model, image, torch.tensor([0]), left, right) > 0.5
+        tensor([True])
+    """
+    predictions = Predictions(model, batch_size, memo=Memo(MEMORY))
+    _, _, wrong = checked(x, y, wrong_a)
+    return ClassDiscrimination(metric).scores(predictions, *checked(x, y, a), wrong).values
+
+
+class ClassDiscrimination(TensorMetric):
+    """Class discrimination: `score(maps of y) - score(maps of a wrong class)`, both of the logit of y.
+
+    Source: CDAM, equations 7 and 8. Higher is better; exactly 0 for a map that does not depend on the class. Undefined
+    where one of the two scores is. The wrong class's maps are given as `wrong_a_batch`, or made by `explain_func`; its
+    class as `wrong_y_batch`, else it is the likeliest one beside y.
+
+    Args:
+        metric: `BoxSensitivity()`, the default, whose predictions the two share, or `Fidelity()`.
+        **options: As for every Quantus metric.
+
+    Example:
+        >>> import quantus, quantus_metrics
+        >>> quantus.ClassDiscrimination(quantus.Fidelity(steps=20)).metric.name
+        'Fidelity'
+    """
+
+    name = "Class Discrimination"
+    evaluation_category = EvaluationCategory.RANDOMISATION
+
+    def __init__(self, metric: BoxSensitivity | Fidelity | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        self.metric = BoxSensitivity() if metric is None else metric
+        if not isinstance(self.metric, BoxSensitivity | Fidelity):
+            raise TypeError(f"Expected `metric` to be a BoxSensitivity or a Fidelity, got {type(metric)}.")
+        self._wrong_a: Array | None = None
+        self._wrong_y: Array | None = None
+
+    def __call__(
+        self,
+        model: Any,
+        x_batch: Array,
+        y_batch: Array,
+        a_batch: Array | None = None,
+        s_batch: Array | None = None,
+        channel_first: bool | None = None,
+        explain_func: Callable[..., Array] | None = None,
+        explain_func_kwargs: dict[str, Any] | None = None,
+        model_predict_kwargs: dict[str, Any] | None = None,
+        softmax: bool | None = None,
+        device: str | None = None,
+        batch_size: int = 64,
+        custom_batch: Any = None,
+        wrong_a_batch: Array | None = None,
+        wrong_y_batch: Array | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Score explanations, as every Quantus metric does.
+
+        Args:
+            model: As for `TensorMetric`, like all but the last two.
+            x_batch: The inputs.
+            y_batch: The classes that are evaluated.
+            a_batch: Their maps. None: `explain_func` makes them.
+            s_batch: Not used.
+            channel_first: The inputs' layout.
+            explain_func: Makes the maps of the wrong class, if they are not given.
+            explain_func_kwargs: Its further arguments.
+            model_predict_kwargs: Further arguments of the model.
+            softmax: Measure probabilities instead of logits.
+            device: Passed to `explain_func`.
+            batch_size: How many inputs pass the model at once.
+            custom_batch: Not used.
+            wrong_a_batch: Maps of another class for each sample.
+            wrong_y_batch: (samples,), those classes.
+            kwargs: None are known.
+
+        Returns:
+            The scores, a list of floats; with `return_aggregate` a list of the one aggregate.
+        """
+        explains = wrong_a_batch is None
+        if explains and not callable(explain_func):
+            raise TypeError(
+                "Expected the wrong class's maps in `wrong_a_batch`, or an `explain_func` to make them, got neither."
+            )
+        self._wrong_a = None if wrong_a_batch is None else np.asarray(wrong_a_batch)
+        self._wrong_y = None if wrong_y_batch is None else np.asarray(wrong_y_batch)
+        for name, given in (("wrong_a_batch", self._wrong_a), ("wrong_y_batch", self._wrong_y)):
+            if given is not None and len(given) != len(x_batch):
+                raise ValueError(f"Expected {len(x_batch)} samples in `{name}`, got shape {given.shape}.")
+        return super().__call__(
+            model,
+            x_batch,
+            y_batch,
+            a_batch,
+            s_batch,
+            channel_first,
+            explain_func,
+            explain_func_kwargs,
+            model_predict_kwargs,
+            softmax,
+            device,
+            batch_size,
+            custom_batch,
+            **kwargs,
+        )
+
+    def scores(
+        self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor, wrong_a: Tensor | None = None
+    ) -> Scores:
+        """See `class_discrimination`."""
+        if wrong_a is None:
+            raise ValueError("Expected the maps of the class and of another one, got one map.")
+        right, wrong = (self.metric.scores(predictions, x, y, maps) for maps in (a, wrong_a))
+        curves = {
+            f"{name}, maps of {of}": curve
+            for of, one in (("the class", right), ("another", wrong))
+            for name, curve in one.curves.items()
+        }
+        return Scores(right.values - wrong.values, right.undefined | wrong.undefined, curves)
+
+    def passes(self, shape: Sequence[int]) -> int:
+        """Those of the score."""
+        return self.metric.passes(shape)
+
+    def points(self) -> tuple[str, Sequence[float]]:
+        """Those of the score."""
+        return self.metric.points()
+
+    def _compared(self, predictions: Predictions, x: Tensor, y: Tensor, *a: Tensor) -> Scores:
+        return self.scores(predictions, x, y, *a)
+
+    def _maps(
+        self, model: Any, predictions: Predictions, x: Array, y: Array, a: Array | None, batch: slice
+    ) -> tuple[Array, ...]:
+        right = super()._maps(model, predictions, x, y, a, batch)
+        if self._wrong_a is not None:
+            return *right, self._wrong_a[batch]
+        if self._wrong_y is not None:
+            other = self._wrong_y[batch]
+        else:
+            inputs, classes = (torch.as_tensor(np.array(value)).to(predictions.device) for value in (x, y))
+            other = predictions.other_class(inputs, classes.long()).cpu().numpy()
+        return *right, self._explained(model, x, other)

@@ -1,0 +1,180 @@
+"""Any Captum attribution or pytorch-grad-cam class as the explanation function that Quantus asks for."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._checks import positive_int
+
+Array = npt.NDArray[Any]
+Channels = Literal["sum", "keep"]
+
+
+def explain_func(
+    method: Callable[..., Any],
+    *,
+    batch_size: int = 16,
+    channels: Channels = "sum",
+    mode: str = "bilinear",
+    **options: Any,
+) -> Callable[..., Array]:
+    """A function `(model, inputs, targets, **kwargs) -> maps` for `quantus.evaluate` and every metric's `explain_func`.
+
+    Maps of layers are resized to the images; what is not named like an argument of the class goes to its `attribute`.
+
+    Args:
+        method: A Captum attribution class (this project's too), a class of pytorch-grad-cam, or a function of the model
+            that returns an object of one, as `lambda model: NoiseTunnel(Saliency(model))`.
+        batch_size: How many samples are explained at once, at least 1.
+        channels: "sum": maps have one channel, the sum; "keep": as many as the images, where the method has them.
+        mode: How maps of layers are resized, as in `torch.nn.functional.interpolate`.
+        **options: Arguments of the class and of its `attribute`. `layer` and `target_layers` may be names of modules,
+            as "blocks.11.norm1", or functions of the model: so they are found in each model that is explained, also
+            in the copies that some metrics make.
+
+    Returns:
+        The function. It takes `model` (a torch.nn.Module), `inputs` (samples, ...) and `targets` (samples,), arrays or
+        tensors, and returns an array (samples, 1 or channels, height, width), or (samples, tokens). Of further keyword
+        arguments `batch_size` replaces the one above; the others, which `quantus.evaluate` passes from one method on to
+        the next, are ignored: each function keeps its own options. The model runs where its weights are, in
+        evaluation mode; its train flags and gradients are left as found.
+
+    Raises:
+        TypeError: if `method` is not callable.
+        ValueError: if `batch_size` or `channels` is not one of the above; later, if a layer is not in the model.
+
+    Example:
+        >>> import torch
+        >>> from captum.attr import InputXGradient, LayerGradCam
+        >>> from quantus_metrics import explain_func
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5))
+        >>> methods = {"IxG": explain_func(InputXGradient), "Grad-CAM": explain_func(LayerGradCam, layer="0")}
+        >>> {name: explain(model, torch.randn(2, 3, 8, 8), [1, 2]).shape for name, explain in methods.items()}
+        {'IxG': (2, 1, 8, 8), 'Grad-CAM': (2, 1, 8, 8)}
+    """
+    if not callable(method):
+        raise TypeError(f"Expected `method` to be an attribution class or a function of the model, got {type(method)}.")
+    if channels not in ("sum", "keep"):
+        raise ValueError(f"Expected `channels` to be 'sum' or 'keep', got {channels!r}.")
+    return _Explain(method, positive_int("batch_size", batch_size), channels, mode, options)
+
+
+@dataclass(frozen=True)
+class _Explain:
+    """Not a function inside a function, so that it can be copied and pickled."""
+
+    method: Callable[..., Any]
+    batch_size: int
+    channels: Channels
+    mode: str
+    options: Mapping[str, Any]
+
+    def __call__(self, model: nn.Module, inputs: Any, targets: Any, **kwargs: Any) -> Array:
+        batch_size = positive_int("batch_size", kwargs.get("batch_size", self.batch_size))
+        x, y = _as_tensors(model, inputs, targets)
+        with _left_as_found(model):
+            parts = [self._maps(model, *batch) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
+        return np.concatenate(parts)
+
+    def _maps(self, model: nn.Module, x: Tensor, y: Tensor) -> Array:
+        accepted = inspect.signature(self.method).parameters
+        made = {k: _found(model, k, v) for k, v in self.options.items() if k in accepted}
+        rest = {k: v for k, v in self.options.items() if k not in accepted}
+        explainer = self.method(model, **made)
+        if hasattr(explainer, "attribute"):
+            pixels = x.clone().requires_grad_() if x.is_floating_point() else x  # or Captum warns as it does so itself
+            given = explainer.attribute(pixels, target=y, **rest)
+            maps = given[0] if isinstance(given, tuple) else given
+        elif hasattr(explainer, "target_layers"):
+            with explainer as cam:
+                maps = torch.as_tensor(cam(input_tensor=x.clone(), targets=[_Logit(int(c)) for c in y], **rest))
+        else:
+            raise TypeError(
+                f"Expected {self.method} to make an object with `attribute` (Captum) or `target_layers` "
+                f"(pytorch-grad-cam), got {type(explainer)}."
+            )
+        return self._sized(maps.detach(), x)
+
+    def _sized(self, maps: Tensor, x: Tensor) -> Array:
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        if x.dim() == 4:
+            maps = maps[:, None] if maps.dim() == 3 else maps
+            if self.channels == "sum" or maps.shape[1:] != x.shape[1:]:
+                maps = maps.sum(1, keepdim=True)
+            if maps.shape[2:] != x.shape[2:]:
+                maps = F.interpolate(maps, tuple(x.shape[2:]), mode=self.mode)
+        result: Array = maps.cpu().numpy()
+        return result
+
+
+@dataclass(frozen=True)
+class _Logit:
+    """A target of pytorch-grad-cam: one class."""
+
+    index: int
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return output[..., self.index]
+
+
+def _as_tensors(model: nn.Module, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected `model` to be a torch.nn.Module, got {type(model)}.")
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    x = torch.as_tensor(np.array(inputs) if not isinstance(inputs, Tensor) else inputs.detach()).to(like.device)
+    y = torch.as_tensor(targets).to(like.device, torch.long)
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"Expected one target for each input: inputs {tuple(x.shape)}, targets {tuple(y.shape)}.")
+    return x.to(like.dtype) if x.is_floating_point() or x.dim() == 4 else x.long(), y
+
+
+def _found(model: nn.Module, name: str, value: Any) -> Any:
+    """An argument of a class, layers looked up in the model."""
+    if name == "target_layers":
+        return [_layer(model, one) for one in (value if isinstance(value, list | tuple) else [value])]
+    return _layer(model, value) if name == "layer" and value is not None else value
+
+
+def _layer(model: nn.Module, given: Any) -> nn.Module:
+    if isinstance(given, str):
+        try:
+            return model.get_submodule(given)
+        except AttributeError:
+            near = [name for name, _ in model.named_modules() if name][-5:]
+            raise ValueError(
+                f"{type(model).__name__} has no module {given!r}. Its last ones are {', '.join(near)}."
+            ) from None
+    layer = given if isinstance(given, nn.Module) else given(model)
+    if all(layer is not module for module in model.modules()):
+        raise ValueError(
+            f"The given {type(layer).__name__} is not a part of this {type(model).__name__}, which may be a copy of "
+            "the model it was taken from. Pass its name, as 'layer4.1', so that it is found in every copy."
+        )
+    return layer
+
+
+@contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with train flags and gradients restored: pytorch-grad-cam changes both."""
+    training = [module for module in model.modules() if module.training]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for module in training:
+        module.training = False
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module in training:
+            module.training = True

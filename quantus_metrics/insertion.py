@@ -1,0 +1,156 @@
+"""Insertion and Deletion: the probability while the most salient pixels come, or go."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import numpy as np
+from quantus.helpers.enums import ScoreDirection
+from torch import Tensor
+
+from ._blur import blurred
+from ._checks import checked, positive_int
+from ._curves import area, exchange_curve
+from ._maps import is_constant
+from ._metric import Options, TensorMetric
+from ._predictions import Model, Predictions
+from ._scores import Scores
+from .removal_drop import Fill, filled
+
+
+def insertion(
+    model: Model,
+    x: Tensor,
+    y: Tensor | Sequence[int],
+    a: Tensor,
+    *,
+    blur_sigma: float | None = None,
+    steps: int = 100,
+    batch_size: int = 64,
+) -> Tensor:
+    """The area under the class's probability while pixels are inserted into the blurred image, most salient first.
+
+    The horizontal axis is the fraction of pixels, 0 to 1; the rule is the trapezoid's. Source: RISE; CA-Stream, table 1
+    and MHEX, B.2 (there in percent). Higher is better; from 0 to 1. Pixels of equal saliency go row by row.
+
+    Args:
+        model: Maps inputs to logits; probabilities are their softmax.
+        x: (batch, channels, height, width).
+        y: (batch,), the class that is evaluated.
+        a: (batch, [1 or channels,] height, width), the maps; channels are summed.
+        blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
+        steps: In how many steps all pixels come.
+        batch_size: How many images pass the model at once.
+
+    Returns:
+        (batch,) scores.
+
+    Raises:
+        TypeError: if something is not a tensor.
+        ValueError: if shapes do not match, or something is not finite.
+
+    Example:
+        >>> import torch
+        >>> from quantus_metrics import deletion, insertion
+        >>> model = lambda x: torch.stack([x[:, 0, 0, 0], 0 * x[:, 0, 0, 0]], 1)
+        >>> image = torch.tensor([[[[100.0, 0.0], [0.0, 0.0]]]])
+        >>> deletion(model, image, [0], image, steps=4)  # 1, then 1/2 as the first pixel is gone
+        tensor([0.5625])
+        >>> bool(insertion(model, image, [0], image, steps=4) > 0.9)
+        True
+    """
+    metric = Insertion(blur_sigma, steps)
+    return metric.scores(Predictions(model, batch_size), *checked(x, y, a)).values
+
+
+def deletion(
+    model: Model,
+    x: Tensor,
+    y: Tensor | Sequence[int],
+    a: Tensor,
+    *,
+    fill: Fill = 0.0,
+    blur_sigma: float | None = None,
+    steps: int = 100,
+    batch_size: int = 64,
+) -> Tensor:
+    """The area under the class's probability while pixels are replaced by 0, most salient first.
+
+    Source: RISE; CA-Stream, table 1 and MHEX, B.2 (there in percent). Lower is better; from 0 to 1. Arguments, result,
+    errors and example: as for `insertion`, and `fill`: what removed pixels become: a number, one for each channel, or
+    an image (channels, height, width). With `blur_sigma` they are blurred instead.
+    """
+    metric = Deletion(fill, blur_sigma, steps)
+    return metric.scores(Predictions(model, batch_size), *checked(x, y, a)).values
+
+
+class _Curve(TensorMetric):
+    def __init__(self, blur_sigma: float | None, steps: int, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        self.blur_sigma = blur_sigma
+        self.steps = positive_int("steps", steps)
+
+    def passes(self, shape: Sequence[int]) -> int:
+        """One for each step, and the start."""
+        return self.steps + 1
+
+    def points(self) -> tuple[str, Sequence[float]]:
+        """The fractions of pixels."""
+        return f"fraction of pixels in {self.name.lower()}", np.linspace(0, 1, self.steps + 1).tolist()
+
+    def _scores(self, predictions: Predictions, start: Tensor, end: Tensor, y: Tensor, a: Tensor) -> Scores:
+        curve = exchange_curve(predictions, start, end, y, a, steps=self.steps, descending=True, probability=True)
+        return Scores(area(curve), is_constant(a), {"probability": curve})
+
+
+class Insertion(_Curve):
+    """Insertion: the area under the class's probability while pixels come into the blurred image, most salient first.
+
+    Source: RISE; CA-Stream, table 1. Higher is better; from 0 to 1. Undefined: constant maps, which are scored row by
+    row. The curve is in `curves`, and drawn by `plot`.
+
+    Args:
+        blur_sigma: As in `insertion`, like all that follow.
+        steps: In how many steps all pixels come.
+        **options: As for every Quantus metric.
+    """
+
+    name = "Insertion"
+
+    def __init__(self, blur_sigma: float | None = None, steps: int = 100, **options: Unpack[Options]) -> None:
+        super().__init__(blur_sigma, steps, **options)
+
+    def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
+        """See `insertion`."""
+        return self._scores(predictions, blurred(x, self.blur_sigma), x, y, a)
+
+
+class Deletion(_Curve):
+    """Deletion: the area under the class's probability while pixels are replaced by 0, most salient first.
+
+    Source: RISE; CA-Stream, table 1. Lower is better; from 0 to 1. Undefined: constant maps, which are scored row by
+    row. The curve is in `curves`, and drawn by `plot`.
+
+    Args:
+        fill: As in `deletion`, like all that follow.
+        blur_sigma: Pixels are blurred instead; None: they are not.
+        steps: In how many steps all pixels go.
+        **options: As for every Quantus metric.
+    """
+
+    name = "Deletion"
+    score_direction = ScoreDirection.LOWER
+
+    def __init__(
+        self,
+        fill: Fill = 0.0,
+        blur_sigma: float | None = None,
+        steps: int = 100,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(blur_sigma, steps, **options)
+        self.fill = fill
+
+    def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
+        """See `deletion`."""
+        end = filled(x, self.fill) if self.blur_sigma is None else blurred(x, self.blur_sigma)
+        return self._scores(predictions, x, end, y, a)

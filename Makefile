@@ -20,8 +20,9 @@ check: .venv/ready ## lint, types, tests
 	$(BIN)/python -m pytest
 
 bench: DEVICE ?= cpu
-bench: .venv/ready ## the cost of each method as a multiple of a plain forward pass
+bench: .venv/ready ## the cost of each method and score against plain forward passes
 	$(BIN)/python benchmarks/cost.py --device $(DEVICE)
+	$(BIN)/python benchmarks/throughput.py --device $(DEVICE)
 
 fix: .venv/ready ## format and repair what can be repaired
 	$(BIN)/ruff check --fix .

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 
-def checked(x: Tensor, y: Tensor | Sequence[int], a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def checked(x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, texts: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, classes (batch,) and maps with one channel, on the inputs' device.
 
     Args:
         x: (batch, channels, height, width), or token ids (batch, tokens).
         y: (batch,), the class that is evaluated for each sample.
         a: (batch, height, width) or (batch, 1 or channels, height, width), channels are summed; or (batch, tokens).
+        texts: Are token ids welcome?
 
     Raises:
         TypeError: if `x` or `a` is not a tensor, or `y` not of integers.
@@ -26,7 +27,7 @@ def checked(x: Tensor, y: Tensor | Sequence[int], a: Tensor) -> tuple[Tensor, Te
     classes = torch.as_tensor(y)
     if classes.is_floating_point() or classes.dtype == torch.bool:
         raise TypeError(f"Expected `y` to be class indices of an integer type, got {classes.dtype}.")
-    check_shapes(tuple(x.shape), tuple(classes.shape), tuple(a.shape))
+    check_shapes(tuple(x.shape), tuple(classes.shape), tuple(a.shape), texts=texts)
     check_finite("inputs", x)
     check_finite("maps", a)
     maps = a.to(x.device).detach()
@@ -37,12 +38,11 @@ def checked(x: Tensor, y: Tensor | Sequence[int], a: Tensor) -> tuple[Tensor, Te
     return x.detach(), classes.to(x.device, torch.long), maps.to(torch.promote_types(maps.dtype, torch.float32))
 
 
-def check_shapes(x: tuple[int, ...], y: tuple[int, ...], a: tuple[int, ...]) -> None:
+def check_shapes(x: tuple[int, ...], y: tuple[int, ...], a: tuple[int, ...], *, texts: bool) -> None:
     """Raise a ValueError that names both, if the shapes of inputs, classes and maps do not match."""
-    if len(x) not in (2, 4) or 0 in x:
-        raise ValueError(
-            f"Expected inputs (batch, channels, height, width) or token ids (batch, tokens), got shape {x}."
-        )
+    if len(x) not in ((2, 4) if texts else (4,)) or 0 in x:
+        or_texts = " or token ids (batch, tokens)" if texts else ""
+        raise ValueError(f"Expected images (batch, channels, height, width){or_texts}, got inputs of shape {x}.")
     if y != x[:1]:
         raise ValueError(f"Expected one class for each input: inputs have shape {x}, classes {y}.")
     fitting = {x, (x[0], *x[2:]), (x[0], 1, *x[2:])} if len(x) == 4 else {x}

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 MEMORY = 2**26  # bytes of answers that a metric keeps
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_DEPTH = 4  # of settings in objects in objects
 
 
 class Memo:
@@ -32,14 +34,16 @@ class Memo:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             digest.update(name.encode())
             _add(digest, tensor)
-        for value in (options or {}).values():
-            if not isinstance(value, Tensor):
-                digest.update(repr(value).encode())
-            else:
-                _add(digest, value)
-        digest.update(
-            repr([sorted(options or ()), *((type(m), _settings(m), _hooks(m)) for m in model.modules())]).encode()
-        )
+        for name, value in sorted((options or {}).items()):
+            digest.update(name.encode())
+            _describe(digest, value, _DEPTH)
+        for module in model.modules():
+            digest.update(f"{id(module)} {type(module)}".encode())
+            digest.update(repr([(name, id(child)) for name, child in vars(module)["_modules"].items()]).encode())
+            for name, value in vars(module).items():
+                if name in _HOOKS or name not in _OF_EVERY_MODULE:
+                    digest.update(name.encode())
+                    _describe(digest, value, _DEPTH)
         return digest.digest()
 
     def rows(self, key: Any, x: Tensor, y: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
@@ -75,10 +79,18 @@ def _add(digest: Any, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    plain = ((k, v) for k, v in vars(module).items() if isinstance(v, _PLAIN) and k != "training")
-    return *plain, ("forward", id(vars(module).get("forward")))
-
-
-def _hooks(module: nn.Module) -> tuple[int, ...]:
-    return tuple(id(hook) for hooks in _HOOKS for hook in getattr(module, hooks).values())
+def _describe(digest: Any, value: Any, depth: int) -> None:
+    """Add what a setting is: values of plain types, containers and objects, identities of functions and modules."""
+    if isinstance(value, Tensor):
+        _add(digest, value)
+    elif isinstance(value, _PLAIN):
+        digest.update(repr(value).encode())
+    elif depth == 0 or callable(value):
+        digest.update(f"{type(value)} {id(value)}".encode())
+    elif isinstance(value, list | tuple | set | frozenset | Mapping):
+        digest.update(f"{type(value)} {len(value)}".encode())
+        for part in value.items() if isinstance(value, Mapping) else value:
+            _describe(digest, part, depth - 1)
+    else:
+        digest.update(str(type(value)).encode())
+        _describe(digest, getattr(value, "__dict__", {}), depth - 1)

@@ -150,7 +150,7 @@ class TensorMetric(Metric[list[float]]):
         x_batch, y_batch = self._inputs(x_batch, channel_first), np.asarray(y_batch)
         if a_batch is not None:
             a_batch = np.asarray(a_batch)
-            check_shapes(x_batch.shape, y_batch.shape, a_batch.shape)
+            check_shapes(x_batch.shape, y_batch.shape, a_batch.shape, texts=self._reads_texts)
         predictions = Predictions(_module(model), batch_size, model_predict_kwargs, self._memo, softmax=softmax)
         with tqdm(total=len(x_batch), desc=self.name, unit="sample", disable=not self.display_progressbar) as bar:
             for start in range(0, len(x_batch), batch_size):
@@ -167,6 +167,7 @@ class TensorMetric(Metric[list[float]]):
         """The scores of one batch, channels first; as `__call__`, but nothing is recorded."""
         predictions = Predictions(_module(model), kwargs.get("batch_size", 64), memo=self._memo)
         maps = self._maps(model, predictions, x_batch, y_batch, a_batch, slice(None))
+        maps = tuple(self._prepared(a) for a in maps)
         scores: list[float] = self._scored(predictions, x_batch, y_batch, *maps).values.tolist()
         return scores
 
@@ -212,6 +213,10 @@ class TensorMetric(Metric[list[float]]):
         axes.legend()
         return figure
 
+    @property
+    def _reads_texts(self) -> bool:
+        return DataType.TEXT in self.data_applicability
+
     def _maps(
         self, model: Any, predictions: Predictions, x: Array, y: Array, a: Array | None, batch: slice
     ) -> tuple[Array, ...]:
@@ -220,7 +225,7 @@ class TensorMetric(Metric[list[float]]):
 
     def _explained(self, model: Any, x: Array, y: Array) -> Array:
         maps = np.asarray(self.explain_func(model=_module(model), inputs=x, targets=y, **self.explain_func_kwargs))
-        check_shapes(x.shape, y.shape, maps.shape)
+        check_shapes(x.shape, y.shape, maps.shape, texts=self._reads_texts)
         return maps
 
     def _inputs(self, x_batch: Array, channel_first: bool | None) -> Array:
@@ -235,9 +240,11 @@ class TensorMetric(Metric[list[float]]):
         self, predictions: Predictions, start: int, x: Array, y: Array, maps: tuple[Array, ...], bar: Any
     ) -> None:
         """Score some samples, up to the first one that is not finite, a few at a time: nothing finished is lost."""
+        maps = tuple(self._prepared(a) for a in maps)
         given = [("inputs", x), *(("maps", a) for a in maps)]
         bad = [(name, samples) for name, value in given if (samples := not_finite(torch.as_tensor(np.array(value))))]
-        stop = min((samples[0] for _, samples in bad), default=len(x))
+        bad.sort(key=lambda one: one[1][0])
+        stop = bad[0][1][0] if bad else len(x)
         step = max(1, predictions.batch_size // self.passes(x.shape[1:]))
         for first in range(0, stop, step):
             rows = slice(first, min(first + step, stop))
@@ -256,20 +263,21 @@ class TensorMetric(Metric[list[float]]):
 
     def _scored(self, predictions: Predictions, x: Array, y: Array, *maps: Array) -> Scores:
         inputs, classes = (torch.as_tensor(np.array(value)).to(predictions.device) for value in (x, y))
-        given = [checked(inputs, classes, self._prepared(a).to(predictions.device)) for a in maps]
+        tensors = (torch.as_tensor(a).to(predictions.device) for a in maps)
+        given = [checked(inputs, classes, a, texts=self._reads_texts) for a in tensors]
         return self._compared(predictions, *given[0][:2], *(a for _, _, a in given))
 
     def _compared(self, predictions: Predictions, x: Tensor, y: Tensor, *a: Tensor) -> Scores:
         return self.scores(predictions, x, y, a[0])
 
-    def _prepared(self, maps: Array) -> Tensor:
+    def _prepared(self, maps: Array) -> Array:
         maps = np.array(maps)
         if self.normalise:
             maps = np.concatenate([cast(Callable[..., Array], self.normalise_func)(one[None]) for one in maps])
-        return torch.as_tensor(np.abs(maps) if self.abs else maps)
+        return np.abs(maps) if self.abs else maps
 
     def _finish(self, count: int) -> None:
-        if self.undefined and not self.disable_warnings:
+        if self.undefined and not self._disable_warnings:  # the property is always true in pytest
             warnings.warn(
                 f"{self.name} is not defined for {len(self.undefined)} of {count} samples, whose score is a "
                 "convention: see `undefined`, and the class's documentation.",

@@ -94,6 +94,7 @@ class Predictions:
         parts = []
         for inputs, classes in zip(x.split(self.batch_size), y.split(self.batch_size), strict=True):
             logits = self._logits(inputs, {}).to(y.device)
+            _check_classes(classes, logits)
             parts.append(logits.scatter(1, classes[:, None], float("-inf")).argmax(1))
         return torch.cat(parts)
 
@@ -104,11 +105,7 @@ class Predictions:
                 "Expected at least two logits: the softmax of a single one is always 1. For a model with one output "
                 "z, return torch.cat([torch.zeros_like(z), z], 1)."
             )
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < logits.shape[1]:
-            raise ValueError(
-                f"Expected classes from 0 to {logits.shape[1] - 1}, as the model returns {logits.shape[1]} logits; got "
-                f"{int(classes.min())} to {int(classes.max())}."
-            )
+        _check_classes(classes, logits)
         answers = logits.softmax(1) if probability else logits
         return answers.gather(1, classes[:, None].to(logits.device))[:, 0].to(classes.device)
 
@@ -123,6 +120,14 @@ class Predictions:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
             raise ValueError(f"Expected the model to return logits ({len(inputs)}, classes), got {got}.")
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check_classes(classes: Tensor, logits: Tensor) -> None:
+    low, high, count = int(classes.min()), int(classes.max()), logits.shape[1]
+    if not 0 <= low <= high < count:
+        raise ValueError(
+            f"Expected classes from 0 to {count - 1}, as the model returns {count} logits; got {low} to {high}."
+        )
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, 
         >>> average_drop(model, image, [0], image.clamp(min=0))  # the 2 is halved, the -3 is gone
         tensor([0.])
         >>> average_gain(model, image, [0], image.clamp(min=0))
-        tensor([0.8588])
+        tensor([0.8589])
         >>> average_increase(model, image, [0], image.clamp(min=0))
         tensor([1.])
     """

@@ -123,8 +123,11 @@ class BoxSensitivity(TensorMetric):
         corners = [_corners(size, height, width, self.num_boxes, self.seed) for size in sizes]
         boxes = torch.cat([torch.cat([c, c + s], 1) for s, c in zip(sizes, corners, strict=True)]).to(x.device)
         changes, tiny = self._changes(predictions, x, y, boxes)
-        sums = _sums(a, boxes).unflatten(1, (len(sizes), -1))
-        curve, undefined = _pearson(sums, changes.unflatten(1, (len(sizes), -1)).double(), tiny.double())
+        sums, rounding = _sums(a, boxes)
+        by_size = len(sizes), -1
+        curve, undefined = _pearson(
+            sums.unflatten(1, by_size), changes.double().unflatten(1, by_size), rounding, tiny.double()
+        )
         if len(sizes) == 1:
             area = curve[:, 0]
         else:
@@ -182,20 +185,20 @@ def _corners(size: int, height: int, width: int, count: int, seed: int) -> Tenso
     return torch.from_numpy(draw.integers(0, [height - size + 1, width - size + 1], (count, 2)))
 
 
-def _sums(maps: Tensor, boxes: Tensor) -> Tensor:
-    """(batch, boxes): the maps' sums inside the boxes, all from one table of sums; constant maps give exact zeros."""
+def _sums(maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The maps' sums (batch, boxes) inside the boxes, all from one table of sums, and (batch,) what is rounding."""
     flat = maps.double().flatten(1)
     middle = (flat.amin(1) + flat.amax(1)) / 2  # the same for all boxes of a size, which no correlation sees
     centred = maps.double() - middle[:, None, None]
     table = torch.nn.functional.pad(centred.cumsum(1).cumsum(2), (1, 0, 1, 0))
     top, left, bottom, right = boxes.unbind(1)
-    return table[:, bottom, right] - table[:, top, right] - table[:, bottom, left] + table[:, top, left]
+    sums = table[:, bottom, right] - table[:, top, right] - table[:, bottom, left] + table[:, top, left]
+    return sums, 1e-13 * centred.abs().sum((1, 2))
 
 
-def _pearson(s: Tensor, d: Tensor, tiny: Tensor) -> tuple[Tensor, Tensor]:
+def _pearson(s: Tensor, d: Tensor, tiny_s: Tensor, tiny_d: Tensor) -> tuple[Tensor, Tensor]:
     """(batch, sizes): correlations of (batch, sizes, boxes) values, 0 where all are equal, and where that is so."""
     s, d = s - s.mean(2, keepdim=True), d - d.mean(2, keepdim=True)
-    rounding = 1e-13 * s.abs().amax((1, 2))
-    undefined = (s.abs().amax(2) <= rounding[:, None]) | (d.abs().amax(2) <= tiny[:, None])
+    undefined = (s.abs().amax(2) <= tiny_s[:, None]) | (d.abs().amax(2) <= tiny_d[:, None])
     norm = torch.where(undefined, 1, s.norm(dim=2) * d.norm(dim=2))
     return torch.where(undefined, 0, (s * d).sum(2) / norm).clamp(-1, 1), undefined

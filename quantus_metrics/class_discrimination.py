@@ -73,7 +73,7 @@ class ClassDiscrimination(TensorMetric):
     class as `wrong_y_batch`, else it is the likeliest one beside y.
 
     Args:
-        metric: `BoxSensitivity()`, the default, whose predictions the two share, or `Fidelity()`.
+        metric: `BoxSensitivity()`, the default, or `Fidelity()`. The predictions of boxes are shared with it.
         **options: As for every Quantus metric.
 
     Example:
@@ -90,6 +90,7 @@ class ClassDiscrimination(TensorMetric):
         self.metric = BoxSensitivity() if metric is None else metric
         if not isinstance(self.metric, BoxSensitivity | Fidelity):
             raise TypeError(f"Expected `metric` to be a BoxSensitivity or a Fidelity, got {type(metric)}.")
+        self._memo = self.metric._memo  # predictions that the score has made already, or will need  # noqa: SLF001
         self._wrong_a: Array | None = None
         self._wrong_y: Array | None = None
 

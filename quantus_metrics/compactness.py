@@ -48,7 +48,7 @@ def compactness(
     if not isinstance(a, Tensor):
         raise TypeError(f"Expected `a`, the maps, to be a tensor, got {type(a)}.")
     x = a[:, None] if x is None and a.dim() == 3 else a if x is None else x
-    _, _, maps = checked(x, [0] * len(x) if y is None else y, a)
+    _, _, maps = checked(x, [0] * len(x) if y is None else y, a, texts=True)
     return _scores(maps, unit_fraction("threshold", threshold)).values
 
 

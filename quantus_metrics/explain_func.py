@@ -106,11 +106,18 @@ class _Explain:
     def _sized(self, maps: Tensor, x: Tensor) -> Array:
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         if x.dim() == 4:
-            maps = maps[:, None] if maps.dim() == 3 else maps
+            maps = maps[:, None] if maps.shape[1:] == x.shape[2:] else maps
+            if maps.dim() != 4:
+                raise ValueError(
+                    f"Expected maps (batch, channels, height, width) from {self.method}, got {tuple(maps.shape)}. "
+                    "Tokens are no picture yet: take a method that arranges them, as CDAM, or write a function."
+                )
             if self.channels == "sum" or maps.shape[1:] != x.shape[1:]:
                 maps = maps.sum(1, keepdim=True)
             if maps.shape[2:] != x.shape[2:]:
                 maps = F.interpolate(maps, tuple(x.shape[2:]), mode=self.mode)
+        elif maps.dim() == 3 and maps.shape[:2] == x.shape:
+            maps = maps.sum(2)  # over the channels of embeddings
         result: Array = maps.cpu().numpy()
         return result
 

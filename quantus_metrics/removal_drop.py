@@ -69,7 +69,7 @@ def removal_drop(
         tensor([0.4908])
     """
     metric = RemovalDrop(threshold, fill, fraction, mask_id, pad_id, relative)
-    return metric.scores(Predictions(model, batch_size), *checked(x, y, a)).values
+    return metric.scores(Predictions(model, batch_size), *checked(x, y, a, texts=True)).values
 
 
 class RemovalDrop(TensorMetric):

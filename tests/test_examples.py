@@ -27,6 +27,19 @@ def test_the_readmes_code_runs_and_its_shapes_are_right(block):
         assert scope["delta"].shape == (2,)
 
 
+@pytest.mark.filterwarnings("ignore")  # Quantus' and those of random models
+def test_the_code_on_scores_runs():
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scores.md").read_text(), re.DOTALL):
+        exec(block, scope)
+        if scope["scores"] and "judge" not in scope:
+            assert set(scope["scores"]) == {"CDAM", "IG", "Grad-CAM"}
+            assert all(set(row) == {"SAD", "Box", "Discrimination", "Sparseness"} for row in scope["scores"].values())
+    assert len(scope["scores"]) == 3
+    assert scope["values"].shape == (4,)
+    assert scope["values"].max() > 0
+
+
 def test_the_readmes_models_are_those_that_are_tested():
     real_models = pytest.importorskip("real_models")
     table = README.split("## Which models")[1].split("\n## ")[0]

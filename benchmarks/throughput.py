@@ -1,0 +1,140 @@
+"""How much of a model's raw throughput a score reaches: perturbed images per second against plain forward passes.
+
+    make bench                                                   # after the explanations, on the CPU
+    .venv/bin/python benchmarks/throughput.py --device cuda      # on a GPU
+
+Writes throughput-DEVICE.md. All scores perturb random images for random models; what counts is the time per image that
+passes the model, and what that model needs alone for as many images in batches of the same size.
+"""
+
+import argparse
+import platform
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import quantus
+import timm
+import torch
+from measuring import Spread, rounds, spread
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import quantus_metrics
+
+Score = Callable[[], object]
+
+MODELS = {"resnet18": "ResNet-18", "vit_small_patch16_224": "ViT-S/16"}
+STEPS = 4  # of Quantus' own scores, which perturb a whole batch in each
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description="The throughput of scores against that of the model.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="models of timm")
+    parser.add_argument("--batch", type=int, default=64, help="images that pass the model at once")
+    parser.add_argument("--boxes", type=int, default=100, help="boxes of each of 8 sizes")
+    parser.add_argument("--images", type=int, default=1, help="images that box sensitivity scores")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
+    args = parser.parse_args()
+    lines = ["| score | " + " | ".join(MODELS.get(name, name) for name in args.models) + " |"]
+    lines.append("|---" * (len(args.models) + 1) + "|")
+    columns = [measured(name, args) for name in args.models]
+    lines += [f"| {row} | " + " | ".join(cell(column[row]) for column in columns) + " |" for row in columns[0]]
+    where = platform.processor() or platform.machine() if args.device == "cpu" else torch.cuda.get_device_name()
+    how = (
+        "Images per second that pass the model during a score, as a fraction of plain forward passes without gradients "
+        f"of {args.batch} images ({args.size} px): median of {args.repeats} rounds, quartiles in parentheses; each "
+        "score is timed between two plain passes. What a score perturbs, sorts and correlates is in its time.\n\n"
+        f"Box Sensitivity: {args.images} image(s), {args.boxes} boxes of each of 8 sizes. Quantus' own: {args.batch} "
+        f"images, {STEPS} steps.\n\n"
+        f"{where}, {torch.get_num_threads()} threads, torch {version('torch')}, quantus {version('quantus')}, "
+        f"timm {version('timm')}; `python benchmarks/throughput.py --device {args.device}`."
+    )
+    table = "\n".join(lines)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"throughput-{args.device.split(':')[0]}.md").write_text(
+        f"# The throughput of scores\n\n{table}\n\n{how}\n"
+    )
+    print(table)
+
+
+def cell(value: Spread) -> str:
+    """A fraction and its quartiles."""
+    return f"{value.middle:.2f} ({value.low:.2f}-{value.high:.2f})"
+
+
+def measured(name: str, args: argparse.Namespace) -> dict[str, Spread]:
+    """The fraction of the model's throughput that each score reaches."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval().to(args.device)
+    images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        out: Tensor = model(images)
+        return out
+
+    runs = scores(model, images, args)
+    passed = {label: images_passed(model, run) for label, run in runs.items()}
+    plain()
+    ratios: dict[str, list[float]] = {}
+    with tqdm(total=len(runs) * args.repeats, desc=MODELS.get(name, name), unit="run") as bar:
+        for label, timings in rounds(plain, runs, args.repeats, args.device):
+            ratios[label] = [passed[label] / args.batch / one.ratio for one in timings]
+            bar.update()
+    return {label: spread(ratios[label]) for label in runs}
+
+
+def images_passed(model: nn.Module, run: Score) -> int:
+    """How many images the model sees during a score."""
+    seen = 0
+
+    def count(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+        nonlocal seen
+        seen += len(args[0])
+
+    with model.register_forward_hook(count):
+        run()
+    return seen
+
+
+def scores(model: nn.Module, images: Tensor, args: argparse.Namespace) -> dict[str, Score]:
+    """Box sensitivity, and Quantus' scores that perturb most alike; each run starts with nothing remembered."""
+    x = images.cpu().numpy()
+    maps = np.random.default_rng(0).random((len(x), 1, args.size, args.size), dtype=np.float32)
+    call = {"model": model, "device": args.device, "batch_size": args.batch}
+    y = np.arange(len(x)) % 1000
+    few = {"x_batch": x[: args.images], "y_batch": y[: args.images], "a_batch": maps[: args.images]}
+    every = {"x_batch": x, "y_batch": y, "a_batch": maps}
+    quiet = {"disable_warnings": True, "normalise": False}
+    per_step = args.size * args.size // STEPS
+
+    def box() -> object:
+        return quantus_metrics.BoxSensitivity(num_boxes=args.boxes)(**call, **few)
+
+    def sensitivity_n() -> object:
+        return quantus.SensitivityN(features_in_step=per_step, n_max_percentage=1.0, **quiet)(**call, **every)
+
+    def pixel_flipping() -> object:
+        return quantus.PixelFlipping(features_in_step=per_step, **quiet)(**call, **every)
+
+    def region_perturbation() -> object:
+        return quantus.RegionPerturbation(patch_size=args.size // 8, regions_evaluation=STEPS, **quiet)(**call, **every)
+
+    return {
+        "Box Sensitivity": box,
+        "Quantus Sensitivity-N": sensitivity_n,
+        "Quantus Pixel-Flipping": pixel_flipping,
+        "Quantus Region Perturbation": region_perturbation,
+    }
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Quantus'
+    main()

@@ -80,28 +80,26 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, Spread]:
         out: Tensor = model(images)
         return out
 
-    runs = scores(model, images, args)
-    passed = {label: images_passed(model, run) for label, run in runs.items()}
+    seen: list[int] = []
+    model.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    passed: dict[str, int] = {}
+
+    def counted(label: str, run: Score) -> Score:
+        def score() -> None:
+            seen.clear()
+            run()
+            passed[label] = sum(seen)
+
+        return score
+
+    runs = {label: counted(label, run) for label, run in scores(model, images, args).items()}
+    fractions: dict[str, list[float]] = {label: [] for label in runs}
     plain()
-    ratios: dict[str, list[float]] = {}
     with tqdm(total=len(runs) * args.repeats, desc=MODELS.get(name, name), unit="run") as bar:
         for label, timings in rounds(plain, runs, args.repeats, args.device):
-            ratios[label] = [passed[label] / args.batch / one.ratio for one in timings]
+            fractions[label].append(passed[label] / args.batch / timings[-1].ratio)
             bar.update()
-    return {label: spread(ratios[label]) for label in runs}
-
-
-def images_passed(model: nn.Module, run: Score) -> int:
-    """How many images the model sees during a score."""
-    seen = 0
-
-    def count(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
-        nonlocal seen
-        seen += len(args[0])
-
-    with model.register_forward_hook(count):
-        run()
-    return seen
+    return {label: spread(values) for label, values in fractions.items()}
 
 
 def scores(model: nn.Module, images: Tensor, args: argparse.Namespace) -> dict[str, Score]:

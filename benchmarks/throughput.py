@@ -27,7 +27,7 @@ import quantus_metrics
 Score = Callable[[], object]
 
 MODELS = {"resnet18": "ResNet-18", "vit_small_patch16_224": "ViT-S/16"}
-STEPS = 4  # of Quantus' own scores, which perturb a whole batch in each
+STEPS = 2  # of Quantus' own scores, which perturb a whole batch in each
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from quantus_metrics._blur import blurred
 from quantus_metrics.box_sensitivity import _corners
 
 H, W = 9, 7  # not square, and not a multiple of the numbers of steps
-DRAW = np.random.default_rng(58)  # for which every score has samples above 0
+DRAW = np.random.default_rng(36)  # for which every score has samples above 0
 X, Y = DRAW.normal(size=(5, 2, H, W)), np.array([0, 1, 2, 3, 1])
-A, WRONG = DRAW.integers(-4, 5, (2, 5, H, W)) / 4  # many pixels are equal, and some are just at the thresholds
+A, WRONG = DRAW.integers(-5, 4, (2, 5, H, W)) / 4  # many pixels are equal, and some are just at the thresholds
 BOXES, INSERTION = {"box_sizes": [2, 3, 6], "num_boxes": 12}, {"steps": 10, "blur_sigma": 1.5}
 
 
@@ -126,7 +126,7 @@ SCORES = {  # class, derivation, arguments
     "box": (qm.BoxSensitivity, box, BOXES),
     "box, raw": (qm.BoxSensitivity, box, BOXES | {"normalise_area": False, "seed": 3, "blur_sigma": 2.0}),
     "compactness": (qm.Compactness, lambda _, x, y, a: np.mean([abs(m) <= 0.05 * a.max() for m in a.flat]), {}),
-    "compactness, 1/4": (qm.Compactness, lambda *args, **_: np.mean(abs(args[3]) <= 0.25), {"threshold": 0.25}),
+    "compactness, 1/3": (qm.Compactness, lambda *args, **_: np.mean(abs(args[3]) <= 0.25), {"threshold": 1 / 3}),
     "class": (qm.ClassDiscrimination, None, {}),
 }
 every_score = pytest.mark.parametrize("name", SCORES)
@@ -221,13 +221,11 @@ def test_the_options_of_quantus_are_followed_sample_by_sample():
 
 
 @pytest.mark.parametrize(("name", "curve"), [("box", "correlation"), ("MIF", "MIF"), ("insertion", "probability")])
-def test_a_score_is_the_area_under_its_curve(name, curve, tmp_path):
+def test_a_score_is_the_area_under_its_curve(name, curve):
     metric = make(name)
     scores, points = metric(net(), X, Y, A, batch_size=2), metric.points()[1]
     areas = np.trapezoid(metric.curves[curve], points, axis=1)
     close(scores, areas / (4 if name == "box" else 1))
-    metric.plot(show=False, path_to_save=tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").stat().st_size > 9000
 
 
 def test_boxes_lie_anywhere_inside_and_depend_on_seed_and_size():
@@ -244,6 +242,10 @@ def test_defaults_are_those_of_the_papers():
     model = nn.Sequential(nn.Conv2d(2, 3, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(312, 4)).double()
     said = {"box_sizes": [2, 4, 6, 8, 10, 12, 14, 16], "blur_sigma": 14 * 28 / 224, "num_boxes": 100, "seed": 0}
     close(qm.box_sensitivity(model, x, y, a), qm.box_sensitivity(model, x, y, a, **said), 0)
+    kernel = np.exp(-0.5 * (np.arange(-7, 8) / 1.75) ** 2)
+    mirrored = np.pad(x[0].numpy(), ((0, 0), (7, 7), (7, 7)), mode="symmetric")
+    windows = np.lib.stride_tricks.sliding_window_view(mirrored, (15, 15), axis=(1, 2))
+    close(blurred(x)[0], np.einsum("chwij,i,j->chw", windows, kernel, kernel) / kernel.sum() ** 2)
     weight = qm.area_weight(torch.linspace(0, 1, 1001).double())
     assert (weight[0], weight[250], weight.argmax(), weight[1000]) == (0, 1, 250, 5 / 257)
 
@@ -305,13 +307,13 @@ class Everything(nn.Module):
         super().__init__()
         self.net, self.other = net(), net(inner=[nn.ReLU()])
         self.used, self.act = self.net, torch.tanh
-        self.shift, self.scale, self.settings = torch.zeros(1).double(), 1.0, {"scale": 1.0, "sizes": [1, 12]}
+        self.shift, self.scale, self.settings = torch.zeros(1).double(), 1.0, {"a": {"b": {"sizes": [1, 12]}}}
         self.array, self.half = np.ones(1), np.float32(0.5)
         self.hook = self.net[2].register_forward_hook(lambda _, __, output: 2 * output)
 
     def forward(self, x, p=1.0, q=1.0):
-        scale = q * self.scale * self.settings["scale"] * self.half * torch.from_numpy(self.array)
-        return self.act(p * self.used(x + self.shift) * self.settings["sizes"][0]) * scale
+        size = self.settings["a"]["b"]["sizes"][0]
+        return self.act(p * self.used(x + self.shift) * size) * q * self.scale * self.half * torch.tensor(self.array)
 
 
 CHANGES = {
@@ -322,10 +324,10 @@ CHANGES = {
     "number": lambda m, *_: setattr(m, "scale", -1.0),
     "tuple": lambda m, *_: vars(m.net[0]).update(padding=(1, 1), dilation=(2, 2)),
     "tensor": lambda m, *_: m.shift.add_(1),
-    "entry": lambda m, *_: m.settings.update(scale=-1.0),
+    "entry": lambda m, *_: m.settings["a"]["b"]["sizes"].__setitem__(0, 2),
     "array": lambda m, *_: np.negative(m.array, out=m.array),
     "number of numpy": lambda m, *_: setattr(m, "half", np.float32(-0.5)),
-    "digits": lambda m, *_: m.settings.update(sizes=[11, 2]),
+    "digits": lambda m, *_: m.settings["a"]["b"].update(sizes=[11, 2]),
     "function": lambda m, *_: setattr(m, "act", torch.relu),
     "part": lambda m, *_: setattr(m, "used", m.other),
     "no hook": lambda m, *_: m.hook.remove(),
@@ -369,7 +371,7 @@ def counted(model):
 
 @pytest.mark.parametrize(("name", "first", "again"), [("box", 37, 0), ("class", 37, 0), ("SAD", 2, 1)])
 def test_another_explanation_of_the_same_images_costs_no_perturbed_forwards(name, first, again):
-    model, metric, x = net(), make(name), X.copy()
+    model, metric, x, others = Everything(), make(name), X.copy(), []
     seen = counted(model)
     for rows, maps, forwards in (
         ([0, 1, 2, 3, 4], A, first),
@@ -379,8 +381,9 @@ def test_another_explanation_of_the_same_images_costs_no_perturbed_forwards(name
         score(name, model, x[rows], Y[rows], maps, metric=metric)
         assert sum(seen) == 5 * forwards
         seen.clear()
+        others += [(len(others), [rows])]  # and what else is in memory does not matter
     x[2] += 1  # one image
-    assert score(name, model, x, metric=metric) == score(name, net(), x)
+    assert score(name, model, x, metric=metric) == score(name, Everything(), x)
     assert sum(seen) == first + 4 * again
 
 

@@ -128,7 +128,7 @@ class ClassDiscrimination(TensorMetric):
             softmax: Measure probabilities instead of logits.
             device: Passed to `explain_func`.
             batch_size: How many inputs pass the model at once.
-            custom_batch: Not used.
+            custom_batch: The same as `wrong_a_batch`, by Quantus' own name.
             wrong_a_batch: Maps of another class for each sample.
             wrong_y_batch: (samples,), those classes.
             kwargs: None are known.
@@ -136,8 +136,8 @@ class ClassDiscrimination(TensorMetric):
         Returns:
             The scores, a list of floats; with `return_aggregate` a list of the one aggregate.
         """
-        explains = wrong_a_batch is None
-        if explains and not callable(explain_func):
+        wrong_a_batch = custom_batch if wrong_a_batch is None else wrong_a_batch
+        if wrong_a_batch is None and not callable(explain_func):
             raise TypeError(
                 "Expected the wrong class's maps in `wrong_a_batch`, or an `explain_func` to make them, got neither."
             )
@@ -146,22 +146,37 @@ class ClassDiscrimination(TensorMetric):
         for name, given in (("wrong_a_batch", self._wrong_a), ("wrong_y_batch", self._wrong_y)):
             if given is not None and len(given) != len(x_batch):
                 raise ValueError(f"Expected {len(x_batch)} samples in `{name}`, got shape {given.shape}.")
-        return super().__call__(
-            model,
-            x_batch,
-            y_batch,
-            a_batch,
-            s_batch,
-            channel_first,
-            explain_func,
-            explain_func_kwargs,
-            model_predict_kwargs,
-            softmax,
-            device,
-            batch_size,
-            custom_batch,
-            **kwargs,
-        )
+        try:
+            return super().__call__(
+                model,
+                x_batch,
+                y_batch,
+                a_batch,
+                s_batch,
+                channel_first,
+                explain_func,
+                explain_func_kwargs,
+                model_predict_kwargs,
+                softmax,
+                device,
+                batch_size,
+                **kwargs,
+            )
+        finally:
+            self._wrong_a = self._wrong_y = None
+
+    def evaluate_batch(
+        self, model: Any, x_batch: Array, y_batch: Array, a_batch: Array, s_batch: Array | None = None, **kwargs: Any
+    ) -> list[float]:
+        """The scores of one batch, channels first, with the wrong class's maps as `wrong_a_batch`."""
+        wrong = kwargs.get("wrong_a_batch", kwargs.get("custom_batch"))
+        if wrong is None:
+            raise TypeError("Expected the wrong class's maps in `wrong_a_batch`, got none.")
+        self._wrong_a = np.asarray(wrong)
+        try:
+            return super().evaluate_batch(model, x_batch, y_batch, a_batch, s_batch, **kwargs)
+        finally:
+            self._wrong_a = None
 
     def scores(
         self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor, wrong_a: Tensor | None = None

@@ -8,9 +8,10 @@ import pytest
 import quantus
 from captum.attr import InputXGradient
 from digit_scenes import make_scenes
+from torch import nn
 
 from captum_ext import CDAM
-from quantus_metrics import BoxSensitivity, explain_func
+from quantus_metrics import BoxSensitivity, ClassDiscrimination, explain_func
 
 SMALLER = {
     "FaithfulnessCorrelation": {"nr_runs": 3, "subset_size": 100},
@@ -70,3 +71,17 @@ def test_all_metrics_run_together_on_the_digit_scenes(capsys):
         assert all(len(row[name]) == 2 and all(map(math.isfinite, row[name])) for name in ours)
     differing = [name for name in ours if not np.allclose(*(row[name] for row in scores.values()))]
     assert set(differing) == ours - {"Average Increase"} or set(differing) == ours
+
+
+def test_a_batch_is_evaluated_by_quantus_contract_alone():
+    rng = np.random.default_rng(0)
+    x, y, right, wrong = rng.normal(size=(3, 1, 8, 8)), np.array([0, 1, 1]), *rng.normal(size=(2, 3, 1, 8, 8))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
+    box, difference = BoxSensitivity([2, 4], 9), ClassDiscrimination(BoxSensitivity([2, 4], 9))
+    expected = box(model, x, y, right)
+    assert box.evaluate_batch(model, x, y, right, None) == expected
+    less = np.subtract(expected, box(model, x, y, wrong))
+    assert np.allclose(difference(model, x, y, right, custom_batch=wrong), less)
+    assert np.allclose(difference.evaluate_batch(model, x, y, right, None, wrong_a_batch=wrong), less)
+    with pytest.raises(TypeError, match="wrong_a_batch"):
+        difference.evaluate_batch(model, x, y, right, None)

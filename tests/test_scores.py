@@ -27,7 +27,9 @@ H, W = 9, 7  # not square, and not a multiple of the numbers of steps
 DRAW = np.random.default_rng(36)  # for which every score has samples above 0
 X, Y = DRAW.normal(size=(5, 2, H, W)), np.array([0, 1, 2, 3, 1])
 A, WRONG = DRAW.integers(-5, 4, (2, 5, H, W)) / 4  # many pixels are equal, and some are just at the thresholds
+A *= np.array([4, 1, 0.5, 8, 0.25])[:, None, None]  # maps of different ranges
 BOXES, INSERTION = {"box_sizes": [2, 3, 6], "num_boxes": 12}, {"steps": 10, "blur_sigma": 1.5}
+TWO_THIRDS = {"threshold": 2 / 3}
 
 
 def net(*last, inner=()):
@@ -126,7 +128,7 @@ SCORES = {  # class, derivation, arguments
     "box": (qm.BoxSensitivity, box, BOXES),
     "box, raw": (qm.BoxSensitivity, box, BOXES | {"normalise_area": False, "seed": 3, "blur_sigma": 2.0}),
     "compactness": (qm.Compactness, lambda _, x, y, a: np.mean([abs(m) <= 0.05 * a.max() for m in a.flat]), {}),
-    "compactness, 1/3": (qm.Compactness, lambda *args, **_: np.mean(abs(args[3]) <= 0.25), {"threshold": 1 / 3}),
+    "compactness, 2/3": (qm.Compactness, lambda _, x, y, a, **__: np.mean(abs(a) <= 2 / 3 * a.max()), TWO_THIRDS),
     "class": (qm.ClassDiscrimination, None, {}),
 }
 every_score = pytest.mark.parametrize("name", SCORES)
@@ -171,11 +173,13 @@ def test_score_is_that_of_plain_loops(name):
 
 @pytest.mark.parametrize("inner", ["box", "LIF-MIF"])
 def test_class_discrimination_is_a_difference_of_scores_of_one_class(inner):
-    model, metric = net(), qm.ClassDiscrimination(make(inner))
+    model, metric = net(), qm.ClassDiscrimination(make(inner), disable_warnings=True)
     expected = np.subtract(score(inner, model), score(inner, model, a=WRONG))
     close(qm.class_discrimination(model, *tensors(X, Y, A, WRONG), metric=make(inner)), expected)
     close(metric(model, X, Y, A, wrong_a_batch=WRONG, batch_size=2), expected)
     assert metric(model, X, Y, A, wrong_a_batch=A) == [0.0] * 5
+    close(metric(model, X, Y, A, wrong_a_batch=0 * A), np.add(expected, score(inner, model, a=WRONG)))
+    assert metric.undefined == [0, 1, 2, 3, 4]
 
     def explain(inputs, targets, **_):
         return np.stack([x[0] + y * x[1] for x, y in zip(inputs, targets, strict=True)])
@@ -307,12 +311,12 @@ class Everything(nn.Module):
         super().__init__()
         self.net, self.other = net(), net(inner=[nn.ReLU()])
         self.used, self.act = self.net, torch.tanh
-        self.shift, self.scale, self.settings = torch.zeros(1).double(), 1.0, {"a": {"b": {"sizes": [1, 12]}}}
+        self.shift, self.scale, self.settings = torch.zeros(1).double(), 1.0, SimpleNamespace(a={"sizes": [1, 12]})
         self.array, self.half = np.ones(1), np.float32(0.5)
         self.hook = self.net[2].register_forward_hook(lambda _, __, output: 2 * output)
 
     def forward(self, x, p=1.0, q=1.0):
-        size = self.settings["a"]["b"]["sizes"][0]
+        size = self.settings.a["sizes"][0]
         return self.act(p * self.used(x + self.shift) * size) * q * self.scale * self.half * torch.tensor(self.array)
 
 
@@ -324,10 +328,10 @@ CHANGES = {
     "number": lambda m, *_: setattr(m, "scale", -1.0),
     "tuple": lambda m, *_: vars(m.net[0]).update(padding=(1, 1), dilation=(2, 2)),
     "tensor": lambda m, *_: m.shift.add_(1),
-    "entry": lambda m, *_: m.settings["a"]["b"]["sizes"].__setitem__(0, 2),
+    "entry": lambda m, *_: m.settings.a["sizes"].__setitem__(0, 2),
     "array": lambda m, *_: np.negative(m.array, out=m.array),
     "number of numpy": lambda m, *_: setattr(m, "half", np.float32(-0.5)),
-    "digits": lambda m, *_: m.settings["a"]["b"].update(sizes=[11, 2]),
+    "digits": lambda m, *_: m.settings.a.update(sizes=[11, 2]),
     "function": lambda m, *_: setattr(m, "act", torch.relu),
     "part": lambda m, *_: setattr(m, "used", m.other),
     "no hook": lambda m, *_: m.hook.remove(),

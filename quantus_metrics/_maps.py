@@ -6,10 +6,10 @@ from torch import Tensor
 
 def unit_range(maps: Tensor) -> Tensor:
     """Each map scaled to [0, 1] by its own minimum and maximum; a constant map becomes all zeros."""
-    flat = maps.flatten(1)
+    flat = maps.flatten(1).double()  # wide enough for any range
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     span = torch.where(high > low, high - low, 1)
-    return ((flat - low) / span).view_as(maps)
+    return ((flat - low) / span).view_as(maps).to(maps.dtype)
 
 
 def is_constant(maps: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """Answers of a model that several explanations share."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from itertools import chain, count
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,12 +11,11 @@ from cachetools import LRUCache
 from torch import Tensor, nn
 
 MEMORY = 2**26  # bytes of answers that a metric keeps
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, np.generic)
+_BESIDE = 512  # bytes of a tensor and its key beside its values
+_STATES = 32  # of models
+_LOOKED_AT = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_DEPTH = 6  # of settings in objects in objects
-_count = count()
-_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 class Memo:
@@ -28,28 +26,15 @@ class Memo:
     """
 
     def __init__(self, size: int) -> None:
-        self._answers: LRUCache[Any, Tensor] = LRUCache(size, getsizeof=lambda answer: answer.nbytes)
+        self._answers: LRUCache[Any, Tensor] = LRUCache(size, getsizeof=_size)
+        self._states: LRUCache[Any, _Same] = LRUCache(_STATES)
 
-    @staticmethod
-    def state_of(model: Any, options: Mapping[str, Any] | None = None) -> Any:
+    def state_of(self, model: Any, options: Mapping[str, Any] | None = None) -> Any:
         """Something that changes with any weight, buffer, hook or setting of a model; an own object for functions."""
         if not isinstance(model, nn.Module):
-            return object()
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            digest.update(name.encode())
-            _add(digest, tensor)
-        seen: set[int] = set()
-        given = sorted((options or {}).items())  # kept, as long as `seen` knows it by its address
-        _describe(digest, given, seen)
-        for module in model.modules():
-            digest.update(f"{id(module)} {type(module)}".encode())
-            digest.update(repr([(name, id(child)) for name, child in vars(module)["_modules"].items()]).encode())
-            for name, value in vars(module).items():
-                if name in _HOOKS or name not in _OF_EVERY_MODULE:
-                    digest.update(name.encode())
-                    _describe(digest, value, seen)
-        return digest.digest()
+            return _Same(object())
+        state = _value(options or {}, {}), _value(model, {}), _autocast()
+        return self._states.setdefault(state, _Same(object()))
 
     def rows(self, key: Any, x: Tensor, y: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """(batch, ...) answers, of which only the missing ones are computed.
@@ -68,9 +53,17 @@ class Memo:
             answers = compute(torch.tensor(missing, device=y.device))
             found |= {keys[i]: answer for i, answer in zip(missing, answers, strict=True)}
             for i in missing:
-                if found[keys[i]].nbytes <= self._answers.maxsize:
+                if _size(found[keys[i]]) <= self._answers.maxsize:
                     self._answers[keys[i]] = found[keys[i]].clone()
         return torch.stack([found[k] for k in keys]).to(x.device)
+
+
+def _size(answer: Tensor) -> int:
+    return answer.nbytes + _BESIDE
+
+
+def _autocast() -> tuple[Any, ...]:
+    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
 
 
 def _digest(tensor: Tensor) -> bytes:
@@ -84,34 +77,43 @@ def _add(digest: Any, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _describe(digest: Any, value: Any, seen: set[int], depth: int = _DEPTH) -> None:
-    """Add what a setting is: values of plain types, containers and objects, identities of functions and modules."""
-    digest.update(f"|{type(value)} ".encode())
+def _value(value: Any, seen: dict[int, Any]) -> Any:
+    """A hashable description, equal to an earlier one only if nothing in `value` was changed or replaced since.
+
+    Values of plain types, tensors, arrays, containers and the attributes of modules and other objects are described by
+    what they hold, everything else, as a function, by itself: the description keeps it, so nothing else can get its id.
+    """
+    if isinstance(value, _PLAIN):
+        return type(value), value
     if isinstance(value, Tensor):
-        _add(digest, value)
-    elif isinstance(value, np.ndarray):
-        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-    elif isinstance(value, _PLAIN):
-        digest.update(repr(value).encode())
-    elif callable(value):
-        digest.update(str(_number(value)).encode())
-    elif depth and id(value) not in seen:
-        seen.add(id(value))
-        if isinstance(value, list | tuple | set | frozenset):
-            parts: Iterable[Any] = value
-        else:
-            parts = chain.from_iterable(
-                (value if isinstance(value, Mapping) else getattr(value, "__dict__", {})).items()
-            )
-        for part in parts:
-            _describe(digest, part, seen, depth - 1)
+        return _digest(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return str(value.dtype), value.shape, value.tobytes()
+    if id(value) in seen:
+        return "again", seen[id(value)][0]
+    seen[id(value)] = len(seen), value  # kept until the end, so that no id is used twice
+    return type(value), _inside(value, seen)
 
 
-def _number(function: Any) -> tuple[int, ...]:
-    """That of a function, or of a method's object and function: no other one ever has it, unlike an address."""
-    if hasattr(function, "__func__"):
-        return *_number(function.__self__), *_number(function.__func__)
-    try:
-        return (_numbers.setdefault(function, next(_count)),)
-    except TypeError:  # no weak references, or no hash
-        return (id(function),)
+def _inside(value: Any, seen: dict[int, Any]) -> Any:
+    if isinstance(value, nn.Module):
+        value = {k: v for k, v in vars(value).items() if k in _LOOKED_AT or k not in _OF_EVERY_MODULE}
+    elif not isinstance(value, Mapping | list | tuple | set | frozenset):
+        if callable(value) or not hasattr(value, "__dict__"):
+            return _Same(value)
+        value = vars(value)
+    parts = chain.from_iterable(value.items()) if isinstance(value, Mapping) else value
+    return tuple(_value(part, seen) for part in parts)
+
+
+class _Same:
+    """Equal to itself only."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.held is self.held
+
+    def __hash__(self) -> int:
+        return id(self.held)

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, TypedDict, Unpack, cast
 
 import matplotlib.pyplot as plt
@@ -92,7 +93,7 @@ class TensorMetric(Metric[list[float]]):
 
     def passes(self, shape: Sequence[int]) -> int:
         """About how often the model runs for one input (channels, height, width)."""
-        return 2
+        return 1
 
     def __call__(
         self,
@@ -209,7 +210,9 @@ class TensorMetric(Metric[list[float]]):
             mean, error = curve.mean(0), curve.std(0) / len(curve) ** 0.5
             axes.plot(points, mean, label=name)
             axes.fill_between(points, mean - error, mean + error, alpha=0.2)
-        axes.set(xlabel=label, title=f"{self.name}: mean of {len(self.evaluation_scores)} samples, standard error")
+        axes.set(
+            xlabel=label, title=f"{self.name}: mean of {len(next(iter(self.curves.values())))} samples, standard error"
+        )
         axes.legend()
         return figure
 
@@ -265,7 +268,8 @@ class TensorMetric(Metric[list[float]]):
         inputs, classes = (torch.as_tensor(np.array(value)).to(predictions.device) for value in (x, y))
         tensors = (torch.as_tensor(a).to(predictions.device) for a in maps)
         given = [checked(inputs, classes, a, texts=self._reads_texts) for a in tensors]
-        return self._compared(predictions, *given[0][:2], *(a for _, _, a in given))
+        scores = self._compared(predictions, *given[0][:2], *(a for _, _, a in given))
+        return replace(scores, undefined=scores.undefined | ~scores.values.isfinite())
 
     def _compared(self, predictions: Predictions, x: Tensor, y: Tensor, *a: Tensor) -> Scores:
         return self.scores(predictions, x, y, a[0])
@@ -277,7 +281,7 @@ class TensorMetric(Metric[list[float]]):
         return np.abs(maps) if self.abs else maps
 
     def _finish(self, count: int) -> None:
-        if self.undefined and not self._disable_warnings:  # the property is always true in pytest
+        if self.undefined and not self._disable_warnings:  # the property is true almost everywhere
             warnings.warn(
                 f"{self.name} is not defined for {len(self.undefined)} of {count} samples, whose score is a "
                 "convention: see `undefined`, and the class's documentation.",

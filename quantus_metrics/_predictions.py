@@ -46,7 +46,7 @@ class Predictions:
             raise TypeError(f"Expected `model` to be a torch.nn.Module or a function, got {type(model)}.")
         self.model = model
         self.memo = memo or Memo(0)
-        self.state = self.memo.state_of(model, options) if memo else b""
+        self.state = self.memo.state_of(model if memo else None, options)
         self.softmax = bool(softmax)
         self.batch_size = positive_int("batch_size", batch_size)
         self._options = options or {}

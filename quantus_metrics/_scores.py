@@ -11,7 +11,8 @@ class Scores:
 
     Attributes:
         values: (batch,) scores.
-        undefined: (batch,), for which samples the definition divides zero by zero, so that a convention holds.
+        undefined: (batch,), for which samples the definition divides zero by zero, so that a convention
+            holds, or the model's answer is not finite.
         curves: By name what the scores summarise, each (batch, points).
     """
 

@@ -189,7 +189,8 @@ def _sums(maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The maps' sums (batch, boxes) inside the boxes, all from one table of sums, and (batch,) what is rounding."""
     flat = maps.double().flatten(1)
     middle = (flat.amin(1) + flat.amax(1)) / 2  # the same for all boxes of a size, which no correlation sees
-    centred = maps.double() - middle[:, None, None]
+    largest = flat.abs().amax(1)  # nor a factor, and squares of any map are numbers then
+    centred = (maps.double() - middle[:, None, None]) / torch.where(largest > 0, largest, 1)[:, None, None]
     table = torch.nn.functional.pad(centred.cumsum(1).cumsum(2), (1, 0, 1, 0))
     top, left, bottom, right = boxes.unbind(1)
     sums = table[:, bottom, right] - table[:, top, right] - table[:, bottom, left] + table[:, top, left]

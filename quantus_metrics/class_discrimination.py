@@ -5,7 +5,8 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from quantus.helpers.enums import EvaluationCategory
+from quantus.functions.explanation_func import explain
+from quantus.helpers.enums import EvaluationCategory, ScoreDirection
 from torch import Tensor
 
 from ._checks import checked
@@ -90,6 +91,11 @@ class ClassDiscrimination(TensorMetric):
         self.metric = BoxSensitivity() if metric is None else metric
         if not isinstance(self.metric, BoxSensitivity | Fidelity):
             raise TypeError(f"Expected `metric` to be a BoxSensitivity or a Fidelity, got {type(metric)}.")
+        if self.metric.score_direction is not ScoreDirection.HIGHER or self.metric.abs or self.metric.normalise:
+            raise ValueError(
+                "Expected a `metric` whose maps are as they are and of which more is better: no order 'MIF', and `abs` "
+                "or `normalise` given to ClassDiscrimination instead."
+            )
         self._memo = self.metric._memo  # predictions that the score has made already, or will need  # noqa: SLF001
         self._wrong_a: Array | None = None
         self._wrong_y: Array | None = None
@@ -137,9 +143,11 @@ class ClassDiscrimination(TensorMetric):
             The scores, a list of floats; with `return_aggregate` a list of the one aggregate.
         """
         wrong_a_batch = custom_batch if wrong_a_batch is None else wrong_a_batch
-        if wrong_a_batch is None and not callable(explain_func):
+        others = a_batch is not None and explain_func is explain  # what quantus.evaluate passes beside given maps
+        if wrong_a_batch is None and (others or not callable(explain_func)):
             raise TypeError(
-                "Expected the wrong class's maps in `wrong_a_batch`, or an `explain_func` to make them, got neither."
+                "Expected the wrong class's maps in `wrong_a_batch`, or an `explain_func` that made the given maps, to "
+                "make them; got neither. For quantus.evaluate pass functions, as by explain_func, instead of arrays."
             )
         self._wrong_a = None if wrong_a_batch is None else np.asarray(wrong_a_batch)
         self._wrong_y = None if wrong_y_batch is None else np.asarray(wrong_y_batch)

@@ -23,6 +23,7 @@ def explain_func(
     *,
     batch_size: int = 16,
     channels: Channels = "sum",
+    channel_first: bool | None = None,
     mode: str = "bilinear",
     **options: Any,
 ) -> Callable[..., Array]:
@@ -35,6 +36,7 @@ def explain_func(
             that returns an object of one, as `lambda model: NoiseTunnel(Saliency(model))`.
         batch_size: How many samples are explained at once, at least 1.
         channels: "sum": maps have one channel, the sum; "keep": as many as the images, where the method has them.
+        channel_first: The images' layout; maps have it first always. None: by their shape.
         mode: How maps of layers are resized, as in `torch.nn.functional.interpolate`.
         **options: Arguments of the class and of its `attribute`. `layer` and `target_layers` may be names of modules,
             as "blocks.11.norm1", or functions of the model: so they are found in each model that is explained, also
@@ -64,22 +66,23 @@ def explain_func(
         raise TypeError(f"Expected `method` to be an attribution class or a function of the model, got {type(method)}.")
     if channels not in ("sum", "keep"):
         raise ValueError(f"Expected `channels` to be 'sum' or 'keep', got {channels!r}.")
-    return _Explain(method, positive_int("batch_size", batch_size), channels, mode, options)
+    return _Explain(method, positive_int("batch_size", batch_size), channels, channel_first, mode, options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Explain:
     """Not a function inside a function, so that it can be copied and pickled."""
 
     method: Callable[..., Any]
     batch_size: int
     channels: Channels
+    channel_first: bool | None
     mode: str
     options: Mapping[str, Any]
 
     def __call__(self, model: nn.Module, inputs: Any, targets: Any, **kwargs: Any) -> Array:
         batch_size = positive_int("batch_size", kwargs.get("batch_size", self.batch_size))
-        x, y = _as_tensors(model, inputs, targets)
+        x, y = _as_tensors(model, inputs, targets, self.channel_first)
         with _left_as_found(model):
             parts = [self._maps(model, *batch) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
         return np.concatenate(parts)
@@ -132,11 +135,14 @@ class _Logit:
         return output[..., self.index]
 
 
-def _as_tensors(model: nn.Module, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+def _as_tensors(model: nn.Module, inputs: Any, targets: Any, channel_first: bool | None) -> tuple[Tensor, Tensor]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected `model` to be a torch.nn.Module, got {type(model)}.")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     x = torch.as_tensor(np.array(inputs) if not isinstance(inputs, Tensor) else inputs.detach()).to(like.device)
+    if x.dim() == 4:
+        fewest = x.shape[3] < min(x.shape[1:3])
+        x = x.movedim(3, 1) if (fewest if channel_first is None else not channel_first) else x
     y = torch.as_tensor(targets).to(like.device, torch.long)
     if y.shape != x.shape[:1]:
         raise ValueError(f"Expected one target for each input: inputs {tuple(x.shape)}, targets {tuple(y.shape)}.")

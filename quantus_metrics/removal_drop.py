@@ -135,6 +135,8 @@ class RemovalDrop(TensorMetric):
                 f"Inputs of shape {tuple(x.shape)} are token ids, so `mask_id` must say which token takes the place of "
                 "the removed ones, as tokenizer.mask_token_id. Images have shape (batch, channels, height, width)."
             )
+        if x.is_floating_point():
+            raise TypeError(f"Expected token ids of an integer type, got {x.dtype}.")
         x = x.long()
         real = torch.ones_like(x, dtype=torch.bool) if self.pad_id is None else x != self.pad_id
         count = (self.fraction * real.sum(1, keepdim=True, dtype=torch.float64) - 1e-9).ceil()

@@ -312,12 +312,14 @@ class Everything(nn.Module):
         self.net, self.other = net(), net(inner=[nn.ReLU()])
         self.used, self.act = self.net, torch.tanh
         self.shift, self.scale, self.settings = torch.zeros(1).double(), 1.0, SimpleNamespace(a={"sizes": [1, 12]})
-        self.array, self.half = np.ones(1), np.float32(0.5)
+        self.array, self.half, self.hidden = np.ones(1), np.float32(0.5), [nn.Linear(4, 4).double()]
+        self.signs = {"+": [1.0], "-": [-1.0]}
+        self.sign = self.signs["+"]
         self.hook = self.net[2].register_forward_hook(lambda _, __, output: 2 * output)
 
     def forward(self, x, p=1.0, q=1.0):
-        size = self.settings.a["sizes"][0]
-        return self.act(p * self.used(x + self.shift) * size) * q * self.scale * self.half * torch.tensor(self.array)
+        scale = q * self.scale * self.half * torch.tensor(self.array) * self.sign[0]
+        return self.hidden[0](self.act(p * self.used(x + self.shift) * self.settings.a["sizes"][0])) * scale
 
 
 CHANGES = {
@@ -334,6 +336,8 @@ CHANGES = {
     "digits": lambda m, *_: m.settings.a.update(sizes=[11, 2]),
     "function": lambda m, *_: setattr(m, "act", torch.relu),
     "part": lambda m, *_: setattr(m, "used", m.other),
+    "hidden part": lambda m, *_: m.hidden[0].weight.data.mul_(-1),
+    "other entry": lambda m, *_: setattr(m, "sign", m.signs["-"]),
     "no hook": lambda m, *_: m.hook.remove(),
     "another hook": lambda m, *_: (m.hook.remove(), m.net[2].register_forward_hook(lambda *args: args[2].cos())),
     "more hooks": lambda m, *_: m.net[2].register_forward_hook(lambda *args: args[2].cos()),
@@ -579,6 +583,7 @@ def test_an_explain_func_is_what_its_method_computes(name):
         close(explain(model=model, inputs=inputs, targets=Y, method="Saliency", device="cpu"), expected, 1e-6)
         assert max(seen) == {"IG": 2 * 3, "layer": 5, "GradCAM": 3}[name]
         close(explain(copy.deepcopy(model), torch.tensor(X), Y.tolist(), batch_size=1), expected, 1e-6)
+        close(explain(model, X.transpose(0, 2, 3, 1), Y), expected, 1e-6)  # channels last
     model.append(Breaks(RuntimeError("mine")))
     with left_as_found(model), pytest.raises(RuntimeError, match="mine"):
         explain(model, X, Y)

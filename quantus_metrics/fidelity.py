@@ -60,7 +60,7 @@ def fidelity(
         >>> from quantus_metrics import fidelity
         >>> model = lambda x: torch.stack([x[:, 0, 0, 0], 0 * x[:, 0, 0, 0]], 1)
         >>> image = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]])
-        >>> fidelity(model, image, [0], image, steps=4) > 0
+        >>> fidelity(model, image, [0], image, steps=4, blur_sigma=1.0) > 0
         tensor([True])
     """
     metric = Fidelity(order, blur_sigma, steps)

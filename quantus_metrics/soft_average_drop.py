@@ -41,7 +41,7 @@ def soft_average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Ten
         >>> model = lambda x: torch.stack([x.sum((1, 2, 3)), 0 * x.sum((1, 2, 3))], 1)
         >>> image = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]])
         >>> soft_average_drop(model, image, [0], image)  # 3 of the sum of 4 are taken away
-        tensor([0.2555])
+        tensor([0.2556])
     """
     return _scores(Predictions(model, batch_size), *checked(x, y, a)).values
 

@@ -99,8 +99,9 @@ def run(monkeypatch, *arguments):
 def test_the_demo_writes_its_picture_and_one_score_for_each_cell(monkeypatch, tmp_path, capsys):
     run(monkeypatch, "--scenes", 2, "--out", tmp_path)
     scores = pd.read_csv(tmp_path / "scores.csv")
-    assert len(scores) == 2 * 2 * 7 * 4
+    assert len(scores) == 2 * 2 * 7 * 8
     assert scores.score.notna().all()
+    assert (scores[(scores.metric == "class discrimination") & (scores.method == "Attention")].score == 0).all()
     shares = scores[scores.metric == "location: share in digit"].score
     assert shares.between(0, 1).all()
     assert shares.nunique() > 20

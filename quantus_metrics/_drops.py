@@ -1,13 +1,9 @@
 """How much of a class's probability a perturbation takes or gives."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ._predictions import Predictions
-
-Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def before_and_after(predictions: Predictions, x: Tensor, y: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:

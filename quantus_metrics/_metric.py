@@ -62,6 +62,7 @@ class TensorMetric(Metric[list[float]]):
         evaluation_scores: The scores of the last call, one for each sample; after an error those that were finished.
         undefined: The samples of the last call whose score is a convention, as the definition divides zero by zero.
         curves: By name what the last call's scores summarise, each (samples, points).
+        axis: What is on the curves' horizontal axis: its label, and the values of the points.
     """
 
     name: ClassVar[str]
@@ -85,6 +86,7 @@ class TensorMetric(Metric[list[float]]):
         super().__init__(**(defaults | options))  # type: ignore[arg-type] # None is accepted
         self.undefined: list[int] = []
         self.curves: dict[str, Array] = {}
+        self.axis: tuple[str, Sequence[float]] = ("", ())
         self._memo = Memo(MEMORY)
 
     @abstractmethod
@@ -199,12 +201,8 @@ class TensorMetric(Metric[list[float]]):
         """Print what the scores mean."""
         print(inspect.getdoc(type(self)))  # noqa: T201 # Quantus' contract
 
-    def points(self) -> tuple[str, Sequence[float]]:
-        """What is on the horizontal axis of the curves: its label and values."""
-        raise NotImplementedError
-
     def _draw(self) -> Figure:
-        label, points = self.points()
+        label, points = self.axis
         figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
         for name, curve in self.curves.items():
             mean, error = curve.mean(0), curve.std(0) / len(curve) ** 0.5
@@ -254,6 +252,7 @@ class TensorMetric(Metric[list[float]]):
             scores = self._scored(predictions, x[rows], y[rows], *(a[rows] for a in maps))
             self.evaluation_scores += scores.values.tolist()
             self.undefined += [start + first + int(i) for i in scores.undefined.nonzero().flatten()]
+            self.axis = scores.axis
             for name, curve in scores.curves.items():
                 before = [self.curves[name]] if name in self.curves else []
                 self.curves[name] = np.concatenate([*before, curve.cpu().numpy()])

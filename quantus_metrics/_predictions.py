@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import positive_int
+from ._evaluation_mode import evaluation_mode
 from ._memo import Memo
 
 Model = Callable[..., Any]
@@ -83,46 +84,41 @@ class Predictions:
             probability: Softmax probabilities, else logits.
             also: Further arguments of the model, (count, ...) each.
         """
-        parts = [
-            self._answer(make(rows), classes[rows], probability, {name: x[rows] for name, x in (also or {}).items()})
-            for rows in torch.arange(len(classes), device=classes.device).split(self.batch_size)
-        ]
+        parts: list[Tensor] = []
+        with _logits_of(self.model) as logits_of:
+            for rows in torch.arange(len(classes), device=classes.device).split(self.batch_size):
+                further = {name: x[rows] for name, x in (also or {}).items()}
+                logits = self._logits(logits_of, make(rows), further)
+                if not parts:
+                    _check(logits, classes, probability)
+                answers = logits.softmax(1) if probability else logits
+                parts.append(answers.gather(1, classes[rows, None].to(logits.device))[:, 0].to(classes.device))
         return torch.cat(parts)
 
     def other_class(self, x: Tensor, y: Tensor) -> Tensor:
         """(batch,): for each input the likeliest class that is not the given one."""
-        parts = []
-        for inputs, classes in zip(x.split(self.batch_size), y.split(self.batch_size), strict=True):
-            logits = self._logits(inputs, {}).to(y.device)
-            _check_classes(classes, logits)
-            parts.append(logits.scatter(1, classes[:, None], float("-inf")).argmax(1))
-        return torch.cat(parts)
+        with _logits_of(self.model) as logits_of:
+            logits = torch.cat([self._logits(logits_of, inputs, {}) for inputs in x.split(self.batch_size)])
+        _check(logits, y, False)
+        return logits.scatter(1, y[:, None].to(logits.device), float("-inf")).argmax(1).to(y.device)
 
-    def _answer(self, inputs: Tensor, classes: Tensor, probability: bool, also: dict[str, Tensor]) -> Tensor:
-        logits = self._logits(inputs, also)
-        if probability and logits.shape[1] == 1:
-            raise ValueError(
-                "Expected at least two logits: the softmax of a single one is always 1. For a model with one output "
-                "z, return torch.cat([torch.zeros_like(z), z], 1)."
-            )
-        _check_classes(classes, logits)
-        answers = logits.softmax(1) if probability else logits
-        return answers.gather(1, classes[:, None].to(logits.device))[:, 0].to(classes.device)
-
-    @torch.no_grad()
-    def _logits(self, inputs: Tensor, also: dict[str, Tensor]) -> Tensor:
+    def _logits(self, logits_of: Model, inputs: Tensor, also: dict[str, Tensor]) -> Tensor:
         if self._like is not None:
             inputs = inputs.to(self._like.device)
             inputs = inputs.to(self._like.dtype) if inputs.is_floating_point() else inputs
-        with _logits_of(self.model) as logits_of:
-            logits = logits_of(inputs, **self._options, **also)
+        logits = logits_of(inputs, **self._options, **also)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
             raise ValueError(f"Expected the model to return logits ({len(inputs)}, classes), got {got}.")
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _check_classes(classes: Tensor, logits: Tensor) -> None:
+def _check(logits: Tensor, classes: Tensor, probability: bool) -> None:
+    if probability and logits.shape[1] == 1:
+        raise ValueError(
+            "Expected at least two logits: the softmax of a single one is always 1. For a model with one output z, "
+            "return torch.cat([torch.zeros_like(z), z], 1)."
+        )
     low, high, count = int(classes.min()), int(classes.max()), logits.shape[1]
     if not 0 <= low <= high < count:
         raise ValueError(
@@ -134,13 +130,14 @@ def _check_classes(classes: Tensor, logits: Tensor) -> None:
 def _logits_of(model: Model) -> Iterator[Model]:
     """The model in evaluation mode, as a function that returns its logits."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
     softmaxed: list[tuple[Tensor, Tensor]] = []
 
     def run(*args: Any, **kwargs: Any) -> Any:
         output = model(*args, **kwargs)
         output = getattr(output, "logits", output)
-        return next((before for before, after in softmaxed if after is output), output)
+        logits = next((before for before, after in softmaxed if after is output), output)
+        softmaxed.clear()
+        return logits
 
     hooks = [
         module.register_forward_hook(lambda _, args, output: softmaxed.append((args[0], output)))
@@ -148,11 +145,8 @@ def _logits_of(model: Model) -> Iterator[Model]:
         if isinstance(module, nn.Softmax)
     ]
     try:
-        for module in training:
-            module.training = False
-        yield run
+        with evaluation_mode(model), torch.no_grad():
+            yield run
     finally:
-        for module in training:
-            module.training = True
         for hook in hooks:
             hook.remove()

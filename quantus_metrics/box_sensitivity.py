@@ -122,7 +122,7 @@ class BoxSensitivity(TensorMetric):
         sizes = self._sizes(height, width)
         corners = [_corners(size, height, width, self.num_boxes, self.seed) for size in sizes]
         boxes = torch.cat([torch.cat([c, c + s], 1) for s, c in zip(sizes, corners, strict=True)]).to(x.device)
-        changes, tiny = self._changes(predictions, x, y, boxes)
+        changes, tiny = self._changes(predictions, x, y, boxes, tuple(sizes))
         sums, rounding = _sums(a, boxes)
         by_size = len(sizes), -1
         curve, undefined = _pearson(
@@ -133,25 +133,23 @@ class BoxSensitivity(TensorMetric):
         else:
             area = torch.trapezoid(curve, torch.tensor(sizes, dtype=curve.dtype, device=curve.device))
             area = area / (sizes[-1] - sizes[0]) if self.normalise_area else area
-        return Scores(area.to(changes.dtype), undefined.any(1), {"correlation": curve})
+        axis = "box size in pixels", sizes
+        return Scores(area.to(changes.dtype), undefined.any(1), {"correlation": curve}, axis)
 
     def passes(self, shape: Sequence[int]) -> int:
         """Boxes of all sizes."""
         return self.num_boxes * len(self._sizes(shape[1], shape[2]))
-
-    def points(self) -> tuple[str, Sequence[float]]:
-        """The sizes of the last call."""
-        return "box size in pixels", self._last_sizes
 
     def _sizes(self, height: int, width: int) -> list[int]:
         shorter = min(height, width)
         sizes = self.box_sizes or sorted({max(1, round(k * shorter / 14)) for k in range(1, 9)})
         if sizes[-1] > shorter:
             raise ValueError(f"A box of {sizes[-1]} pixels is larger than the images of {height} x {width} pixels.")
-        self._last_sizes = sizes
         return sizes
 
-    def _changes(self, predictions: Predictions, x: Tensor, y: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def _changes(
+        self, predictions: Predictions, x: Tensor, y: Tensor, boxes: Tensor, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
         """The change (batch, boxes) of the answer by each box, and (batch,) what is less than rounding."""
         probability = predictions.softmax
         rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
@@ -172,7 +170,7 @@ class BoxSensitivity(TensorMetric):
             classes = y[missing].repeat_interleave(len(boxes))
             return predictions.perturbed(make, classes, probability=probability).view(-1, len(boxes))
 
-        settings = tuple(self._last_sizes), self.num_boxes, self.blur_sigma, self.seed, probability
+        settings = sizes, self.num_boxes, self.blur_sigma, self.seed, probability
         after = predictions.memo.rows((predictions.state, settings), x, y, compute)
         before = predictions.of(x, y, probability=probability)
         scale = torch.maximum(after.abs().amax(1), before.abs())

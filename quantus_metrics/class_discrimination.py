@@ -198,15 +198,11 @@ class ClassDiscrimination(TensorMetric):
             for of, one in (("the class", right), ("another", wrong))
             for name, curve in one.curves.items()
         }
-        return Scores(right.values - wrong.values, right.undefined | wrong.undefined, curves)
+        return Scores(right.values - wrong.values, right.undefined | wrong.undefined, curves, right.axis)
 
     def passes(self, shape: Sequence[int]) -> int:
         """Those of the score."""
         return self.metric.passes(shape)
-
-    def points(self) -> tuple[str, Sequence[float]]:
-        """Those of the score."""
-        return self.metric.points()
 
     def _compared(self, predictions: Predictions, x: Tensor, y: Tensor, *a: Tensor) -> Scores:
         return self.scores(predictions, x, y, *a)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._checks import positive_int
+from ._evaluation_mode import evaluation_mode
 
 Array = npt.NDArray[Any]
 Channels = Literal["sum", "keep"]
@@ -177,17 +178,12 @@ def _layer(model: nn.Module, given: Any) -> nn.Module:
 @contextmanager
 def _left_as_found(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, with train flags and gradients restored: pytorch-grad-cam changes both."""
-    training = [module for module in model.modules() if module.training]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for module in training:
-        module.training = False
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with torch.enable_grad():
+        with evaluation_mode(model), torch.enable_grad():
             yield
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for module in training:
-            module.training = True

@@ -121,12 +121,9 @@ class Fidelity(TensorMetric):
             for name in self.order.split("-")
         }
         areas = [100 * area(curve) for curve in curves.values()]
-        return Scores(areas[0] - areas[1] if len(areas) == 2 else areas[0], is_constant(a), curves)
+        axis = "blurred pixels in percent", np.linspace(0, 100, self.steps + 1).tolist()
+        return Scores(areas[0] - areas[1] if len(areas) == 2 else areas[0], is_constant(a), curves, axis)
 
     def passes(self, shape: Sequence[int]) -> int:
         """One for each step of each order, and their starts."""
         return len(self.order.split("-")) * (self.steps + 1)
-
-    def points(self) -> tuple[str, Sequence[float]]:
-        """The percentages of pixels."""
-        return "blurred pixels in percent", np.linspace(0, 100, self.steps + 1).tolist()

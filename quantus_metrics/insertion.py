@@ -93,13 +93,10 @@ class _Curve(TensorMetric):
         """One for each step, and the start."""
         return self.steps + 1
 
-    def points(self) -> tuple[str, Sequence[float]]:
-        """The fractions of pixels."""
-        return f"fraction of pixels in {self.name.lower()}", np.linspace(0, 1, self.steps + 1).tolist()
-
     def _scores(self, predictions: Predictions, start: Tensor, end: Tensor, y: Tensor, a: Tensor) -> Scores:
         curve = exchange_curve(predictions, start, end, y, a, steps=self.steps, descending=True, probability=True)
-        return Scores(area(curve), is_constant(a), {"probability": curve})
+        axis = f"fraction of pixels in {self.name.lower()}", np.linspace(0, 1, self.steps + 1).tolist()
+        return Scores(area(curve), is_constant(a), {"probability": curve}, axis)
 
 
 class Insertion(_Curve):

@@ -343,7 +343,7 @@ GRAD_CAM += ["hf-vit", "hf-deit", "hf-dinov2-registers"]
 
 @pytest.mark.parametrize("name", GRAD_CAM)
 def test_grad_cam_with_our_reshape_transform_equals_one_by_hand(name):
-    grad_cam = pytest.importorskip("pytorch_grad_cam")
+    import pytorch_grad_cam as grad_cam
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 

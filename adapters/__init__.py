@@ -17,6 +17,9 @@ from ._recognition import attention_tail_of as attention_tail_of
 from ._site import Site as Site
 from ._site import TokenAnatomy as TokenAnatomy
 from .attention_tail import AttentionTail as AttentionTail
+from .ca_stream import CAStream as CAStream
+from .raw_attention_cam import RawAttentionCAM as RawAttentionCAM
+from .raw_attention_cam import raw_attention as raw_attention
 from .reshape_transform import ReshapeTransform as ReshapeTransform
 from .reshape_transform import reshape_transform_for as reshape_transform_for
 from .token_tail import Readout as Readout

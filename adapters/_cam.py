@@ -1,0 +1,86 @@
+"""Maps that need no hooks in the form of pytorch-grad-cam's CAM objects."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CAM(ABC):
+    """Can be called, and used in a `with` block, as the classes of pytorch-grad-cam.
+
+    Args:
+        model: The wrapped model.
+        target_layers: Accepted so that the class sits in a list with others; not used.
+        reshape_transform: The same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Sequence[nn.Module] | None = None,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.target_layers = list(target_layers or [])
+        self.reshape_transform = reshape_transform
+
+    @abstractmethod
+    def maps(self, images: Tensor, targets: Sequence[Any] | None) -> Tensor:
+        """Maps (batch, height, width) of any size and scale."""
+
+    def __call__(
+        self,
+        input_tensor: Tensor,
+        targets: Sequence[Any] | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+    ) -> npt.NDArray[np.float32]:
+        """Maps (batch, height, width) of the input's size, from 0 to 1 in each image, as pytorch-grad-cam scales them.
+
+        Args:
+            input_tensor: (batch, channels, height, width).
+            targets: One `ClassifierOutputTarget` for each image. None: the likeliest class.
+            aug_smooth: Not supported.
+            eigen_smooth: Not supported.
+
+        Raises:
+            ValueError: if a smoothing is asked for.
+        """
+        if aug_smooth or eigen_smooth:
+            raise ValueError(f"{type(self).__name__} has no `aug_smooth` and no `eigen_smooth`: leave both False.")
+        like = next(self.model.parameters())
+        maps = self.maps(input_tensor.to(like.device), targets).float()
+        maps = maps - maps.amin((1, 2), keepdim=True)
+        maps = maps / (1e-7 + maps.amax((1, 2), keepdim=True))
+        resized = F.interpolate(maps[:, None], input_tensor.shape[2:], mode="bilinear")[:, 0]
+        result: npt.NDArray[np.float32] = resized.cpu().numpy()
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def categories(targets: Sequence[Any] | None, count: int) -> Tensor | None:
+    """The classes (count,) that pytorch-grad-cam's targets ask for.
+
+    Raises:
+        TypeError: if a target is not a `ClassifierOutputTarget`.
+        ValueError: if there is not one for each image.
+    """
+    if targets is None:
+        return None
+    wrong = [type(target) for target in targets if not hasattr(target, "category")]
+    if wrong:
+        raise TypeError(f"Expected pytorch-grad-cam's ClassifierOutputTarget for each image, got {wrong[0]}.")
+    if len(targets) != count:
+        raise ValueError(f"Expected one target for each of {count} images, got {len(targets)}.")
+    return torch.tensor([int(target.category) for target in targets])

@@ -1,0 +1,67 @@
+"""The attention of a CA-Stream's last stage in the form of a pytorch-grad-cam method."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._borrow import borrowed
+from ._cam import CAM
+from .ca_stream import CAStream
+
+
+@torch.no_grad()
+def raw_attention(model: CAStream, images: Tensor, stage: int = -1) -> Tensor:
+    """The attention (batch, height, width) of a CA-Stream's stage, from one forward pass in evaluation mode.
+
+    Raises:
+        TypeError: if the model is not a CAStream.
+        ValueError: if it has no such stage.
+    """
+    if not isinstance(model, CAStream):
+        raise TypeError(f"Expected an adapters.CAStream, whose attention is a map; got {type(model)}.")
+    count = len(model.stages)
+    if not -count <= stage < count:
+        raise ValueError(
+            f"Expected `stage` from {-count} to {count - 1}, as the model has {count} stages; got {stage}."
+        )
+    with borrowed(model, (images,)) as (given,):
+        return model.forward_with_attention(given)[1][stage]
+
+
+class RawAttentionCAM(CAM):
+    """The attention `a_L` of a CA-Stream, the class-agnostic map that comes with its prediction.
+
+    Source: Torres et al. 2024 (CA-Stream), equation 4. It is the same for every class, without `class_specific`.
+
+    Args:
+        model: An adapters.CAStream.
+        target_layers: Accepted so that the class sits in a list with others; not used.
+        reshape_transform: The same.
+
+    Raises:
+        TypeError: if the model is not a CAStream.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from adapters import CAStream, RawAttentionCAM
+        >>> model = CAStream(torchvision.models.resnet18())
+        >>> RawAttentionCAM(model)(torch.randn(2, 3, 64, 64)).shape
+        (2, 64, 64)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Sequence[nn.Module] | None = None,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform)
+        if not isinstance(model, CAStream):
+            raise TypeError(f"Expected an adapters.CAStream, whose attention is a map; got {type(model)}.")
+        self.model: CAStream = model
+
+    def maps(self, images: Tensor, targets: Sequence[Any] | None) -> Tensor:
+        """The attention of the last stage."""
+        return raw_attention(self.model, images)

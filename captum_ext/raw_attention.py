@@ -1,0 +1,59 @@
+"""Raw attention: the map that a CA-Stream's prediction comes with."""
+
+from typing import Any
+
+from captum.attr._utils.attribution import Attribution
+from captum.log import log_usage
+from torch import Tensor
+
+from adapters import CAStream, raw_attention
+
+
+class RawAttention(Attribution):  # type: ignore[misc] # captum is untyped
+    """The attention of a CA-Stream over the positions of a stage, from the same pass as its prediction.
+
+        a_l = softmax(F_l q_l / sqrt(d_l))
+
+    It is the same for every class, unless the CA-Stream is class-specific, where it is that of the predicted one.
+    Source: Torres et al. 2024 (CA-Stream), equation 4. Differs from the paper: every stage's map is available.
+
+    Args:
+        forward_func: An adapters.CAStream. It runs in evaluation mode and is left as found.
+
+    Raises:
+        TypeError: if it is not one.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from adapters import CAStream
+        >>> from captum_ext import RawAttention
+        >>> model = CAStream(torchvision.models.resnet18())
+        >>> RawAttention(model).attribute(torch.randn(2, 3, 64, 64), target=3).shape
+        torch.Size([2, 1, 2, 2])
+    """
+
+    def __init__(self, forward_func: CAStream) -> None:
+        if not isinstance(forward_func, CAStream):
+            raise TypeError(f"Expected an adapters.CAStream, whose attention is a map; got {type(forward_func)}.")
+        super().__init__(forward_func)
+
+    @log_usage()  # type: ignore[untyped-decorator] # captum is untyped
+    def attribute(
+        self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None, *, stage: int = -1
+    ) -> Tensor:
+        """The attention of one stage.
+
+        Args:
+            inputs: (batch, channels, height, width).
+            target: Accepted as in all of Captum's classes; the attention does not depend on it.
+            additional_forward_args: The same.
+            stage: Which one, counted as in `forward_func.stages`.
+
+        Returns:
+            (batch, 1, height, width) of the stage's features, at least 0, with sum 1 in each image.
+
+        Raises:
+            TypeError: if the inputs are not images.
+            ValueError: if there is no such stage.
+        """
+        return raw_attention(self.forward_func, inputs, stage)[:, None]

@@ -25,7 +25,7 @@ def attend(tokens: Tensor, query: Tensor, offset: Tensor | None = None) -> tuple
     scores = torch.bmm(query[:, None] * tokens.shape[1] ** -0.5, tokens)[:, 0]
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     attention = (scores if offset is None else scores + offset).softmax(1)
-    return attention, torch.bmm(tokens, attention.to(tokens.dtype)[:, :, None])[:, :, 0]
+    return attention, torch.bmm(attention.to(tokens.dtype)[:, None], tokens.transpose(1, 2))[:, 0]
 
 
 class Stream(nn.Module):

@@ -1,0 +1,122 @@
+"""The cost of the wrapped models: forward passes and training steps against those of the model they wrap.
+
+    make bench                                                 # after the scores, on the CPU
+    .venv/bin/python benchmarks/wrappers.py --device cuda      # on a GPU
+
+Writes wrappers-DEVICE.md.
+"""
+
+import argparse
+import copy
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torchvision
+from measuring import Run, Spread, peak_memory, rounds, spread
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from adapters import CAStream
+
+Measured = tuple[Spread, float]
+
+
+def main() -> None:
+    """Measure, print and write the tables."""
+    parser = argparse.ArgumentParser(description="The cost of wrapped models against the models themselves.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--backbone", default="resnet50", help="a model of torchvision")
+    parser.add_argument("--batch", type=int, default=4, help="images")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds")
+    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+    labels = torch.randint(1000, (args.batch,), device=args.device)
+    model = getattr(torchvision.models, args.backbone)().eval().to(args.device)
+    forward = measured("forward", lambda: _forward(model, images), forwards(model, images), args)
+    plain, steps = training_steps(model, images, labels)
+    training = measured("training", plain, steps, args)
+    text = "\n\n".join(
+        [
+            "# The cost of wrapped models",
+            table(f"of one forward pass of {args.backbone}", forward),
+            table(f"of one step of full fine-tuning of {args.backbone}", training),
+            f"Medians of {args.repeats} rounds, quartiles in parentheses; each run is timed between two runs of the "
+            f"plain one. {args.batch} images of {args.size} px. Memory: the peak of what a call allocates.",
+            f"{_where(args.device)}, {torch.get_num_threads()} threads, torch {version('torch')}, torchvision "
+            f"{version('torchvision')}; `python benchmarks/wrappers.py --device {args.device}`.",
+        ]
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"wrappers-{args.device.split(':')[0]}.md").write_text(text + "\n")
+    print(text)
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, images: Tensor) -> object:
+    return model(images)
+
+
+def forwards(model: nn.Module, images: Tensor) -> dict[str, Run]:
+    """Forward passes without gradients of the wrappers."""
+    ways = {"": {}, ", last stage alone": {"start_stage": 4}, ", projections": {"projections": True}}
+    ways[", class-specific"] = {"class_specific": True}
+    wrapped = {f"CAStream{way}": CAStream(copy.deepcopy(model), **options).eval() for way, options in ways.items()}
+    return {name: (lambda model=one: _forward(model, images)) for name, one in wrapped.items()}
+
+
+def training_steps(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Run, dict[str, Run]]:
+    """A step of full fine-tuning, and those of the wrappers."""
+    tuned = copy.deepcopy(model).train()
+    wrapped = {
+        "CAStream": CAStream(copy.deepcopy(model)).train(),
+        "CAStream, projections": CAStream(copy.deepcopy(model), projections=True).train(),
+    }
+    return _step(tuned, images, labels), {name: _step(one, images, labels) for name, one in wrapped.items()}
+
+
+def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Run:
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learned, lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measured(what: str, plain: Run, runs: Mapping[str, Run], args: argparse.Namespace) -> dict[str, Measured]:
+    """Time and peak memory of each run as multiples of the plain one's."""
+    for run in (plain, *runs.values()):
+        run()
+    of_plain = peak_memory(plain, args.device, times=3)
+    memory = {name: peak_memory(run, args.device, times=3) / of_plain for name, run in runs.items()}
+    ratios: dict[str, list[float]] = {}
+    with tqdm(total=len(runs) * args.repeats, desc=what, unit="run") as bar:
+        for name, timings in rounds(plain, runs, args.repeats, args.device):
+            ratios[name] = [timing.ratio for timing in timings]
+            bar.update()
+    return {name: (spread(ratios[name]), memory[name]) for name in runs}
+
+
+def table(what: str, rows: Mapping[str, Measured]) -> str:
+    """A table of ratios."""
+    lines = [f"| multiples {what} | time | peak memory |", "|---|---|---|"]
+    lines += [f"| {name} | {t.middle:.2f} ({t.low:.2f}-{t.high:.2f}) | {m:.2f} |" for name, (t, m) in rows.items()]
+    return "\n".join(lines)
+
+
+def _where(device: str) -> str:
+    return platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name()
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,13 @@ from ._site import Site as Site
 from ._site import TokenAnatomy as TokenAnatomy
 from .attention_tail import AttentionTail as AttentionTail
 from .ca_stream import CAStream as CAStream
+from .collaboration import collaboration as collaboration
+from .collaboration import spatial_collaboration as spatial_collaboration
+from .deep_supervision import deep_supervision_loss as deep_supervision_loss
+from .mhex import MHEX as MHEX
+from .mhex_cam import MHEXCAM as MHEXCAM
+from .mhex_maps import MHEXSettings as MHEXSettings
+from .mhex_maps import mhex_maps as mhex_maps
 from .raw_attention_cam import RawAttentionCAM as RawAttentionCAM
 from .raw_attention_cam import raw_attention as raw_attention
 from .reshape_transform import ReshapeTransform as ReshapeTransform

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ._average_pooling import AveragePooling, WatchAverages
 from ._borrow import evaluation_mode, watch_calls
+from ._example_inputs import example_inputs
 from ._outputs import bare_output
 
-_SIZES = (224, 64, 32, 28)  # of images to try a network with, where it does not say its own
 _OF_WHOLE_NETWORKS = 3  # sizes of feature maps; a block has at most two
 
 
@@ -200,26 +200,15 @@ def _up_to_the_pooled(run: _Run, names: list[str]) -> list[str]:
 
 
 def _run_once(model: nn.Module) -> _Run:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected a model, a torch.nn.Module, got {type(model)}.")
     failures = []
-    for image in _empty_images(model):
+    for image in example_inputs(model):
+        if isinstance(image, dict):
+            raise ValueError(f"{type(model).__name__} reads texts: expected a convolutional network.")
         try:
             return _watched(model, image)
         except RuntimeError as error:
             failures.append(f"{tuple(image.shape)}: {str(error).splitlines()[0]}")
     raise ValueError(f"{type(model).__name__} could not be run on an image of {'; '.join(failures)}.")
-
-
-def _empty_images(model: nn.Module) -> Iterator[Tensor]:
-    weight = next((m.weight for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if weight is None:
-        raise ValueError(f"{type(model).__name__} has no convolution: expected a convolutional network.")
-    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    config = getattr(model, "pretrained_cfg", None) or {}
-    own = config.get("input_size")
-    for shape in [own] if own else [(first.in_channels, size, size) for size in _SIZES]:
-        yield torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
 
 
 def _watched(model: nn.Module, image: Tensor) -> _Run:

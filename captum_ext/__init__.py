@@ -3,6 +3,7 @@
 from .cdam import CDAM as CDAM
 from .concept_target import ConceptTarget as ConceptTarget
 from .integrated_cdam import IntegratedCDAM as IntegratedCDAM
+from .mhex_cam import MHEXCAM as MHEXCAM
 from .raw_attention import RawAttention as RawAttention
 from .signed_overlay import overlay_figure as overlay_figure
 from .signed_overlay import signed_overlay as signed_overlay

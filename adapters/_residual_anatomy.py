@@ -1,0 +1,147 @@
+"""Where a network adds the residual branches of its blocks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ._borrow import evaluation_mode, watch_calls
+from ._example_inputs import example_inputs
+from ._outputs import bare_output
+
+_ADDITIONS = (torch.add, Tensor.add, Tensor.add_)
+_SHORTCUTS = ("downsample", "shortcut", "skip")  # names of modules on the identity branch
+_LISTS = (nn.Sequential, nn.ModuleList)
+_Addition = tuple[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A block that ends with a residual addition.
+
+    Attributes:
+        name: The block's.
+        channels: How many it has.
+        on_tokens: Does it add tokens (batch, tokens, channels), or maps (batch, channels, height, width)?
+        identity: Which of the two added is the identity branch, 0 or 1.
+        projected: Is something computed on it, as a down-sampling?
+        order: Which of the additions of tensors of this kind in the block's call it is.
+    """
+
+    name: str
+    channels: int
+    on_tokens: bool
+    identity: int
+    projected: bool
+    order: int
+
+    def same_kind(self, one: Tensor) -> bool:
+        """Is this a tensor of the block's channels and axes?"""
+        return channels_of(one) == self.channels and (one.dim() == 3) == self.on_tokens
+
+
+@dataclass(frozen=True)
+class ResidualAnatomy:
+    """The residual blocks of a model, in the order in which they run, and the number of its logits."""
+
+    blocks: tuple[Residual, ...]
+    classes: int
+
+
+Answer = Callable[[Tensor, Tensor], Tensor | None]
+
+
+class WatchAdditions(TorchFunctionMode):
+    """Inside, each sum of two tensors of one shape, of maps or tokens, is shown to `answer`, which may replace it.
+
+    Acts on this thread only.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        answer = None
+        if func in _ADDITIONS and len(args) == 2 and not kwargs:
+            first, second = args
+            if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
+                answer = self._answer(first, second) if first.dim() in (3, 4) and first.is_floating_point() else None
+        return func(*args, **(kwargs or {})) if answer is None else answer
+
+
+def channels_of(one: Tensor) -> int:
+    """Of maps (batch, channels, height, width) or tokens (batch, tokens, channels)."""
+    return one.shape[1] if one.dim() == 4 else one.shape[-1]
+
+
+def residual_anatomy(model: nn.Module) -> ResidualAnatomy:
+    """Find the residual blocks of a model by running it once on an empty input.
+
+    A block is a member of an nn.Sequential or nn.ModuleList that adds two tensors of one shape. Where it does so
+    several times, as the blocks of transformers, it is the last addition, that of the feed-forward part.
+
+    Raises:
+        TypeError: if it is not a model.
+        ValueError: if there is no such block.
+    """
+    failures = []
+    for example in example_inputs(model):
+        try:
+            return _watched(model, example)
+        except RuntimeError as error:
+            failures.append(str(error).splitlines()[0])
+    raise ValueError(f"{type(model).__name__} could not be run on an empty input: {'; '.join(failures)}.")
+
+
+def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor) -> ResidualAnatomy:
+    names = {module: name for name, module in model.named_modules()}
+    blocks = {child for module in model.modules() if isinstance(module, _LISTS) for child in module.children()}
+    running: list[nn.Module] = []
+    entered: dict[str, Any] = {}
+    made_by: dict[int, tuple[str, Any]] = {}
+    seen: list[_Addition] = []  # with the block around each
+
+    def before(module: nn.Module) -> None:
+        running.append(module)
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        running.pop()
+        name = names.get(module, "")
+        entered[name] = args[0] if args else None
+        made_by[id(output)] = name.rsplit(".", 1)[-1], output
+
+    def see(first: Tensor, second: Tensor) -> None:
+        around = next((module for module in reversed(running) if module in blocks), None)
+        if around is not None and (first.dim() == 3 or any(isinstance(m, nn.Conv2d) for m in around.modules())):
+            seen.append((names[around], (first, second)))
+
+    with torch.no_grad(), evaluation_mode(), watch_calls(before, after), WatchAdditions(see):
+        output = bare_output(model(**example) if isinstance(example, dict) else model(example))
+    if not seen:
+        raise ValueError(
+            f"{type(model).__name__} has no residual additions: expected blocks, in an nn.Sequential or nn.ModuleList, "
+            "that add two branches of one shape, as those of ResNets and transformers."
+        )
+    found = (
+        _residual(name, [terms for block, terms in seen if block == name], entered[name], made_by)
+        for name in dict.fromkeys(block for block, _ in seen)
+    )
+    return ResidualAnatomy(tuple(found), output.shape[-1])
+
+
+def _residual(
+    name: str, sums: list[tuple[Tensor, Tensor]], entered: Any, made_by: Mapping[int, tuple[str, Any]]
+) -> Residual:
+    terms = sums[-1]
+    channels, on_tokens = channels_of(terms[0]), terms[0].dim() == 3
+    alike = [one for one, _ in sums if channels_of(one) == channels and (one.dim() == 3) == on_tokens]
+    plain = [i for i, term in enumerate(terms) if term is entered]
+    named = [i for i, term in enumerate(terms) if made_by.get(id(term), ("",))[0] in _SHORTCUTS]
+    identity = (plain or named or [1])[0]
+    return Residual(name, channels, on_tokens, identity, not on_tokens and not plain, len(alike) - 1)

@@ -1,0 +1,278 @@
+"""MHEX: gates and classifiers at the residual additions of a network."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, Self, cast
+
+from torch import Tensor, nn
+
+from ._borrow import uncompiled
+from ._forward import Forward
+from ._hub import HubWrapper
+from ._mhex_block import MHEXBlock
+from ._outputs import bare_output
+from ._residual_anatomy import Residual, WatchAdditions, residual_anatomy
+from ._shadow import shadow
+from .deep_supervision import Mode, deep_supervision_loss
+
+Placement = Literal["all", "downsample"] | Sequence[str]
+Prediction = Literal["last", "original"]
+See = Callable[[int, Tensor, Tensor], None]
+
+
+class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
+    """A residual network or transformer with a gate and a classifier at its residual additions.
+
+    In a convolutional network, at the addition of the identity branch x and the residual branch r:
+
+        z = ReLU(mean x + mean r),    s = W z,    x' = sigmoid(s) x,    y = P s
+
+    and the block goes on with x' + r. In a transformer, at the addition of the feed-forward part, means are over real
+    tokens, and the block goes on with sigmoid(s) (x + r). Source: Sun and Liò 2025 (MHEX), sections 3.2 and 3.6.
+
+    The backbone's weights are kept and, unlike in CAStream, learn too. Its own code runs; only the additions are
+    exchanged, so `backbone.layer4[-1]` is a target layer of any CAM, and hooks on the backbone work.
+
+    Args:
+        model: A ResNet (ResNeXt, Wide-ResNet) or Vision Transformer of torchvision or timm, a ViT, BERT, RoBERTa or
+            DistilBERT of transformers, or another network whose blocks end with the addition of two branches. It is
+            run once on an empty input.
+        num_classes: C. None: as many as the model has logits.
+        placement: "all" residual additions; "downsample", those with a projected identity branch; or names of blocks.
+        gate: False: x' = x, the paper's ablation.
+        prediction: Whose logits `forward` returns: those of the "last" block, or the model's "original" ones.
+
+    Attributes:
+        backbone: The model, the same object.
+        blocks: For each residual addition `gate` (W), `head` (P) and `equivalent_matrix()`.
+        names: The blocks' names in the backbone.
+
+    Raises:
+        TypeError: if something is not of the right kind.
+        ValueError: if the model has no residual additions, or the placement matches none.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from adapters import MHEX, deep_supervision_loss
+        >>> model = MHEX(torchvision.models.resnet18(), num_classes=8, placement="downsample")  # or weights="DEFAULT"
+        >>> images, labels = torch.randn(2, 3, 64, 64), torch.tensor([3, 7])
+        >>> deep_supervision_loss(model.deep_forward(images), labels).backward()
+        >>> model.names, model.strip()(images).shape
+        (('layer2.0', 'layer3.0', 'layer4.0'), torch.Size([2, 8]))
+    """
+
+    saves_backbone = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int | None = None,
+        placement: Placement = "all",
+        gate: bool = True,
+        prediction: Prediction = "last",
+    ) -> None:
+        super().__init__()
+        model = cast(nn.Module, uncompiled(model))
+        if prediction not in ("last", "original"):
+            raise ValueError(f"Expected `prediction` to be 'last' or 'original', got {prediction!r}.")
+        anatomy = residual_anatomy(model)
+        classes = anatomy.classes if num_classes is None else num_classes
+        if not isinstance(classes, int) or classes < 1:
+            raise ValueError(f"Expected `num_classes` to be at least 1, got {num_classes!r}.")
+        self.residuals = _placed(model, anatomy.blocks, placement)
+        self._num_classes = classes
+        self.gated = bool(gate)
+        self.prediction = prediction
+        like = next(p for p in model.parameters() if p.is_floating_point())
+        self.blocks = nn.ModuleList(MHEXBlock(one.channels, classes) for one in self.residuals).to(like)
+        self.backbone = model
+        self._hub_mixin_config = {
+            "num_classes": classes,
+            "placement": list(self.names),
+            "gate": self.gated,
+            "prediction": prediction,
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The blocks' names in the backbone."""
+        return tuple(one.name for one in self.residuals)
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits the heads have."""
+        return self._num_classes
+
+    @property
+    def mhex_blocks(self) -> list[MHEXBlock]:
+        """The blocks, in order."""
+        return [cast(MHEXBlock, block) for block in self.blocks]
+
+    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        """The logits (batch, classes) of inputs as the backbone takes them.
+
+        With `labels` (batch,), as transformers.Trainer gives them, what the backbone returns, with these logits and
+        with the loss of all heads as `loss`; a dictionary of both where the backbone returns a tensor.
+        """
+        run = MHEXPass(self, *args, **kwargs)
+        logits = run.logits()
+        if labels is None:
+            return logits
+        loss = deep_supervision_loss(run.deep(), labels, mode="finetune")
+        if isinstance(run.output, Mapping):
+            return type(run.output)(loss=loss, logits=logits)  # type: ignore[call-arg] # a ModelOutput
+        return {"loss": loss, "logits": logits}
+
+    def deep_forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """The logits (batch, classes) of every block.
+
+        Raises:
+            ValueError: if the heads were stripped.
+        """
+        return MHEXPass(self, *args, **kwargs).deep()
+
+    def loss(self, *args: Any, labels: Tensor, mode: Mode = "finetune", **kwargs: Any) -> Tensor:
+        """`deep_supervision_loss` of one pass."""
+        return deep_supervision_loss(self.deep_forward(*args, **kwargs), labels, mode)
+
+    def strip(self) -> Self:
+        """The same prediction without the heads it does not need; weights are shared with this model.
+
+        The gates stay, as they are part of the features, and so does the last head, if it predicts.
+        """
+        stripped = object.__new__(type(self))
+        stripped.__dict__.update(self.__dict__, _modules=dict(self._modules), _parameters={}, _buffers={})
+        blocks = []
+        for index, block in enumerate(self.mhex_blocks):
+            copy = object.__new__(MHEXBlock)
+            predicts = self.prediction == "last" and index == len(self.blocks) - 1
+            head = block.head if predicts else None
+            copy.__dict__.update(block.__dict__, _modules={"gate": block.gate, "head": head}, _kept=None)
+            blocks.append(copy)
+        stripped.blocks = nn.ModuleList(blocks)
+        return stripped
+
+
+class MHEXPass:
+    """One forward pass of a wrapper.
+
+    Args:
+        wrapper: The MHEX.
+        args: The backbone's arguments.
+        see: Called at each block with its index, the identity branch or its gated form, and the residual branch, or in
+            transformers with their sum, gated and not.
+        kwargs: The backbone's further arguments.
+
+    Attributes:
+        output: What the backbone returned.
+        gates: s (batch, d) of each block.
+        mask: (batch, tokens), which tokens are real; None: all.
+    """
+
+    def __init__(self, wrapper: MHEX, *args: Any, see: See | None = None, **kwargs: Any) -> None:
+        self._wrapper, self._see = wrapper, see
+        self.mask = _attention_mask(wrapper.backbone, args, kwargs)
+        self.gates: list[Tensor] = []
+        self.pooled: list[Tensor] = []
+        self._deep: list[Tensor | None] = []
+        backbone = wrapper.backbone
+        forwards: dict[nn.Module, Forward] = {
+            backbone.get_submodule(one.name): partial(self._at_block, index)
+            for index, one in enumerate(wrapper.residuals)
+        }
+        self.output = shadow(backbone, forwards)(*args, **kwargs)
+        if len(self._deep) != len(wrapper.residuals):
+            raise ValueError(
+                f"The backbone ran without its residual additions {list(wrapper.names)}: was it changed after it was "
+                "wrapped? Wrap it again."
+            )
+
+    def logits(self) -> Tensor:
+        """What the wrapper predicts."""
+        last = self._deep[-1]
+        return bare_output(self.output) if self._wrapper.prediction == "original" or last is None else last
+
+    def deep(self) -> list[Tensor]:
+        """The logits of every block."""
+        found = [y for y in self._deep if y is not None]
+        if len(found) < len(self._deep):
+            raise ValueError(
+                "Expected a model with all its heads, but they were removed by `strip()`. Use the model from before."
+            )
+        return found
+
+    def _at_block(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        residual = self._wrapper.residuals[index]
+        with WatchAdditions(_Counted(residual, partial(self._add, index))):
+            return self._wrapper.backbone.get_submodule(residual.name)(*args, **kwargs)
+
+    def _add(self, index: int, first: Tensor, second: Tensor) -> Tensor:
+        residual = self._wrapper.residuals[index]
+        x, r = (first, second) if residual.identity == 0 else (second, first)
+        if residual.on_tokens:
+            total = x + r
+            z = self._mean_of_tokens(total).relu()
+        else:
+            z = (x.mean((2, 3)) + r.mean((2, 3))).relu()
+        s, y = self._wrapper.mhex_blocks[index](z.to(x.dtype))
+        self.pooled.append(z)
+        self.gates.append(s)
+        self._deep.append(y)
+        strength = s.sigmoid().to(x.dtype) if self._wrapper.gated else None
+        if residual.on_tokens:
+            gated = total if strength is None else strength[:, None] * total
+            if self._see is not None:
+                self._see(index, gated, total)
+            return gated
+        gated = x if strength is None else strength[:, :, None, None] * x
+        result = gated + r
+        if self._see is not None:
+            self._see(index, gated, result)
+        return result
+
+    def _mean_of_tokens(self, tokens: Tensor) -> Tensor:
+        if self.mask is None:
+            return tokens.mean(1)
+        weights = self.mask.to(tokens.dtype)[:, :, None]
+        return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class _Counted:
+    """Answers the one addition of a block that is its residual one."""
+
+    def __init__(self, residual: Residual, answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._residual, self._answer, self._seen = residual, answer, 0
+
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor | None:
+        if not self._residual.same_kind(first):
+            return None
+        self._seen += 1
+        return self._answer(first, second) if self._seen == self._residual.order + 1 else None
+
+
+def _placed(model: nn.Module, blocks: Sequence[Residual], placement: Placement) -> tuple[Residual, ...]:
+    if placement == "all":
+        return tuple(blocks)
+    names = [one.name for one in blocks]
+    if placement == "downsample":
+        chosen = tuple(one for one in blocks if one.projected)
+        if not chosen:
+            raise ValueError(
+                f"{type(model).__name__} has no residual block with a down-sampling identity branch. Its blocks are "
+                f"{names}: pass their names, or placement='all'."
+            )
+        return chosen
+    if isinstance(placement, str) or not all(isinstance(name, str) for name in placement):
+        raise ValueError(f"Expected `placement` to be 'all', 'downsample' or a list of names, got {placement!r}.")
+    unknown = [name for name in placement if name not in names]
+    if unknown or not placement or len(set(placement)) < len(placement):
+        raise ValueError(f"Expected different names of residual blocks out of {names}, got {list(placement)}.")
+    return tuple(one for one in blocks if one.name in placement)
+
+
+def _attention_mask(backbone: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    names = list(inspect.signature(backbone.forward).parameters)
+    mask = (dict(zip(names, args, strict=False)) | dict(kwargs)).get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None

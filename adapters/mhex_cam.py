@@ -1,0 +1,51 @@
+"""MHEX CAM in the form of a pytorch-grad-cam method."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ._cam import CAM, categories
+from .mhex import MHEX
+from .mhex_maps import MHEXSettings, mhex_maps
+
+
+class MHEXCAM(CAM):
+    """MHEX CAM as an object of pytorch-grad-cam's form; `captum_ext.MHEXCAM` is Captum's.
+
+    Source: Sun and Liò 2025 (MHEX), section 3.4. As pytorch-grad-cam does, negative values become 0 before scaling.
+
+    Args:
+        model: An adapters.MHEX with its heads.
+        target_layers: Accepted so that the class sits in a list with others; not used.
+        reshape_transform: The same.
+        settings: `alpha`, `beta`, `gamma_pos`, `gamma_neg` and `activation` of `captum_ext.MHEXCAM.attribute`.
+
+    Raises:
+        TypeError: if the model is not an MHEX.
+        ValueError: if a setting is out of its range.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from adapters import MHEX, MHEXCAM
+        >>> model = MHEX(torchvision.models.resnet18(), num_classes=8)
+        >>> MHEXCAM(model)(torch.randn(2, 3, 64, 64)).shape
+        (2, 64, 64)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Sequence[nn.Module] | None = None,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform)
+        if not isinstance(model, MHEX):
+            raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")
+        self.model: MHEX = model
+        self.settings = MHEXSettings(**settings)
+
+    def maps(self, images: Tensor, targets: Sequence[Any] | None) -> Tensor:
+        """The maps of the targets' classes."""
+        return mhex_maps(self.model, (images,), categories(targets, len(images)), self.settings).clamp(min=0)

@@ -1,0 +1,143 @@
+"""MHEX CAM: maps from what each channel contributes to a class, at every residual addition, in one forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._anatomy import find_anatomy
+from ._borrow import borrowed
+from ._layout import TokenLayout, known_grid
+from .mhex import MHEX, MHEXPass
+
+Activation = Literal["all", "gated"]
+_TOKEN_LAYERS = 3  # deeper ones smooth over the tokens
+
+
+@dataclass(frozen=True)
+class MHEXSettings:
+    """How maps are made; see `mhex_maps`.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    alpha: float = 0.9
+    beta: float = 1.0
+    gamma_pos: float | None = None
+    gamma_neg: float | None = None
+    activation: Activation = "all"
+    normalize: bool = False
+    per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("gamma_pos", "gamma_neg"):
+            gamma = getattr(self, name)
+            if gamma is not None and not 0 <= gamma <= 1:
+                raise ValueError(f"Expected `{name}` from 0 to 1, as sharpness is a share, or None; got {gamma}.")
+        if self.beta < 0:
+            raise ValueError(f"Expected `beta` of at least 0, the share of negative evidence; got {self.beta}.")
+        if self.alpha <= 0:
+            raise ValueError(f"Expected `alpha` above 0, the weight of a block over the next one; got {self.alpha}.")
+        if self.activation not in ("all", "gated"):
+            raise ValueError(f"Expected `activation` to be 'all' or 'gated', got {self.activation!r}.")
+
+
+@torch.no_grad()
+def mhex_maps(
+    model: MHEX, inputs: tuple[Any, ...], target: int | Sequence[int] | Tensor | None, settings: MHEXSettings
+) -> Tensor:
+    """The maps of a class, from one forward pass in evaluation mode.
+
+        CAM_l = sum_k e_k A_k,    CAM = sum_l alpha^(L - l) upsample(CAM_l)
+
+    with the evidence e of `MHEXBlock.evidence` and A = x' + r, in front of the block's activation. In transformers
+    A = x + r, in the first three blocks. Source: Sun and Liò 2025 (MHEX), sections 3.4 and 3.6.
+
+    Args:
+        model: The wrapped model, with all its heads.
+        inputs: The backbone's arguments: images (batch, channels, height, width), or token ids (batch, tokens) and what
+            follows them.
+        target: Classes. None: the predicted ones, which takes a second pass.
+        settings: alpha; beta; gamma_pos and gamma_neg, None for 1/C + 0.1; activation, "gated" for A = x', in
+            transformers sigmoid(s) (x + r); normalize, each map from 0 to 1; per_layer, blocks not summed.
+
+    Returns:
+        (batch, height, width) of the images, or (batch, tokens), padding 0; with `per_layer` (batch, blocks, ...),
+        without alpha. Signed, in the unit of a logit, in at least float32.
+
+    Raises:
+        TypeError: if the model is not an MHEX, or targets are no classes.
+        ValueError: if targets are out of range or do not fit the batch, or heads were stripped.
+    """
+    if not isinstance(model, MHEX):
+        raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")
+    gamma = min(1.0, 1 / model.num_classes + 0.1)
+    thresholds = [gamma if given is None else given for given in (settings.gamma_pos, settings.gamma_neg)]
+    maps: list[Tensor] = []
+    with borrowed(model, inputs) as given:
+        classes = MHEXPass(model, *given).logits().argmax(1) if target is None else _classes(model, target, given[0])
+
+        def see(index: int, gated: Tensor, total: Tensor) -> None:
+            if total.dim() == 3 and index >= _TOKEN_LAYERS:
+                return
+            chosen = total if settings.activation == "all" else gated
+            chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+            weights = model.mhex_blocks[index].evidence(classes, settings.beta, *thresholds).to(chosen.dtype)
+            if chosen.dim() == 4:
+                maps.append(torch.bmm(weights[:, None], chosen.flatten(2)).unflatten(2, chosen.shape[2:])[:, 0])
+            else:
+                maps.append(torch.bmm(chosen, weights[:, :, None])[:, :, 0])
+
+        mask = MHEXPass(model, *given, see=see).mask
+    if maps[0].dim() == 2:
+        maps = _arranged(model, maps, given[0], mask)
+    return _combined(maps, settings, given[0])
+
+
+def _arranged(model: MHEX, scores: list[Tensor], images: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Scores of tokens (batch, tokens): those of patches as maps, those of padding 0."""
+    if images.dim() == 4:
+        anatomy = find_anatomy(model.backbone)
+        size = (images.shape[2], images.shape[3])
+        layout = TokenLayout(prefix=anatomy.prefix, grid=known_grid(scores[0].shape[1], anatomy, size))
+        return [layout.to_maps(one) for one in scores]
+    return scores if mask is None else [one * mask.to(one) for one in scores]
+
+
+def _combined(maps: list[Tensor], settings: MHEXSettings, inputs: Tensor) -> Tensor:
+    last = len(maps) - 1
+    if settings.per_layer:
+        result = torch.stack([_upsampled(one, inputs) for one in maps], 1)
+    else:
+        sums: dict[torch.Size, Tensor] = {}
+        for i, one in enumerate(maps):
+            sums[one.shape] = sums.get(one.shape, 0) + settings.alpha ** (last - i) * one
+        result = torch.stack([_upsampled(one, inputs) for one in sums.values()]).sum(0)
+    if settings.normalize:
+        axes = tuple(range(2 if settings.per_layer else 1, result.dim()))
+        result = result - result.amin(axes, keepdim=True)
+        highest = result.amax(axes, keepdim=True)
+        result = result / torch.where(highest > 0, highest, 1)
+    return result
+
+
+def _upsampled(one: Tensor, inputs: Tensor) -> Tensor:
+    if one.dim() == 2:
+        return one
+    return F.interpolate(one[:, None], inputs.shape[2:], mode="bilinear")[:, 0]
+
+
+def _classes(model: MHEX, target: int | Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+    given = torch.as_tensor(target)
+    if given.is_floating_point() or given.dtype == torch.bool or given.dim() > 1:
+        raise TypeError(f"Expected classes as `target`, an int or one for each sample; got {target!r}.")
+    classes = given.expand(len(inputs)) if given.numel() == 1 else given
+    if classes.shape != (len(inputs),):
+        raise ValueError(f"Expected one target for each of {len(inputs)} samples, got shape {tuple(given.shape)}.")
+    if not 0 <= int(classes.min()) <= int(classes.max()) < model.num_classes:
+        raise ValueError(f"Expected classes from 0 to {model.num_classes - 1}, got {sorted(set(classes.tolist()))}.")
+    return classes.to(inputs.device)

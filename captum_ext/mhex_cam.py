@@ -1,0 +1,85 @@
+"""MHEX CAM: class activation maps from the equivalent matrices of an MHEX model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from captum.attr._utils.attribution import Attribution
+from captum.log import log_usage
+from torch import Tensor
+
+from adapters import MHEX, MHEXSettings, mhex_maps
+from adapters.mhex_maps import Activation
+
+
+class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
+    """What each place contributes to a class at the residual additions of an MHEX model, from one forward pass.
+
+        CAM_l = sum_k e_k A_k,    CAM = sum_l alpha^(L - l) upsample(CAM_l)
+
+    with A = x' + r, and e the positive minus `beta` times the negative part of the class's row of the equivalent
+    matrix, where a channel's share of that part over all classes (its sharpness) reaches `gamma`. Source: Sun and Liò
+    2025 (MHEX), sections 3.4 and 3.6. Differs from the paper: Vision Transformers have maps too, of their tokens.
+
+    Args:
+        forward_func: An adapters.MHEX with its heads. It runs in evaluation mode and is left as found.
+
+    Raises:
+        TypeError: if it is not one.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from adapters import MHEX
+        >>> from captum_ext import MHEXCAM
+        >>> model = MHEX(torchvision.models.resnet18(), num_classes=8, placement="downsample")
+        >>> MHEXCAM(model).attribute(torch.randn(2, 3, 64, 64), target=[3, 7], beta=0.0).shape
+        torch.Size([2, 1, 64, 64])
+    """
+
+    def __init__(self, forward_func: MHEX) -> None:
+        if not isinstance(forward_func, MHEX):
+            raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(forward_func)}.")
+        super().__init__(forward_func)
+
+    @log_usage()  # type: ignore[untyped-decorator] # captum is untyped
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: int | Sequence[int] | Tensor | None = None,
+        additional_forward_args: Any = None,
+        *,
+        alpha: float = 0.9,
+        beta: float = 1.0,
+        gamma_pos: float | None = None,
+        gamma_neg: float | None = None,
+        activation: Activation = "all",
+        normalize: bool = False,
+        per_layer: bool = False,
+    ) -> Tensor:
+        """Explain one class of each sample.
+
+        Args:
+            inputs: Images (batch, channels, height, width), or token ids (batch, tokens).
+            target: A class for all samples, or one for each. None: the predicted ones, which takes a second pass.
+            additional_forward_args: Further arguments of the backbone, such as an attention mask.
+            alpha: The weight of a block over that of the next one, above 0.
+            beta: How much negative evidence counts, at least 0.
+            gamma_pos: The sharpness, 0 to 1, that positive evidence of a channel must reach. None: 1/C + 0.1.
+            gamma_neg: The same for negative evidence.
+            activation: "all", A = x' + r, or "gated", A = x'. In transformers x + r, or sigmoid(s) (x + r).
+            normalize: Scale each map from 0 to 1.
+            per_layer: Return the map of each block, without alpha.
+
+        Returns:
+            For images (batch, 1, height, width), of the images' size; for tokens (batch, tokens), from the first three
+            blocks, padding 0. With `per_layer` (batch, blocks, height, width) or (batch, blocks, tokens). Signed, in
+            the unit of a logit.
+
+        Raises:
+            TypeError: if targets are no classes.
+            ValueError: if a setting or a target is out of its range, or the model's heads were stripped.
+        """
+        settings = MHEXSettings(alpha, beta, gamma_pos, gamma_neg, activation, normalize, per_layer)
+        further = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+        given = (inputs,) if additional_forward_args is None else (inputs, *further)
+        maps = mhex_maps(self.forward_func, given, target, settings)
+        return maps[:, None] if maps.dim() == 3 and not per_layer else maps

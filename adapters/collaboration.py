@@ -90,7 +90,8 @@ def spatial_collaboration(model: MHEX, images: Tensor, targets: Tensor, *, grid:
         for column in range(grid):
             inside = (rows == row)[:, None] & (columns == column)
             cells.append(collaboration(model, torch.where(inside, mean, images), targets))
-    return torch.stack(cells, 2).unflatten(2, (grid, grid))
+    maps: Tensor = torch.stack(cells, 2).unflatten(2, (grid, grid))
+    return maps
 
 
 def _open(gates: list[Tensor]) -> list[Tensor]:

@@ -46,7 +46,6 @@ class MHEXSettings:
             raise ValueError(f"Expected `activation` to be 'all' or 'gated', got {self.activation!r}.")
 
 
-@torch.no_grad()
 def mhex_maps(
     model: MHEX, inputs: tuple[Any, ...], target: int | Sequence[int] | Tensor | None, settings: MHEXSettings
 ) -> Tensor:
@@ -78,7 +77,7 @@ def mhex_maps(
     gamma = min(1.0, 1 / model.num_classes + 0.1)
     thresholds = [gamma if given is None else given for given in (settings.gamma_pos, settings.gamma_neg)]
     maps: list[Tensor] = []
-    with borrowed(model, inputs) as given:
+    with borrowed(model, inputs) as given, torch.no_grad():
         classes = MHEXPass(model, *given).logits().argmax(1) if target is None else _classes(model, target, given[0])
 
         def see(index: int, gated: Tensor, total: Tensor) -> None:

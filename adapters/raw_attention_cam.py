@@ -11,7 +11,6 @@ from ._cam import CAM
 from .ca_stream import CAStream
 
 
-@torch.no_grad()
 def raw_attention(model: CAStream, images: Tensor, stage: int = -1) -> Tensor:
     """The attention (batch, height, width) of a CA-Stream's stage, from one forward pass in evaluation mode.
 
@@ -26,7 +25,7 @@ def raw_attention(model: CAStream, images: Tensor, stage: int = -1) -> Tensor:
         raise ValueError(
             f"Expected `stage` from {-count} to {count - 1}, as the model has {count} stages; got {stage}."
         )
-    with borrowed(model, (images,)) as (given,):
+    with borrowed(model, (images,)) as (given,), torch.no_grad():
         return model.forward_with_attention(given)[1][stage]
 
 

@@ -16,11 +16,14 @@ from pathlib import Path
 import torch
 import torchvision
 from measuring import Run, Spread, peak_memory, rounds, spread
+from pytorch_grad_cam import GradCAM, LayerCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from adapters import CAStream
+from adapters import MHEX, CAStream
+from captum_ext import MHEXCAM
 
 Measured = tuple[Spread, float]
 
@@ -39,13 +42,16 @@ def main() -> None:
     images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
     labels = torch.randint(1000, (args.batch,), device=args.device)
     model = getattr(torchvision.models, args.backbone)().eval().to(args.device)
-    forward = measured("forward", lambda: _forward(model, images), forwards(model, images), args)
+    forward = measured("CAStream", lambda: _forward(model, images), ca_stream_passes(model, images), args)
+    wrapped = MHEX(copy.deepcopy(model)).eval()
+    maps = measured("MHEX", lambda: _forward(wrapped, images), mhex_maps(wrapped, images, labels), args)
     plain, steps = training_steps(model, images, labels)
     training = measured("training", plain, steps, args)
     text = "\n\n".join(
         [
             "# The cost of wrapped models",
             table(f"of one forward pass of {args.backbone}", forward),
+            table(f"of one forward pass of {args.backbone} with MHEX at all of its residual additions", maps),
             table(f"of one step of full fine-tuning of {args.backbone}", training),
             f"Medians of {args.repeats} rounds, quartiles in parentheses; each run is timed between two runs of the "
             f"plain one. {args.batch} images of {args.size} px. Memory: the peak of what a call allocates.",
@@ -63,8 +69,20 @@ def _forward(model: nn.Module, images: Tensor) -> object:
     return model(images)
 
 
-def forwards(model: nn.Module, images: Tensor) -> dict[str, Run]:
-    """Forward passes without gradients of the wrappers."""
+def mhex_maps(model: MHEX, images: Tensor, labels: Tensor) -> dict[str, Run]:
+    """Maps of an MHEX model, and what its forward pass is without MHEX."""
+    targets = [ClassifierOutputTarget(int(label)) for label in labels]
+    layer = [model.backbone.layer4[-1]]
+    return {
+        "MHEXCAM": lambda: MHEXCAM(model).attribute(images, labels),
+        "pytorch-grad-cam GradCAM": lambda: GradCAM(model, layer)(images, targets),
+        "pytorch-grad-cam LayerCAM": lambda: LayerCAM(model, layer)(images, targets),
+        "the backbone's forward pass": lambda: _forward(model.backbone, images),
+    }
+
+
+def ca_stream_passes(model: nn.Module, images: Tensor) -> dict[str, Run]:
+    """Forward passes without gradients of CA-Streams."""
     ways = {"": {}, ", last stage alone": {"start_stage": 4}, ", projections": {"projections": True}}
     ways[", class-specific"] = {"class_specific": True}
     wrapped = {f"CAStream{way}": CAStream(copy.deepcopy(model), **options).eval() for way, options in ways.items()}

@@ -10,6 +10,7 @@ AI, I and D in percent. Writes ca_stream_DATA.md and .csv to `out/`; a run that 
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, ScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from small_resnet import small_resnet
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from training import Settings, Trainer, classification_loss, classification_scores, in_thirds, learned
@@ -74,17 +76,19 @@ def one_seed(seed: int, name: str, args: argparse.Namespace) -> Iterator[dict[st
     yield from rows("CA", stream, backbone, images, test, seed)
 
 
-def trained(model: nn.Module, train: Dataset, validation: Dataset, settings: Settings, folder: Path) -> None:
-    """Train a model by the paper's recipe, or go on, or read what was trained before."""
-    optimizer = SGD(learned(model), 0.1, momentum=0.9, weight_decay=1e-4)
+def trained(
+    model: nn.Module, train: Dataset, validation: Dataset, settings: Settings, folder: Path, adam: bool = False
+) -> None:
+    """Train a model by the recipe of CA-Stream's paper, or MHEX's; go on, or read what was trained before."""
+    sgd = partial(SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
     Trainer(settings).fit(
         model,
         train,
         validation,
         loss=classification_loss,
         scores=classification_scores,
-        optimizer=optimizer,
-        schedule=in_thirds,
+        optimizer=(partial(AdamW, lr=1e-3) if adam else sgd)(learned(model)),
+        schedule=CosineAnnealingLR if adam else in_thirds,
         out=folder,
         resume=True,
     )

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 CLASSES = ("WBC", "RBC", "Platelets")
+MEAN, STD = (0.737, 0.706, 0.734), (0.066, 0.103, 0.067)  # of the training crops
 SIZE = 64
 MARGIN = 0.35  # on each side of a cell, in its longer side
 SHIFT = 0.25  # at most, of the crop against the cell: where all are in the middle, any map that is round finds them

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import blood_cells
 import numpy as np
 import torch
 import torch.nn.functional as F
-from blood_cells import CLASSES as BLOOD_CLASSES
-from blood_cells import load_cells
 from digit_scenes import make_scenes
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -63,8 +62,9 @@ class Part(Subset):
 def load_data(name: str | Path, split: Split, image_size: int | None = None, limit: int | None = None) -> Dataset:
     """Pairs of an image (channels, height, width) and a label, with the names `classes`.
 
-    Digits, cells and MedMNIST have values from 0 to 1 (digits with a little noise); folders of images are normalised as
-    ImageNet is. Training images of folders are cropped and flipped at random, those of cells flipped and turned.
+    Digits and MedMNIST have values from 0 to 1 (digits with a little noise); cells are normalised by their own mean and
+    deviation, so that 0 is the colour between cells, and folders of images as ImageNet is. Training images of folders
+    are cropped and flipped at random, those of cells flipped and turned.
 
     Args:
         name: `"digits"`, or the path of a folder or file.
@@ -93,8 +93,9 @@ def _load(name: str | Path, split: Split, size: int | None) -> Dataset:
     if path.is_file():
         return _medmnist(path, split, size)
     if (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir():
-        cells = load_cells(path, split)
-        return ImageData(_resized(cells.images, size), cells.labels, BLOOD_CLASSES, turns=split == "train")
+        cells = blood_cells.load_cells(path, split)
+        pixels = v2.functional.normalize(_resized(cells.images, size), list(blood_cells.MEAN), list(blood_cells.STD))
+        return ImageData(pixels, cells.labels, blood_cells.CLASSES, turns=split == "train")
     return _folder(path, split, size or 224)
 
 

@@ -171,13 +171,19 @@ def picture(together: pd.DataFrame, model: MHEX, images: Tensor, labels: Tensor)
         axes[0, column].scatter(rows[other], rows.cosine, s=4, alpha=0.4)
         axes[0, column].set(xlabel=other, ylabel=f"collaboration, {block}")
     for column, image in enumerate(images):
-        axes[1, column].imshow(image.movedim(0, 2).clamp(0, 1).numpy(), cmap="gray")
+        axes[1, column].imshow(shown_image(image), cmap="gray")
         axes[1, column].set_title(f"class {int(labels[column])}")
         for row, block in enumerate(blocks, 2):
             shown = axes[row, column].imshow(maps[column, row - 2].numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
             axes[row, column].set_title(f"{block}, 7 x 7")
     figure.colorbar(shown, ax=list(axes[2:].flat), label="cosine")
     return figure
+
+
+def shown_image(image: Tensor) -> np.ndarray:
+    """An image (height, width, channels) with values from 0 to 1, whatever its normalisation."""
+    shown = image.movedim(0, 2).numpy()
+    return (shown - shown.min()) / (shown.max() - shown.min())
 
 
 if __name__ == "__main__":

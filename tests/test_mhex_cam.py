@@ -1,0 +1,379 @@
+"""MHEX CAM, collaboration, stripping and saving against loops over samples, blocks and channels."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from captum.attr import LayerGradCam, Saliency
+from captum.metrics import infidelity
+from contracts import Breaks, in_threads, left_as_found
+from pytorch_grad_cam import GradCAM, LayerCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from test_mhex import CLASSES, CNNS, GATED, TEXTS, TOTAL, VITS, backbone, close, derive, inputs_of, stacked, wrap
+from torch import nn
+from torch.nn import functional as F
+
+import captum_ext
+from adapters import MHEX, MHEXCAM, collaboration, spatial_collaboration
+
+RECOMMENDED = 1 / CLASSES + 0.1
+TARGETS = torch.tensor([1, 4, 0])
+CNN = "timm SE-ResNet"
+
+
+def evidence(block, target, beta, gamma_pos, gamma_neg):
+    """The weights of one class, channel by channel."""
+    matrix = np.array((block.head.weight @ block.gate.weight).tolist())
+    weights = []
+    for column in matrix.T:
+        positive, negative = max(column[target], 0), max(-column[target], 0)
+        keep = positive / (sum(v for v in column if v > 0) + 1e-8) >= gamma_pos
+        drop = negative / (sum(-v for v in column if v < 0) + 1e-8) >= gamma_neg
+        weights.append(keep * positive - beta * drop * negative)
+    return torch.tensor(weights, dtype=torch.float64)
+
+
+def bilinear(size, given):
+    """The matrix of linear interpolation between the centres of cells."""
+    places = ((torch.arange(size, dtype=torch.float64) + 0.5) * given / size - 0.5).clamp(0, given - 1)
+    return (1 - (places[:, None] - torch.arange(given)).abs()).clamp(min=0)
+
+
+# prefix tokens, and rows and columns of patches
+GRIDS = dict(zip(VITS, [(1, 2, 2), (1, 3, 4), (4, 3, 4), (1, 2, 3)], strict=True))
+
+
+def by_hand(name, wrapper, targets, settings=(1.0, RECOMMENDED, RECOMMENDED), field=TOTAL):
+    """Of each sample the list of its blocks' maps, upsampled; padded tokens 0."""
+    result, inputs = [], inputs_of(name)
+    for (steps, _), target in zip(derive(name, wrapper, inputs), targets, strict=True):
+        maps = []
+        for block, step in zip(wrapper.blocks[: None if name in CNNS else 3], steps, strict=name in CNNS):
+            e, a = evidence(block, target, *settings), step[field][0]
+            if name in TEXTS:
+                maps.append(F.pad(a @ e, (0, inputs[0].shape[1] - len(a))))
+                continue
+            prefix, *grid = GRIDS.get(name, (0,))
+            small = torch.einsum("k,khw->hw", e, a) if name in CNNS else (a @ e)[prefix:].reshape(grid)
+            rows, columns = (bilinear(n, m) for n, m in zip(inputs[0].shape[2:], small.shape, strict=True))
+            maps.append(rows @ small @ columns.T)
+        result.append(torch.stack(maps))
+    return torch.stack(result)
+
+
+def summed(maps, alpha):
+    return sum(alpha ** (maps.shape[1] - 1 - i) * maps[:, i] for i in range(maps.shape[1]))
+
+
+def explain(wrapper, name, target=TARGETS, **options):
+    inputs = inputs_of(name)
+    return captum_ext.MHEXCAM(wrapper).attribute(inputs[0], target, inputs[1:] or None, **options)
+
+
+@pytest.mark.parametrize("name", [CNN, "timm ResNeXt", "torchvision ResNet", *VITS, *TEXTS])
+def test_maps_equal_the_formula(name):
+    wrapper = wrap(name)
+    pixels = (lambda x: x) if name in TEXTS else (lambda x: x[:, None])
+    maps = by_hand(name, wrapper, TARGETS)
+    assert maps.shape[1] == (3 if name in VITS or name in TEXTS else 5)
+    close(explain(wrapper, name), pixels(summed(maps, 0.9)))
+    close(explain(wrapper, name, per_layer=True, alpha=0.3), maps)
+    half = summed(maps, 0.5)
+    low, high = (limit(half, tuple(range(1, half.dim())), keepdim=True) for limit in (torch.amin, torch.amax))
+    close(explain(wrapper, name, normalize=True, alpha=0.5), pixels((half - low) / (high - low)))
+    other = by_hand(name, wrapper, [3] * 3, (0.4, 0.35, 0.1), GATED)
+    options = {"beta": 0.4, "gamma_pos": 0.35, "gamma_neg": 0.1, "activation": "gated", "alpha": 1.5}
+    close(explain(wrapper, name, 3, **options), pixels(summed(other, 1.5)))
+    likely = by_hand(name, wrapper, wrapper(*inputs_of(name)).argmax(1).tolist(), (0, RECOMMENDED, 0))
+    close(explain(wrapper, name, None, beta=0), pixels(summed(likely, 0.9)))
+
+
+@pytest.mark.parametrize("name", [CNN, "timm ResNeXt", "torchvision ResNet"])
+def test_the_mean_of_a_map_is_the_equivalent_matrix_times_the_pooled_activation(name):
+    wrapper = wrap(name)
+    maps = explain(wrapper, name, gamma_pos=0, gamma_neg=0, per_layer=True)  # whole factors of size: the mean stays
+    totals = stacked(derive(name, wrapper, inputs_of(name)), TOTAL)
+    for i, (block, total) in enumerate(zip(wrapper.blocks, totals, strict=True)):
+        matrix = torch.einsum("cj,jk->ck", block.head.weight, block.gate.weight)
+        close(block.equivalent_matrix(), matrix)
+        close(maps[:, i].mean((1, 2)), (matrix[TARGETS] * total.mean((2, 3))).sum(1))
+        assert total.min() < 0  # before the ReLU
+
+
+def step_of_an_optimizer(wrapper):
+    wrapper.deep_forward(*inputs_of(CNN))[1].square().sum().backward()
+    torch.optim.SGD(wrapper.parameters(), 0.1).step()
+
+
+CHANGES = {
+    "optimizer": step_of_an_optimizer,
+    "data of the gate": lambda w: w.blocks[1].gate.weight.data.mul_(-1),
+    "one entry of the head": lambda w: w.blocks[4].head.weight.data[1].zero_(),
+    "load_state_dict": lambda w: w.load_state_dict({k: v * 2 for k, v in w.state_dict().items()}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_weight_is_never_missed(change):
+    wrapper = wrap(CNN)
+    before = explain(wrapper, CNN)
+    CHANGES[change](wrapper)
+    after = explain(wrapper, CNN)
+    assert not torch.allclose(after, before)
+    close(after[:, 0], summed(by_hand(CNN, wrapper, TARGETS), 0.9))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_another_precision_is_never_missed(dtype, error):
+    wrapper, images, options = wrap(CNN), inputs_of(CNN)[0], {"gamma_pos": 0, "gamma_neg": 0}
+    exact = explain(wrapper, CNN, **options)
+    maps = captum_ext.MHEXCAM(wrapper.to(dtype)).attribute(images.to(dtype), TARGETS, **options)
+    assert maps.dtype == torch.float32
+    assert 0 < (maps - exact).abs().max() < error * exact.abs().max()
+
+
+def test_autocast_gives_float32_and_leaves_nothing_behind():
+    wrapper, images = wrap(CNN).float(), inputs_of(CNN)[0].float()
+    expected = captum_ext.MHEXCAM(copy.deepcopy(wrapper)).attribute(images, TARGETS)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = captum_ext.MHEXCAM(wrapper).attribute(images, TARGETS)
+    assert torch.equal(captum_ext.MHEXCAM(wrapper).attribute(images, TARGETS), expected)
+    assert maps.dtype == torch.float32
+
+
+@pytest.mark.parametrize("gamma", [None, 0])
+def test_dead_channels_count_nothing(gamma):
+    wrapper = wrap(CNN)
+    for block in wrapper.blocks:
+        block.gate.weight.data[:, ::2] = 0
+    maps = explain(wrapper, CNN, gamma_pos=gamma, gamma_neg=gamma)
+    g = RECOMMENDED if gamma is None else gamma
+    close(maps[:, 0], summed(by_hand(CNN, wrapper, TARGETS, (1, g, g)), 0.9))
+    wrapper.load_state_dict({k: v * (k[:6] != "blocks") for k, v in wrapper.state_dict().items()})
+    assert not explain(wrapper, CNN, gamma_pos=gamma, normalize=True).any()
+
+
+@pytest.mark.parametrize("name", [CNN, "BERT"])
+def test_one_forward_pass_that_leaves_everything_as_found(name):
+    wrapper, inputs, calls = wrap(name).train(), inputs_of(name), []
+    wrapper.backbone.get_submodule(wrapper.names[0]).eval()
+    before = [x.clone() for x in inputs]
+    expected = explain(copy.deepcopy(wrapper).eval(), name)
+    wrapper.backbone.get_submodule(wrapper.names[1]).register_forward_hook(lambda *_: calls.append(1))
+    with left_as_found(wrapper):
+        maps = explain(wrapper, name)
+    assert torch.equal(maps, expected)
+    assert calls == [1]
+    assert not maps.requires_grad
+    assert all(p.grad is None for p in wrapper.parameters())
+    assert all(map(torch.equal, inputs, before))
+    with left_as_found(wrapper):
+        collaboration(wrapper, inputs, TARGETS)
+
+
+def test_a_failing_model_is_left_as_found():
+    wrapper = wrap(CNN).train()
+    wrapper.backbone.layer3[0].se = Breaks(RuntimeError("broken"))
+    for call in (lambda: explain(wrapper, CNN), lambda: collaboration(wrapper, inputs_of(CNN), TARGETS)):
+        with left_as_found(wrapper), pytest.raises(RuntimeError, match="broken"):
+            call()
+    wrapper.backbone.layer3[0].se = nn.Identity()
+    assert explain(wrapper, CNN).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [CNN, "timm ViT", "BERT"])
+def test_a_sample_does_not_depend_on_its_batch(name):
+    wrapper, inputs = wrap(name).train(), inputs_of(name)
+    batch = explain(wrapper, name, normalize=True)
+    for i in range(3):
+        one = [x[i : i + 1] for x in inputs]
+        maps = captum_ext.MHEXCAM(wrapper).attribute(one[0], int(TARGETS[i]), (*one[1:],), normalize=True)
+        close(maps, batch[i : i + 1])
+
+
+def test_threads_share_a_wrapper():
+    wrapper, images = wrap(CNN).train(), inputs_of(CNN)[0]
+    alone = [explain(wrapper, CNN, c) for c in range(4)]
+    with left_as_found(wrapper):
+        jobs = [lambda c=c: [captum_ext.MHEXCAM(wrapper).attribute(images, c) for _ in range(3)] for c in range(4)]
+        together = in_threads(jobs)
+    assert all(torch.equal(m, one) for maps, one in zip(together, alone, strict=True) for m in maps)
+
+
+def scaled(maps):
+    low = maps - maps.amin((1, 2), keepdim=True)
+    return low / (1e-7 + low.amax((1, 2), keepdim=True))
+
+
+def logits_from(stage, wrapper, features):
+    """The original logits from the last block's output, or the last head's from its input, written out."""
+    block, mhex = wrapper.backbone.layer4[-1], wrapper.blocks[-1]
+    if stage == 4:
+        return wrapper.backbone.fc(features.mean((2, 3)))
+    r = block.bn2(block.conv2(block.bn1(block.conv1(features)).clamp(min=0)))
+    z = (block.downsample(features).mean((2, 3)) + r.mean((2, 3))).clamp(min=0)
+    return z @ mhex.gate.weight.T @ mhex.head.weight.T
+
+
+@pytest.mark.parametrize(("prediction", "stage"), [("last", 3), ("original", 4)])
+def test_it_stands_in_a_list_with_grad_cam(prediction, stage):
+    wrapper, images = wrap(name := "torchvision ResNet", prediction=prediction), inputs_of("torchvision ResNet")[0]
+    targets, layer = [ClassifierOutputTarget(int(t)) for t in TARGETS], getattr(wrapper.backbone, f"layer{stage}")[-1]
+    features = stacked(derive(name, wrapper, (images,)), TOTAL)[stage].clamp(min=0).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(logits_from(stage, wrapper, features)[range(3), TARGETS].sum(), features)
+    features = features.detach()
+    resize = lambda x: scaled(F.interpolate(x.clamp(min=0)[:, None], (64, 96), mode="bilinear")[:, 0])  # noqa: E731
+    expected = {
+        GradCAM: resize((gradient.mean((2, 3), keepdim=True) * features).sum(1)),
+        LayerCAM: resize((gradient.clamp(min=0) * features).sum(1)),
+        MHEXCAM: scaled(explain(wrapper, name)[:, 0].clamp(min=0)),
+    }
+    for kind, maps in expected.items():
+        with kind(model=wrapper, target_layers=[layer]) as cam:
+            np.testing.assert_allclose(cam(images, targets), maps, atol=1e-4)
+        assert maps.amax() > 0.9
+    grad_cam = LayerGradCam(wrapper, layer).attribute(images, TARGETS)
+    close(grad_cam, (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True))
+
+
+def test_the_documented_target_layer_answers_for_the_last_head():
+    wrapper = wrap("torchvision ResNet")
+    with GradCAM(wrapper, [wrapper.backbone.layer4[-1]]) as cam:
+        assert cam(inputs_of("torchvision ResNet")[0], [ClassifierOutputTarget(1)] * 3).max() > 0
+
+
+def test_captum_explains_and_scores_it():
+    wrapper, (images,) = wrap(CNN), inputs_of(CNN)
+    rows = derive(CNN, wrapper, (x := images.clone().requires_grad_(),))
+    (gradient,) = torch.autograd.grad(sum(steps[-1][1][0, t] for (steps, _), t in zip(rows, TARGETS, strict=True)), x)
+    close(Saliency(wrapper).attribute(images, TARGETS), gradient.abs())
+    maps = explain(wrapper, CNN).expand(-1, 3, -1, -1)
+    measured = infidelity(wrapper, lambda x: (torch.full_like(x, 0.01), x - 0.01), images, maps, target=TARGETS)
+    change = (wrapper(images) - wrapper(images - 0.01))[range(3), TARGETS]
+    close(measured, (0.01 * maps.sum((1, 2, 3)) - change).square())
+
+
+def cosines(name, wrapper, inputs, targets):
+    """Gradients of each sample's two losses for the matrix itself, one sample and block at a time."""
+    result = []
+    for (steps, _), t in zip(derive(name, wrapper, inputs), targets, strict=True):
+        losses, row = [y.logsumexp(1)[0] - y[0, t] for _, y, _, _ in steps], []
+        for i, block in enumerate(wrapper.blocks[:-1]):
+            a, b = (torch.autograd.grad(losses[j], block.gate.weight, retain_graph=True)[0] for j in (i, i + 1))
+            row.append(((a * b).sum() / (a.norm() * b.norm() + 1e-8)).item())
+        result.append(row)
+    return torch.tensor(result, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", [CNN, "timm ResNeXt", "timm ViT", "BERT", "DistilBERT"])
+def test_collaboration_is_the_cosine_of_per_sample_gradients(name):
+    wrapper, inputs = wrap(name, scale=1.0), inputs_of(name)
+    expected = cosines(name, wrapper, inputs, TARGETS)
+    assert expected.abs().max() > 0.05
+    with torch.no_grad():
+        close(collaboration(wrapper.train(), inputs if name in TEXTS else inputs[0], TARGETS), expected)
+
+
+@pytest.mark.parametrize("size", [(35, 42), (33, 40)])
+def test_spatial_collaboration_replaces_cells_by_the_mean(size):
+    wrapper = wrap(CNN, scale=1.0, placement=["layer1.1", "layer3.0", "layer4.0"])
+    images = inputs_of(CNN)[0][..., : size[0], : size[1]]
+    maps = spatial_collaboration(wrapper, images, TARGETS)
+    assert maps.shape == (3, 2, 7, 7)
+    for row, column in [(0, 0), (3, 5), (6, 6), (2, 0)]:
+        changed, corners = images.clone(), [(row, column), (row + 1, column + 1)]
+        (top, left), (bottom, right) = ([-(-n * i // 7) for n, i in zip(size, at, strict=True)] for at in corners)
+        changed[..., top:bottom, left:right] = images.mean((2, 3), keepdim=True)
+        close(maps[..., row, column], cosines(CNN, wrapper, (changed,), TARGETS))
+
+
+@pytest.mark.parametrize("name", [CNN, "BERT", "timm ViT"])
+@pytest.mark.parametrize("prediction", ["last", "original"])
+def test_stripping_keeps_the_prediction_and_the_original(name, prediction):
+    wrapper, inputs = wrap(name, prediction=prediction), inputs_of(name)
+    expected, deep = wrapper(*inputs), wrapper.deep_forward(*inputs)
+    small = wrapper.strip()
+    for model in (small, small.strip(), copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        assert torch.equal(model(*inputs), expected)
+        heads = [k for k in model.state_dict() if ".head." in k and not k.startswith("backbone.")]
+        assert heads == ([f"blocks.{len(deep) - 1}.head.weight"] if prediction == "last" else [])
+    gone, count = len(deep) - (prediction == "last"), [sum(p.numel() for p in m.parameters()) for m in (wrapper, small)]
+    assert count[0] - count[1] == sum(block.head.weight.numel() for block in wrapper.blocks[:gone])
+    assert all(map(torch.equal, wrapper.deep_forward(*inputs), deep))
+    for call in (small.deep_forward, lambda *x: explain(small, name), lambda *x: collaboration(small, x, TARGETS)):
+        with pytest.raises(ValueError, match="strip"):
+            call(*inputs)
+    small.blocks[0].gate.weight.data.mul_(2)
+    assert torch.equal(wrapper(*inputs), small(*inputs))
+    assert not torch.equal(wrapper(*inputs), expected)
+
+
+@pytest.mark.parametrize("with_backbone", [None, True, False])
+def test_saving_and_loading(tmp_path, with_backbone):
+    wrapper, other = wrap(CNN, placement="downsample", gate=False), copy.deepcopy(backbone(CNN))
+    wrapper.backbone.conv1.weight.data.mul_(1.5)
+    wrapper.save_pretrained(tmp_path, with_backbone=with_backbone)
+    loaded = MHEX.from_pretrained(tmp_path, model=other)
+    assert (loaded.names, loaded.gated, loaded.prediction) == (wrapper.names, False, "last")
+    assert torch.equal(loaded(*inputs_of(CNN)), wrapper(*inputs_of(CNN))) == (with_backbone is not False)
+    assert all(map(torch.equal, loaded.blocks.parameters(), wrapper.blocks.parameters()))
+    with pytest.raises(ValueError, match=r"blocks.0.gate.weight has shape \(8, 8\), expected \(32, 32\)"):
+        MHEX.from_pretrained(tmp_path, model=copy.deepcopy(backbone("timm ResNeXt")))
+    with pytest.raises(ValueError, match=r"blocks.4.head.weight is missing"):
+        MHEX.from_pretrained(tmp_path, model=other, placement="all")
+
+
+TRAINED = [("BERT", True, 3), ("BERT", False, 3), ("BERT", False, 1), ("timm ViT", False, 3)]
+
+
+@pytest.mark.parametrize(("name", "remove_unused_columns", "batch"), TRAINED)
+def test_transformers_trainer_takes_the_steps_of_a_plain_loop(tmp_path, name, remove_unused_columns, batch):
+    wrapper = wrap(name, scale=1.0).float()
+    wrapper.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
+    inputs = [x.float() if x.dim() == 4 else x for x in inputs_of(name)]
+    keys = ("input_ids", "attention_mask", "labels") if name in TEXTS else ("x", "labels")
+    rows = [dict(zip(keys, row, strict=True)) for row in zip(*inputs, TARGETS, strict=True)]
+    plain = copy.deepcopy(wrapper)
+    losses, sgd = [], torch.optim.SGD(plain.parameters(), 0.01)
+    for _ in range(2):
+        sgd.zero_grad()
+        losses.append(sum(F.cross_entropy(y, TARGETS) for y in plain.deep_forward(*inputs)))
+        losses[-1].backward()
+        sgd.step()
+    settings = {"max_steps": 2, "max_grad_norm": 0, "lr_scheduler_type": "constant", "use_cpu": True}
+    settings |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 3 // batch}
+    settings |= {"report_to": [], "save_strategy": "no", "remove_unused_columns": remove_unused_columns}
+    optimizers = torch.optim.SGD(wrapper.parameters(), 0.01), None
+    arguments = transformers.TrainingArguments(tmp_path, **settings)
+    transformers.Trainer(wrapper, arguments, train_dataset=rows, optimizers=optimizers).train()
+    torch.testing.assert_close(wrapper.state_dict(), plain.state_dict(), rtol=1e-3, atol=1e-5)
+    assert losses[1] < losses[0]
+
+
+NAN = float("nan")
+BAD = [("alpha", 0), ("alpha", -1), ("alpha", NAN), ("beta", -0.1), ("beta", NAN), ("gamma_pos", 1.1)]
+BAD += [("gamma_neg", -0.1), ("gamma_pos", NAN), ("activation", "some")]
+BAD_TARGETS = [CLASSES, -1, [0, 1], [0, 1, CLASSES], [0, 1, -100], 1.0, [0.0, 1.0, 2.0], True, "cat", [[0], [1], [2]]]
+
+
+@pytest.mark.parametrize(("option", "value"), BAD)
+def test_bad_settings_are_named(option, value):
+    with pytest.raises((TypeError, ValueError), match=option):
+        explain(wrap(CNN), CNN, **{option: value})
+
+
+@pytest.mark.parametrize("target", BAD_TARGETS, ids=str)
+@pytest.mark.parametrize("use", [explain, lambda w, n, t: collaboration(w, *inputs_of(n), t)], ids=["CAM", "gates"])
+def test_bad_targets_are_named(use, target):
+    for form in [target] if isinstance(target, str) else [target, torch.tensor(target)]:
+        with pytest.raises((TypeError, ValueError), match=r"target|class"):
+            use(wrap(CNN), CNN, form)
+
+
+@pytest.mark.parametrize("use", [captum_ext.MHEXCAM, MHEXCAM, lambda m: collaboration(m, *inputs_of(CNN), TARGETS)])
+def test_a_plain_model_is_refused(use):
+    with pytest.raises(TypeError, match=r"Expected an adapters.MHEX.*ResNet"):
+        use(backbone(CNN))

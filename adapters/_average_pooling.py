@@ -48,7 +48,7 @@ class WatchAverages(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        pooling = average_pooling(func, args, kwargs or {}) if func in _READERS else None
+        pooling = average_pooling(func, args, kwargs or {})
         answer = None if pooling is None else self._answer(pooling)
         return func(*args, **(kwargs or {})) if answer is None else answer
 
@@ -57,6 +57,8 @@ def average_pooling(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> AveragePooling | None:
     """What a call of a torch function averages; None if it is not all positions of a map."""
+    if func not in _READERS:
+        return None
     given = dict(zip(_READERS[func][0], args, strict=False)) | dict(kwargs)
     features = given.pop("input", None)
     if not isinstance(features, Tensor) or features.dim() != 4:

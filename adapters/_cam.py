@@ -55,11 +55,9 @@ class CAM(ABC):
         if aug_smooth or eigen_smooth:
             raise ValueError(f"{type(self).__name__} has no `aug_smooth` and no `eigen_smooth`: leave both False.")
         like = next(self.model.parameters())
-        maps = self.maps(input_tensor.to(like.device), targets).float()
-        maps = maps - maps.amin((1, 2), keepdim=True)
-        maps = maps / (1e-7 + maps.amax((1, 2), keepdim=True))
+        maps = _scaled(self.maps(input_tensor.to(like.device), targets).float())
         resized = F.interpolate(maps[:, None], input_tensor.shape[2:], mode="bilinear")[:, 0]
-        result: npt.NDArray[np.float32] = resized.cpu().numpy()
+        result: npt.NDArray[np.float32] = _scaled(resized).cpu().numpy()
         return result
 
     def __enter__(self) -> Self:
@@ -67,6 +65,11 @@ class CAM(ABC):
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    return maps / (1e-7 + maps.amax((1, 2), keepdim=True))
 
 
 def categories(targets: Sequence[Any] | None, count: int) -> Tensor | None:

@@ -27,14 +27,12 @@ def example_inputs(model: nn.Module) -> Iterator[dict[str, Tensor] | Tensor]:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
         raise ValueError(f"{type(model).__name__} has no convolution: expected a network that reads images.")
-    own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    size = getattr(config, "image_size", getattr(model, "image_size", None))
-    embedded = getattr(getattr(model, "patch_embed", None), "img_size", None)  # timm's, told when it was built
-    sides = [embedded] if embedded else [size] if size else _SIZES
-    shapes = [own] if own and not embedded else [(first.in_channels, *_pair(side)) for side in sides]
-    for shape in shapes:
-        yield torch.zeros(1, *shape, dtype=first.weight.dtype, device=device)
-
-
-def _pair(side: Any) -> tuple[int, int]:
-    return (side, side) if isinstance(side, int) else (side[0], side[1])
+    sides = [
+        getattr(getattr(model, "patch_embed", None), "img_size", None),  # timm's, told when it was built
+        (getattr(model, "pretrained_cfg", None) or {}).get("input_size"),
+        getattr(config, "image_size", getattr(model, "image_size", None)),
+    ]
+    own = next((side for side in sides if side), None)
+    for side in _SIZES if own is None else (own,):
+        height, width = (side, side) if isinstance(side, int) else side[-2:]
+        yield torch.zeros(1, first.in_channels, height, width, dtype=first.weight.dtype, device=device)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ._average_pooling import AveragePooling, WatchAverages
-from ._borrow import uncompiled
-from ._cnn_anatomy import cnn_anatomy
+from ._borrow import evaluation_mode, uncompiled
+from ._cnn_anatomy import Stage, cnn_anatomy
 from ._forward import Forward
 from ._hub import HubWrapper
 from ._outputs import bare_output
@@ -73,8 +73,8 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
         class_specific: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(stages, str):
-            raise TypeError(f"Expected a list of names as `stages`, got the one name {stages!r}.")
+        if isinstance(stages, str) or not isinstance(stages, Sequence | None):
+            raise TypeError(f"Expected a list of names as `stages`, got {stages!r}.")
         model = cast(nn.Module, uncompiled(model))
         anatomy = cnn_anatomy(model, stages)
         count = len(anatomy.stages)
@@ -85,7 +85,7 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
         self.class_specific = class_specific
         self._all_stages = anatomy.stages
         self._start = start_stage
-        self._pooling = anatomy.pooling
+        self._pooling, self._skip = anatomy.pooling, anatomy.skip
         like = next(model.parameters())
         widths = [stage.channels for stage in anatomy.stages[start_stage:]]
         self.stream = Stream(widths, projections, anatomy.classes if class_specific else None).to(like)
@@ -97,7 +97,12 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
         }
         self._required_gradients = {name for name, p in model.named_parameters() if p.requires_grad}
         self._trained = {name for name, module in model.named_modules() if module.training}
-        self.backbone = model.requires_grad_(False)
+        self.backbone = model
+        with torch.no_grad(), evaluation_mode():
+            _Pass(self, self.stream.start(1, torch.zeros(1, dtype=torch.long) if class_specific else None)).run(
+                anatomy.image
+            )
+        model.requires_grad_(False)
         self.train(self.training)
 
     @property
@@ -124,6 +129,7 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
         if not isinstance(images, Tensor) or images.dim() != 4:
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images)
             raise TypeError(f"Expected images (batch, channels, height, width), got {got}.")
+        images = images.clone() if images.is_inference() and not torch.is_inference_mode_enabled() else images
         if not self.training and torch.is_grad_enabled() and not images.requires_grad and images.is_floating_point():
             images = images.detach().requires_grad_()  # the frozen backbone stays open to CAM methods
         if not self.class_specific:
@@ -149,11 +155,17 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
             module.training = name in self._trained
         return self.backbone
 
+    @property
+    def _layout(self) -> tuple[tuple[Stage, ...], int, str, int]:
+        return self._all_stages, self._start, self._pooling, self._skip
+
     def _checked(self, labels: Tensor, count: int) -> Tensor:
         classes = len(self.stream.query)
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"Expected `labels` as a tensor, got {type(labels)}.")
-        if labels.shape != (count,) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels)
+            raise TypeError(f"Expected `labels` as a tensor of integers, got {got}.")
+        labels = labels.long()
+        if labels.shape != (count,) or (count and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
             raise ValueError(
                 f"Expected {count} labels from 0 to {classes - 1}, got shape {tuple(labels.shape)}, values "
                 f"{labels.flatten()[:8].tolist()}."
@@ -180,7 +192,7 @@ class _Pass:
         given: Mapping[str, Any] | None = None,
     ) -> None:
         self._backbone, self._stream = wrapper.backbone, wrapper.stream
-        self._stages, self._start, self._pooling = wrapper._all_stages, wrapper._start, wrapper._pooling  # noqa: SLF001
+        self._stages, self._start, self._pooling, self._skip = wrapper._layout  # noqa: SLF001
         self._query, self._keep, self._given = query, keep, given or {}
         self._maps: list[Tensor] = []
         self._pools_next = False
@@ -208,9 +220,13 @@ class _Pass:
                 f"stage {self._stages[self._reached].name!r}: {error}"
             ) from error
         if self._query is not None and len(self._maps) < len(self._stages) - self._start:
+            names = [stage.name for stage in self._stages]
             raise ValueError(
-                f"The backbone ran without its {'pooling' if self._pools_next else 'stages'} "
-                f"{[stage.name for stage in self._stages]}: was it changed after it was wrapped? Wrap it again."
+                f"{type(self._backbone).__name__} ran without "
+                + ("averaging its last stage" if self._pools_next else f"calling its stages {names} as its modules")
+                + ". Was it changed after it was wrapped, are images of another size than its average covers, or does "
+                "it call its modules by a list of its own or a forward that was put in place of its class's? Such "
+                "networks cannot be wrapped."
             )
         return logits, self._maps
 
@@ -219,14 +235,15 @@ class _Pass:
         self._reached = index
         if stage.name in self._given:
             output = self._given[stage.name]
+            output = output.clone() if stage.changed else output
         else:
             output = self._backbone.get_submodule(stage.name)(*args, **kwargs)
         if self._keep is not None:
-            self._keep[stage.name] = output
+            self._keep[stage.name] = output.clone() if stage.changed else output
         self._pools_next = index == len(self._stages) - 1
         self._reached = min(index + 1, len(self._stages) - 1)
         if not self._pools_next and index >= self._start:
-            self._attend(index, output, stage.channels_last)
+            self._attend(index, output.clone() if stage.changed else output, stage.channels_last)
         return output
 
     def _at_pooling(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,6 +252,9 @@ class _Pass:
 
     def _answer(self, pooling: AveragePooling) -> Tensor | None:
         if not self._pools_next or self._query is None:
+            return None
+        if self._skip:
+            self._skip -= 1
             return None
         self._pools_next = False
         self._attend(len(self._stages) - 1, pooling.features, pooling.channels_last)

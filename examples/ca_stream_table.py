@@ -1,9 +1,9 @@
 """Average pooling against CA-Stream, as in table 1 of Torres et al. 2024, on data at hand.
 
     python examples/ca_stream_table.py                                # scenes of one handwritten digit
-    python examples/ca_stream_table.py --data BCCD_Dataset/BCCD       # crops of blood cells (see blood_cells.py)
+    python examples/ca_stream_table.py --data BCCD_Dataset/BCCD --epochs 40 --stream-epochs 40    # blood cells
 
-For each seed a small ResNet learns the classes, and a CA-Stream learns to pool its features. Then Grad-CAM, Grad-CAM++
+The cells are crops, see blood_cells.py. For each seed a small ResNet learns the classes, and a CA-Stream learns to pool its features. Then Grad-CAM, Grad-CAM++
 and Score-CAM of pytorch-grad-cam explain the class that each predicts for test images, and the maps are scored: AD, AG,
 AI, I and D in percent. Writes ca_stream_DATA.md and .csv to `out/`; a run that is interrupted goes on where it was.
 """
@@ -46,8 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Average pooling against CA-Stream.")
     parser.add_argument("--data", default="digits", help="as for train_ca_stream.py")
     parser.add_argument("--seeds", type=int, default=3, help="how many networks to train")
-    parser.add_argument("--epochs", type=int, default=15, help="of the network")
-    parser.add_argument("--stream-epochs", type=int, default=15, help="of the CA-Stream")
+    parser.add_argument("--epochs", type=int, default=10, help="of the network")
+    parser.add_argument("--stream-epochs", type=int, default=10, help="of the CA-Stream")
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=100, help="how many test images are explained")
     parser.add_argument("--limit", type=int, help="train on so many images only")
     parser.add_argument("--out", type=Path, default=Path("out"))
@@ -68,11 +69,11 @@ def one_seed(seed: int, name: str, args: argparse.Namespace) -> Iterator[dict[st
     torch.manual_seed(seed)
     backbone = small_resnet(len(test.classes), len(test[0][0]))
     folder = args.out / "training" / f"{name}-{seed}"
-    trained(backbone, train, validation, Settings(args.epochs, 128, seed=seed), folder / "average")
+    trained(backbone, train, validation, Settings(args.epochs, args.batch_size, seed=seed), folder / "average")
     images = torch.stack([test[i][0] for i in range(min(args.images, len(test)))])
     yield from rows("GAP", backbone, backbone, images, test, seed)
     stream = CAStream(backbone)
-    trained(stream, train, validation, Settings(args.stream_epochs, 128, seed=seed), folder / "stream")
+    trained(stream, train, validation, Settings(args.stream_epochs, args.batch_size, seed=seed), folder / "stream")
     yield from rows("CA", stream, backbone, images, test, seed)
 
 
@@ -80,7 +81,7 @@ def trained(
     model: nn.Module, train: Dataset, validation: Dataset, settings: Settings, folder: Path, adam: bool = False
 ) -> None:
     """Train a model by the recipe of CA-Stream's paper, or MHEX's; go on, or read what was trained before."""
-    sgd = partial(SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
+    sgd = partial(SGD, lr=0.1 * settings.batch_size / 256, momentum=0.9, weight_decay=1e-4)
     Trainer(settings).fit(
         model,
         train,

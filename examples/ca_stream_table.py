@@ -3,9 +3,10 @@
     python examples/ca_stream_table.py                                # scenes of one handwritten digit
     python examples/ca_stream_table.py --data BCCD_Dataset/BCCD --epochs 40 --stream-epochs 40    # blood cells
 
-The cells are crops, see blood_cells.py. For each seed a small ResNet learns the classes, and a CA-Stream learns to pool its features. Then Grad-CAM, Grad-CAM++
-and Score-CAM of pytorch-grad-cam explain the class that each predicts for test images, and the maps are scored: AD, AG,
-AI, I and D in percent. Writes ca_stream_DATA.md and .csv to `out/`; a run that is interrupted goes on where it was.
+The cells are crops, see blood_cells.py. For each seed a small ResNet learns the classes, and a CA-Stream learns to pool
+its features. Then Grad-CAM, Grad-CAM++ and Score-CAM of pytorch-grad-cam explain the class that each predicts for test
+images, and the maps are scored: AD, AG, AI, I and D in percent. Writes ca_stream_DATA.md and .csv to `out/`; a run that
+is interrupted goes on where it was.
 """
 
 import argparse

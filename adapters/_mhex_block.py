@@ -39,7 +39,8 @@ class MHEXBlock(nn.Module):
         """
         if self.head is None:
             raise ValueError("Expected a block with a head, but it was stripped: use the model from before `strip()`.")
-        return self.head.weight @ self.gate.weight
+        with torch.autocast(self.gate.weight.device.type, enabled=False):
+            return self.head.weight @ self.gate.weight
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """From z (batch, d): s (batch, d), and y (batch, C) where there is a head."""
@@ -66,6 +67,7 @@ class MHEXBlock(nn.Module):
         weights = [linear.weight for linear in (self.gate, self.head) if linear is not None]
         if self._kept is None or not self._kept.is_of(weights):
             matrix = self.equivalent_matrix()
+            matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
             sums = matrix.clamp(min=0).sum(0), (-matrix).clamp(min=0).sum(0)
             self._kept = _Evidence([weight.detach().clone() for weight in weights], matrix, *sums)
         return self._kept

@@ -51,13 +51,14 @@ class ResidualAnatomy:
     classes: int
 
 
-Answer = Callable[[Tensor, Tensor], Tensor | None]
+Answer = Callable[[Tensor, Tensor, bool], Tensor | None]
 
 
 class WatchAdditions(TorchFunctionMode):
     """Inside, each sum of two tensors of one shape, of maps or tokens, is shown to `answer`, which may replace it.
 
-    Acts on this thread only.
+    `answer` is told whether the sum is written over the first of the two, as it then must do itself. Acts on this
+    thread only.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -71,7 +72,8 @@ class WatchAdditions(TorchFunctionMode):
         if func in _ADDITIONS and len(args) == 2 and not kwargs:
             first, second = args
             if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
-                answer = self._answer(first, second) if first.dim() in (3, 4) and first.is_floating_point() else None
+                known = first.dim() in (3, 4) and first.is_floating_point()
+                answer = self._answer(first, second, func is Tensor.add_) if known else None
         return func(*args, **(kwargs or {})) if answer is None else answer
 
 
@@ -116,7 +118,7 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor) -> ResidualA
         entered[name] = args[0] if args else None
         made_by[id(output)] = name.rsplit(".", 1)[-1], output
 
-    def see(first: Tensor, second: Tensor) -> None:
+    def see(first: Tensor, second: Tensor, in_place: bool) -> None:
         around = next((module for module in reversed(running) if module in blocks), None)
         if around is not None and (first.dim() == 3 or any(isinstance(m, nn.Conv2d) for m in around.modules())):
             seen.append((names[around], (first, second)))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ._borrow import borrowed
 from .mhex import MHEX, MHEXPass
+from .mhex_maps import classes_of
 
 
 def collaboration(model: MHEX, inputs: Any, targets: Tensor) -> Tensor:
@@ -43,12 +44,11 @@ def collaboration(model: MHEX, inputs: Any, targets: Tensor) -> Tensor:
         raise TypeError(f"Expected an adapters.MHEX, got {type(model)}.")
     if len(model.blocks) < 2:
         raise ValueError(f"Expected at least two blocks, as two heads are compared; {model.names} is one.")
-    if targets.shape != given[0].shape[:1]:
-        raise ValueError(f"Expected one target for each of {len(given[0])} samples, got shape {tuple(targets.shape)}.")
+    classes = classes_of(model, targets, given[0])
     with borrowed(model, given) as arguments, torch.enable_grad():
         run = MHEXPass(model, *arguments)
         # The sum of losses: samples do not meet in evaluation mode, so each gradient is its own sample's.
-        losses = [F.cross_entropy(y, targets, reduction="sum") for y in run.deep()]
+        losses = [F.cross_entropy(y, classes, reduction="sum") for y in run.deep()]
         gates = _open(run.gates)
         cosines: list[Tensor] = []
         for gate, z, own, following in zip(gates[:-1], run.pooled, losses, losses[1:], strict=False):

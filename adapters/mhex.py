@@ -32,7 +32,8 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
     tokens, and the block goes on with sigmoid(s) (x + r). Source: Sun and Liò 2025 (MHEX), sections 3.2 and 3.6.
 
     The backbone's weights are kept and, unlike in CAStream, learn too. Its own code runs; only the additions are
-    exchanged, so `backbone.layer4[-1]` is a target layer of any CAM, and hooks on the backbone work.
+    exchanged, so hooks on the backbone work, and its layers are target layers of any CAM. The last head reads what
+    goes into the last addition, so a layer behind it, as `backbone.layer4[-1]`, is one for the "original" prediction.
 
     Args:
         model: A ResNet (ResNeXt, Wide-ResNet) or Vision Transformer of torchvision or timm, a ViT, BERT, RoBERTa or
@@ -63,6 +64,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
     """
 
     saves_backbone = True
+    accepts_loss_kwargs = False  # transformers.Trainer then averages accumulated losses itself
 
     def __init__(
         self,
@@ -77,6 +79,12 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         model = cast(nn.Module, uncompiled(model))
         if prediction not in ("last", "original"):
             raise ValueError(f"Expected `prediction` to be 'last' or 'original', got {prediction!r}.")
+        chunked = [name for name, m in model.named_modules() if getattr(m, "chunk_size_feed_forward", 0)]
+        if chunked:
+            raise ValueError(
+                f"Expected feed-forward parts that see all tokens at once, as gates do, but {chunked[0]!r} works in "
+                "chunks. Build the model with chunk_size_feed_forward=0."
+            )
         anatomy = residual_anatomy(model)
         classes = anatomy.classes if num_classes is None else num_classes
         if not isinstance(classes, int) or classes < 1:
@@ -110,12 +118,30 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         """The blocks, in order."""
         return [cast(MHEXBlock, block) for block in self.blocks]
 
-    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        """The logits (batch, classes) of inputs as the backbone takes them.
+    def forward(
+        self,
+        *args: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The logits (batch, classes) of inputs as the backbone takes them, by position or name.
 
         With `labels` (batch,), as transformers.Trainer gives them, what the backbone returns, with these logits and
         with the loss of all heads as `loss`; a dictionary of both where the backbone returns a tensor.
         """
+        named = {  # written out above as transformers.Trainer keeps what a model's signature names
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "inputs_embeds": inputs_embeds,
+            "pixel_values": pixel_values,
+        }
+        kwargs |= {name: value for name, value in named.items() if value is not None}
         run = MHEXPass(self, *args, **kwargs)
         logits = run.logits()
         if labels is None:
@@ -208,9 +234,11 @@ class MHEXPass:
         with WatchAdditions(_Counted(residual, partial(self._add, index))):
             return self._wrapper.backbone.get_submodule(residual.name)(*args, **kwargs)
 
-    def _add(self, index: int, first: Tensor, second: Tensor) -> Tensor:
+    def _add(self, index: int, first: Tensor, second: Tensor, in_place: bool) -> Tensor:
         residual = self._wrapper.residuals[index]
         x, r = (first, second) if residual.identity == 0 else (second, first)
+        if in_place and x is first:
+            x = x.clone()  # written over below, and needed for gradients
         if residual.on_tokens:
             total = x + r
             z = self._mean_of_tokens(total).relu()
@@ -225,9 +253,9 @@ class MHEXPass:
             gated = total if strength is None else strength[:, None] * total
             if self._see is not None:
                 self._see(index, gated, total)
-            return gated
+            return first.copy_(gated) if in_place else gated
         gated = x if strength is None else strength[:, :, None, None] * x
-        result = gated + r
+        result = (r.add_(gated) if r is first else first.copy_(gated + r)) if in_place else gated + r
         if self._see is not None:
             self._see(index, gated, result)
         return result
@@ -242,17 +270,21 @@ class MHEXPass:
 class _Counted:
     """Answers the one addition of a block that is its residual one."""
 
-    def __init__(self, residual: Residual, answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, residual: Residual, answer: Callable[[Tensor, Tensor, bool], Tensor]) -> None:
         self._residual, self._answer, self._seen = residual, answer, 0
 
-    def __call__(self, first: Tensor, second: Tensor) -> Tensor | None:
+    def __call__(self, first: Tensor, second: Tensor, in_place: bool) -> Tensor | None:
         if not self._residual.same_kind(first):
             return None
         self._seen += 1
-        return self._answer(first, second) if self._seen == self._residual.order + 1 else None
+        if self._seen != self._residual.order + 1:
+            return None
+        return self._answer(first, second, in_place)
 
 
 def _placed(model: nn.Module, blocks: Sequence[Residual], placement: Placement) -> tuple[Residual, ...]:
+    if not isinstance(placement, Sequence):
+        raise TypeError(f"Expected `placement` to be 'all', 'downsample' or a list of names, got {placement!r}.")
     if placement == "all":
         return tuple(blocks)
     names = [one.name for one in blocks]

@@ -38,9 +38,9 @@ class MHEXSettings:
             gamma = getattr(self, name)
             if gamma is not None and not 0 <= gamma <= 1:
                 raise ValueError(f"Expected `{name}` from 0 to 1, as sharpness is a share, or None; got {gamma}.")
-        if self.beta < 0:
+        if not self.beta >= 0:
             raise ValueError(f"Expected `beta` of at least 0, the share of negative evidence; got {self.beta}.")
-        if self.alpha <= 0:
+        if not self.alpha > 0:
             raise ValueError(f"Expected `alpha` above 0, the weight of a block over the next one; got {self.alpha}.")
         if self.activation not in ("all", "gated"):
             raise ValueError(f"Expected `activation` to be 'all' or 'gated', got {self.activation!r}.")
@@ -78,7 +78,7 @@ def mhex_maps(
     thresholds = [gamma if given is None else given for given in (settings.gamma_pos, settings.gamma_neg)]
     maps: list[Tensor] = []
     with borrowed(model, inputs) as given, torch.no_grad():
-        classes = MHEXPass(model, *given).logits().argmax(1) if target is None else _classes(model, target, given[0])
+        classes = MHEXPass(model, *given).logits().argmax(1) if target is None else classes_of(model, target, given[0])
 
         def see(index: int, gated: Tensor, total: Tensor) -> None:
             if total.dim() == 3 and index >= _TOKEN_LAYERS:
@@ -86,10 +86,11 @@ def mhex_maps(
             chosen = total if settings.activation == "all" else gated
             chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
             weights = model.mhex_blocks[index].evidence(classes, settings.beta, *thresholds).to(chosen.dtype)
-            if chosen.dim() == 4:
-                maps.append(torch.bmm(weights[:, None], chosen.flatten(2)).unflatten(2, chosen.shape[2:])[:, 0])
-            else:
-                maps.append(torch.bmm(chosen, weights[:, :, None])[:, :, 0])
+            with torch.autocast(chosen.device.type, enabled=False):
+                if chosen.dim() == 4:
+                    maps.append(torch.bmm(weights[:, None], chosen.flatten(2)).unflatten(2, chosen.shape[2:])[:, 0])
+                else:
+                    maps.append(torch.bmm(chosen, weights[:, :, None])[:, :, 0])
 
         mask = MHEXPass(model, *given, see=see).mask
     if maps[0].dim() == 2:
@@ -130,7 +131,15 @@ def _upsampled(one: Tensor, inputs: Tensor) -> Tensor:
     return F.interpolate(one[:, None], inputs.shape[2:], mode="bilinear")[:, 0]
 
 
-def _classes(model: MHEX, target: int | Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+def classes_of(model: MHEX, target: int | Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+    """The classes (batch,) that a target asks for.
+
+    Raises:
+        TypeError: if they are no integers.
+        ValueError: if they are out of range or do not fit the batch.
+    """
+    if not isinstance(target, int | Tensor) and (isinstance(target, str) or not isinstance(target, Sequence)):
+        raise TypeError(f"Expected classes as `target`, an int or one for each sample; got {target!r}.")
     given = torch.as_tensor(target)
     if given.is_floating_point() or given.dtype == torch.bool or given.dim() > 1:
         raise TypeError(f"Expected classes as `target`, an int or one for each sample; got {target!r}.")

@@ -239,10 +239,14 @@ def test_it_stands_in_a_list_with_grad_cam(prediction, stage):
     close(grad_cam, (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True))
 
 
-def test_the_documented_target_layer_answers_for_the_last_head():
+@pytest.mark.parametrize(("prediction", "block"), [("last", 0), ("original", -1)])
+def test_target_layers_in_front_of_what_predicts_have_gradients(prediction, block):
     wrapper = wrap("torchvision ResNet")
-    with GradCAM(wrapper, [wrapper.backbone.layer4[-1]]) as cam:
-        assert cam(inputs_of("torchvision ResNet")[0], [ClassifierOutputTarget(1)] * 3).max() > 0
+    wrapper.prediction = prediction
+    layer = wrapper.backbone.get_submodule(wrapper.names[block])
+    with GradCAM(wrapper, [layer]) as cam:
+        cam(inputs_of("torchvision ResNet")[0], [ClassifierOutputTarget(1)] * 3)
+        assert cam.activations_and_grads.gradients[0].any()
 
 
 def test_captum_explains_and_scores_it():

@@ -71,6 +71,13 @@ def mhex_maps(
     Raises:
         TypeError: if the model is not an MHEX, or targets are no classes.
         ValueError: if targets are out of range or do not fit the batch, or heads were stripped.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from adapters import MHEX, MHEXSettings, mhex_maps
+        >>> model = MHEX(torchvision.models.resnet18(), num_classes=8)
+        >>> mhex_maps(model, (torch.randn(2, 3, 64, 64),), [3, 7], MHEXSettings(beta=0.0)).shape
+        torch.Size([2, 64, 64])
     """
     if not isinstance(model, MHEX):
         raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")

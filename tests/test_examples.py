@@ -8,6 +8,7 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 from captum.attr import LayerAttribution
 from test_architecture import FILES, ROOT
 
@@ -38,6 +39,35 @@ def test_the_code_on_scores_runs():
     assert len(scope["scores"]) == 3
     assert scope["values"].shape == (4,)
     assert scope["values"].max() > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of random models
+@pytest.mark.parametrize("name", ["ca-stream", "mhex"])
+def test_the_code_on_wrappers_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    scopes = []
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        scopes.append({})
+        exec(block, scopes[-1])
+    if name == "ca-stream":
+        (scope,) = scopes
+        assert torch.equal(scope["heat"][:, 0], scope["maps"][-1])
+        assert all(0 <= picture.min() < 0.5 < picture.max() <= 1 for picture in scope["pictures"])
+        assert torch.equal(scope["again"].stream.query, scope["model"].stream.query)
+    else:
+        assert all(0 <= picture.min() < 0.5 < picture.max() <= 1 for picture in scopes[0]["pictures"])
+        assert scopes[1]["saliency"][1, 5:].eq(0).all()
+
+
+def test_the_networks_of_the_document_are_those_that_are_tested():
+    import test_ca_stream_families
+
+    table = (ROOT / "docs" / "ca-stream.md").read_text().split("## Which networks")[1].split("Refused")[0]
+    cells = [row.split("|")[3] for row in table.splitlines() if row.startswith("| ") and "cases" not in row]
+    named = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert named <= set(test_ca_stream_families.CASES)
+    assert len(named) > 40
 
 
 def test_the_readmes_models_are_those_that_are_tested():

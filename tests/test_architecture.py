@@ -42,9 +42,13 @@ def test_public_names_are_those_of_the_readme():
     import captum_ext
 
     readme = (ROOT / "README.md").read_text()
-    for name in ("CDAM", "SmoothCDAM", "IntegratedCDAM", "ConceptTarget", "signed_overlay", "overlay_figure"):
-        assert getattr(captum_ext, name).__doc__
-        assert name in readme
+    for name in vars(captum_ext):
+        if not name.startswith("_") and callable(getattr(captum_ext, name)):
+            assert getattr(captum_ext, name).__doc__
+            assert name in readme
+    for name in ("CAStream", "MHEX", "RawAttentionCAM", "MHEXCAM", "collaboration", "deep_supervision_loss"):
+        assert getattr(adapters, name).__doc__
+        assert f"adapters.{name}" in readme or f"`{name}`" in readme
     assert adapters.reshape_transform_for.__doc__
     assert all((ROOT / package / "py.typed").exists() for package in PACKAGES)
 

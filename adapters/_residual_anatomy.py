@@ -1,8 +1,8 @@
 """Where a network adds the residual branches of its blocks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class ResidualAnatomy:
     classes: int
 
 
+Placement = Literal["all", "downsample"] | Sequence[str]
 Answer = Callable[[Tensor, Tensor, bool], Tensor | None]
 
 
@@ -147,3 +148,31 @@ def _residual(
     named = [i for i, term in enumerate(terms) if made_by.get(id(term), ("",))[0] in _SHORTCUTS]
     identity = (plain or named or [1])[0]
     return Residual(name, channels, on_tokens, identity, not on_tokens and not plain, len(alike) - 1)
+
+
+def placed(model: nn.Module, blocks: Sequence[Residual], placement: Placement) -> tuple[Residual, ...]:
+    """The blocks that a placement means: "all", "downsample" (those with a projected identity branch), or by name.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if it matches no block.
+    """
+    if not isinstance(placement, Sequence):
+        raise TypeError(f"Expected `placement` to be 'all', 'downsample' or a list of names, got {placement!r}.")
+    if placement == "all":
+        return tuple(blocks)
+    names = [one.name for one in blocks]
+    if placement == "downsample":
+        chosen = tuple(one for one in blocks if one.projected)
+        if not chosen:
+            raise ValueError(
+                f"{type(model).__name__} has no residual block with a down-sampling identity branch. Its blocks are "
+                f"{names}: pass their names, or placement='all'."
+            )
+        return chosen
+    if isinstance(placement, str) or not all(isinstance(name, str) for name in placement):
+        raise ValueError(f"Expected `placement` to be 'all', 'downsample' or a list of names, got {placement!r}.")
+    unknown = [name for name in placement if name not in names]
+    if unknown or not placement or len(set(placement)) < len(placement):
+        raise ValueError(f"Expected different names of residual blocks out of {names}, got {list(placement)}.")
+    return tuple(one for one in blocks if one.name in placement)

@@ -1,7 +1,7 @@
 """MHEX: gates and classifiers at the residual additions of a network."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, Self, cast
 
@@ -12,11 +12,10 @@ from ._forward import Forward
 from ._hub import HubWrapper
 from ._mhex_block import MHEXBlock
 from ._outputs import bare_output
-from ._residual_anatomy import Residual, WatchAdditions, residual_anatomy
+from ._residual_anatomy import Placement, Residual, WatchAdditions, placed, residual_anatomy
 from ._shadow import shadow
-from .deep_supervision import Mode, deep_supervision_loss
+from .deep_supervision import deep_supervision_loss
 
-Placement = Literal["all", "downsample"] | Sequence[str]
 Prediction = Literal["last", "original"]
 See = Callable[[int, Tensor, Tensor], None]
 
@@ -89,7 +88,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         classes = anatomy.classes if num_classes is None else num_classes
         if not isinstance(classes, int) or classes < 1:
             raise ValueError(f"Expected `num_classes` to be at least 1, got {num_classes!r}.")
-        self.residuals = _placed(model, anatomy.blocks, placement)
+        self.residuals = placed(model, anatomy.blocks, placement)
         self._num_classes = classes
         self.gated = bool(gate)
         self.prediction = prediction
@@ -158,10 +157,6 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
             ValueError: if the heads were stripped.
         """
         return MHEXPass(self, *args, **kwargs).deep()
-
-    def loss(self, *args: Any, labels: Tensor, mode: Mode = "finetune", **kwargs: Any) -> Tensor:
-        """`deep_supervision_loss` of one pass."""
-        return deep_supervision_loss(self.deep_forward(*args, **kwargs), labels, mode)
 
     def strip(self) -> Self:
         """The same prediction without the heads it does not need; weights are shared with this model.
@@ -280,28 +275,6 @@ class _Counted:
         if self._seen != self._residual.order + 1:
             return None
         return self._answer(first, second, in_place)
-
-
-def _placed(model: nn.Module, blocks: Sequence[Residual], placement: Placement) -> tuple[Residual, ...]:
-    if not isinstance(placement, Sequence):
-        raise TypeError(f"Expected `placement` to be 'all', 'downsample' or a list of names, got {placement!r}.")
-    if placement == "all":
-        return tuple(blocks)
-    names = [one.name for one in blocks]
-    if placement == "downsample":
-        chosen = tuple(one for one in blocks if one.projected)
-        if not chosen:
-            raise ValueError(
-                f"{type(model).__name__} has no residual block with a down-sampling identity branch. Its blocks are "
-                f"{names}: pass their names, or placement='all'."
-            )
-        return chosen
-    if isinstance(placement, str) or not all(isinstance(name, str) for name in placement):
-        raise ValueError(f"Expected `placement` to be 'all', 'downsample' or a list of names, got {placement!r}.")
-    unknown = [name for name in placement if name not in names]
-    if unknown or not placement or len(set(placement)) < len(placement):
-        raise ValueError(f"Expected different names of residual blocks out of {names}, got {list(placement)}.")
-    return tuple(one for one in blocks if one.name in placement)
 
 
 def _attention_mask(backbone: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -11,13 +11,13 @@ demo: .venv/ready ## explain scenes of handwritten digits; pictures and scores i
 	$(BIN)/python examples/demo.py
 
 test: .venv/ready ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/ready ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: DEVICE ?= cpu
 bench: .venv/ready ## the cost of each method and score against plain forward passes

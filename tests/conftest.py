@@ -1,9 +1,14 @@
+import os
 import random
 import socket
 
 import numpy as np
 import pytest
 import torch
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

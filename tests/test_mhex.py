@@ -248,7 +248,7 @@ def test_without_gate_features_pass_unchanged(name):
 DOWN = [
     ("torchvision ResNet", (2, 3, 4)),
     ("timm SE-ResNet, bottlenecks", (0, 2, 3, 4)),
-    ("timm ResNeXt", (0, 2, 3, 4)),
+    ("timm ResNet", (0, 2, 3, 4)),
 ]
 NAMED = [("timm ResNet", (4, 1), (1, 4)), ("timm ViT", (3, 1), (1, 3)), ("BERT", (3, 1), (1, 3))]
 

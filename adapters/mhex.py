@@ -280,4 +280,6 @@ class _Counted:
 def _attention_mask(backbone: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     names = list(inspect.signature(backbone.forward).parameters)
     mask = (dict(zip(names, args, strict=False)) | dict(kwargs)).get("attention_mask")
-    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    if isinstance(mask, Tensor) and mask.dim() != 2:
+        raise ValueError(f"Expected an `attention_mask` (batch, tokens), got shape {tuple(mask.shape)}.")
+    return mask

@@ -45,6 +45,8 @@ class MHEXCAM(CAM):
             raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")
         self.model: MHEX = model
         self.settings = MHEXSettings(**settings)
+        if self.settings.per_layer:
+            raise ValueError("Expected one map of each image; for those of each block see captum_ext.MHEXCAM.")
 
     def maps(self, images: Tensor, targets: Sequence[Any] | None) -> Tensor:
         """The maps of the targets' classes."""

@@ -81,7 +81,7 @@ def mhex_maps(
     """
     if not isinstance(model, MHEX):
         raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")
-    gamma = min(1.0, 1 / model.num_classes + 0.1)
+    gamma = min(0.99, 1 / model.num_classes + 0.1)  # the sharpness of a single class is a little below 1
     thresholds = [gamma if given is None else given for given in (settings.gamma_pos, settings.gamma_neg)]
     maps: list[Tensor] = []
     with borrowed(model, inputs) as given, torch.no_grad():

@@ -3,10 +3,10 @@
     python examples/mhex_table.py --data BCCD_Dataset/BCCD     # crops of blood cells (see blood_cells.py)
 
 For each seed a small ResNet learns the classes, plainly and with MHEX; the test accuracy of both is compared. Test
-images are then explained by the MHEX network, each for its own class, and the maps are scored by SAD, removal drop (AVG
-Drop) and EAD. The drops are those of a second network, trained by itself, as the authors judge. Last, whether a block's
-head and gate pull its weights the same way is compared with SAD and with confidence. Writes mhex_DATA.md, .csv and .png
-to `out/`; a run that is interrupted goes on where it was.
+images are then explained, each for its own class, by MHEX CAM of the one, and by Grad-CAM and Layer-CAM of the other;
+the maps are scored by SAD, removal drop (AVG Drop) and EAD. The drops are those of another network, trained by itself,
+as the authors judge. Last, whether a block's head and gate pull its weights the same way is compared with SAD and with
+confidence. Writes mhex_DATA.md, .csv and .png to `out/`; a run that is interrupted goes on where it was.
 """
 
 import argparse
@@ -37,8 +37,8 @@ SCORES = {
 }
 METHODS = {
     "MHEX": lambda model: MHEXCAM(model, gamma_neg=0.1),
-    "Grad-CAM": lambda model: GradCAM(model, [model.backbone.layer4]),
-    "Layer-CAM": lambda model: LayerCAM(model, [model.backbone.layer4]),
+    "Grad-CAM": lambda model: GradCAM(model, [model.layer4]),
+    "Layer-CAM": lambda model: LayerCAM(model, [model.layer4]),
 }
 
 
@@ -65,7 +65,7 @@ def main() -> None:
         model = with_mhex(data, args, folder / f"mhex-{seed}", seed)
         accuracies.append({"seed": seed, "plain": accuracy(network, data["test"])})
         accuracies[-1]["MHEX"] = accuracy(DeepLogits(model), data["test"])
-        scores += scored(model, judge, images, labels, seed)
+        scores += scored({"MHEX": model}, network, judge, images, labels, seed)
         together.append(agreement(model, judge, images, labels, seed))
     pd.DataFrame(scores).to_csv(args.out / f"mhex_{name}.csv", index=False)
     joined = pd.concat(together)
@@ -102,15 +102,16 @@ def accuracy(model: nn.Module, test: Dataset) -> float:
     return 100 * Trainer(Settings(batch_size=64)).evaluate(model, test, classification_scores)["accuracy"]
 
 
-def scored(model: MHEX, judge: nn.Module, images: Tensor, labels: Tensor, seed: int) -> list[dict[str, object]]:
-    """The scores of each method's maps of the labels, by the judge and by the model itself."""
+def scored(
+    models: dict[str, nn.Module], plain: nn.Module, judge: nn.Module, images: Tensor, labels: Tensor, seed: int
+) -> list[dict[str, object]]:
+    """The scores of each method's maps of the labels, by the judge and by the network that is explained."""
     rows: list[dict[str, object]] = []
     for method, make in METHODS.items():
+        model = models.get(method, plain).eval()
         maps = explained(make(model), images, labels)
-        for by, network in (("judge", judge), ("itself", model)):
-            values = {
-                name: score(network.eval(), images.numpy(), labels.numpy(), maps) for name, score in SCORES.items()
-            }
+        for by, network in (("judge", judge.eval()), ("itself", model)):
+            values = {name: score(network, images.numpy(), labels.numpy(), maps) for name, score in SCORES.items()}
             rows.append({"seed": seed, "method": method, "by": by} | {k: float(np.mean(v)) for k, v in values.items()})
     return rows
 
@@ -145,7 +146,7 @@ def report(accuracies: pd.DataFrame, scores: pd.DataFrame, together: pd.DataFram
     for (by, method), row in table.iterrows():
         cells = [f"{row[name, 'mean']:.4f} ± {row[name, 'std']:.4f}" for name in SCORES]
         lines.append(
-            f"| {method} | {'the judge' if by == 'judge' else 'the model itself'} | " + " | ".join(cells) + " |"
+            f"| {method} | {'the judge' if by == 'judge' else 'the network explained'} | " + " | ".join(cells) + " |"
         )
     lines += ["", "Means ± standard deviations over seeds; higher is better in all three.", ""]
     lines += ["| collaboration | mean cosine | with SAD | with confidence |", "|---|---|---|---|"]

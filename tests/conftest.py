@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core
     torch.set_num_threads(1)
 

@@ -42,7 +42,7 @@ def main() -> None:
     images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
     labels = torch.randint(1000, (args.batch,), device=args.device)
     model = getattr(torchvision.models, args.backbone)().eval().to(args.device)
-    forward = measured("CAStream", lambda: _forward(model, images), ca_stream_passes(model, images), args)
+    forward = measured("CAStream", lambda: _forward(model, images), ca_stream_passes(model, images), args, 3)
     wrapped = MHEX(copy.deepcopy(model)).eval()
     maps = measured("MHEX", lambda: _forward(wrapped, images), mhex_maps(wrapped, images, labels), args)
     plain, steps = training_steps(model, images, labels)
@@ -53,8 +53,9 @@ def main() -> None:
             table(f"of one forward pass of {args.backbone}", forward),
             table(f"of one forward pass of {args.backbone} with MHEX at all of its residual additions", maps),
             table(f"of one step of full fine-tuning of {args.backbone}", training),
-            f"Medians of {args.repeats} rounds, quartiles in parentheses; each run is timed between two runs of the "
-            f"plain one. {args.batch} images of {args.size} px. Memory: the peak of what a call allocates.",
+            f"Medians of {args.repeats} rounds, {3 * args.repeats} in the first table, quartiles in parentheses; each "
+            f"run is timed between two runs of the plain one. {args.batch} images of {args.size} px. Memory: the peak "
+            "of what a call allocates.",
             f"{_where(args.device)}, {torch.get_num_threads()} threads, torch {version('torch')}, torchvision "
             f"{version('torchvision')}; `python benchmarks/wrappers.py --device {args.device}`.",
         ]
@@ -72,7 +73,7 @@ def _forward(model: nn.Module, images: Tensor) -> object:
 def mhex_maps(model: MHEX, images: Tensor, labels: Tensor) -> dict[str, Run]:
     """Maps of an MHEX model, and what its forward pass is without MHEX."""
     targets = [ClassifierOutputTarget(int(label)) for label in labels]
-    layer = [model.backbone.layer4[-1]]
+    layer = [model.backbone.layer4[-2]]  # in front of what the last head reads
     return {
         "MHEXCAM": lambda: MHEXCAM(model).attribute(images, labels),
         "pytorch-grad-cam GradCAM": lambda: GradCAM(model, layer)(images, targets),
@@ -86,6 +87,7 @@ def ca_stream_passes(model: nn.Module, images: Tensor) -> dict[str, Run]:
     ways = {"": {}, ", last stage alone": {"start_stage": 4}, ", projections": {"projections": True}}
     ways[", class-specific"] = {"class_specific": True}
     wrapped = {f"CAStream{way}": CAStream(copy.deepcopy(model), **options).eval() for way, options in ways.items()}
+    wrapped["a copy of the network, for comparison"] = copy.deepcopy(model)
     return {name: (lambda model=one: _forward(model, images)) for name, one in wrapped.items()}
 
 
@@ -111,15 +113,17 @@ def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Run:
     return step
 
 
-def measured(what: str, plain: Run, runs: Mapping[str, Run], args: argparse.Namespace) -> dict[str, Measured]:
+def measured(
+    what: str, plain: Run, runs: Mapping[str, Run], args: argparse.Namespace, more: int = 1
+) -> dict[str, Measured]:
     """Time and peak memory of each run as multiples of the plain one's."""
     for run in (plain, *runs.values()):
         run()
     of_plain = peak_memory(plain, args.device, times=3)
     memory = {name: peak_memory(run, args.device, times=3) / of_plain for name, run in runs.items()}
     ratios: dict[str, list[float]] = {}
-    with tqdm(total=len(runs) * args.repeats, desc=what, unit="run") as bar:
-        for name, timings in rounds(plain, runs, args.repeats, args.device):
+    with tqdm(total=len(runs) * args.repeats * more, desc=what, unit="run") as bar:
+        for name, timings in rounds(plain, runs, args.repeats * more, args.device):
             ratios[name] = [timing.ratio for timing in timings]
             bar.update()
     return {name: (spread(ratios[name]), memory[name]) for name in runs}

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers.processors import BertProcessing
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -69,6 +70,8 @@ def load_news(path: str | Path, pretrained: str | None = None) -> dict[str, News
 def _trained(texts: list[str]) -> BertWordPieceTokenizer:
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
+    separator, first = ((name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]"))
+    tokenizer.post_processor = BertProcessing(separator, first)
     return tokenizer
 
 

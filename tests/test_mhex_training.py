@@ -1,0 +1,81 @@
+"""The training scripts of MHEX on tiny data: what they read, learn and write."""
+
+import csv
+import sys
+
+import pytest
+import torch
+from image_data import load_data
+from news import SHARES, TOKENS, load_news, token
+from small_resnet import small_resnet
+from train_mhex_bert import small_bert
+
+from adapters import MHEX
+
+WORDS = {"1": "treaty minister border", "2": "goal match team", "3": "market shares profit", "4": "chip software orbit"}
+
+
+@pytest.fixture
+def news_file(tmp_path):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        rows = [(cls, f"title {i}", f"{WORDS[cls]} text {i}\\again") for i, cls in enumerate("1234" * 25)]
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
+    return path
+
+
+def test_news_are_split_once_each_and_padded(news_file):
+    news = load_news(news_file)
+    texts = [text for part in news.values() for text in part.texts]
+    assert len(texts) == len(set(texts)) == 100
+    assert {split: len(part) for split, part in news.items()} == {"train": 70, "validation": 15, "test": 15}
+    ids, mask, label = news["test"][0]
+    assert mask.sum() < TOKENS == len(ids)
+    assert torch.equal(mask == 0, ids == token(news["test"], "[PAD]"))
+    assert news["test"].words(0)[0] == "[CLS]"
+    assert any(word in news["test"].texts[0] for word in WORDS[str(int(label) + 1)].split())
+    assert load_news(news_file.parent / "rows.csv")["test"].texts == news["test"].texts
+    assert sum(last - first for first, last in SHARES.values()) == pytest.approx(1)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="AG News"):
+        load_news(tmp_path)
+    (tmp_path / "test.csv").write_text('"7","a","b"\n')
+    with pytest.raises(ValueError, match="class from 1 to 4"):
+        load_news(tmp_path)
+
+
+def test_images_train_all_weights_and_the_saved_model_predicts_the_same(tmp_path, monkeypatch, capsys):
+    import train_mhex
+
+    out = tmp_path / "run"
+    arguments = ["--limit", "64", "--batch-size", "32", "--epochs", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["train_mhex.py", *arguments])
+    train_mhex.main()
+    assert "test accuracy" in capsys.readouterr().out
+    torch.manual_seed(0)
+    fresh = MHEX(small_resnet(10, 1), placement="downsample")
+    learned = MHEX.from_pretrained(out, model=small_resnet(10, 1))
+    assert learned.names == fresh.names
+    for name in ("backbone.conv1.0.weight", "blocks.0.gate.weight", "blocks.0.head.weight"):
+        assert not torch.equal(learned.state_dict()[name], fresh.state_dict()[name])
+    images = torch.stack([load_data("digits", "test")[i][0] for i in range(8)])
+    again = MHEX.from_pretrained(out, model=small_resnet(10, 1))
+    assert torch.equal(learned(images), again(images))
+    assert (out / "log.csv").read_text().count("\n") == 3
+
+
+def test_texts_learn_with_and_without_mhex(tmp_path, monkeypatch, news_file, capsys):
+    import train_mhex_bert
+
+    for plain in ([], ["--plain"]):
+        out = tmp_path / f"run{len(plain)}"
+        arguments = ["--data", str(news_file), "--epochs", "6", "--batch-size", "10", "--out", str(out), *plain]
+        monkeypatch.setattr(sys, "argv", ["train_mhex_bert.py", *arguments])
+        train_mhex_bert.main()
+        accuracy = float(capsys.readouterr().out.split("test accuracy ")[1].split("%")[0])
+        assert accuracy > 60  # a quarter by chance
+    model = MHEX.from_pretrained(tmp_path / "run0", model=small_bert(load_news(news_file)["train"]))
+    ids, mask, labels = load_news(news_file)["test"].tensors
+    assert (model(ids, attention_mask=mask).argmax(1) == labels).float().mean() > 0.6

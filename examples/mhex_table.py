@@ -160,24 +160,30 @@ def report(accuracies: pd.DataFrame, scores: pd.DataFrame, together: pd.DataFram
 
 
 def picture(together: pd.DataFrame, model: MHEX, images: Tensor, labels: Tensor) -> plt.Figure:
-    """The collaboration against SAD and confidence, and its map of some images."""
+    """The collaboration against SAD and confidence, and its 7 x 7 maps of some images on one scale."""
     maps = spatial_collaboration(model, images, labels)
     blocks = list(together.block.unique())
-    figure, axes = plt.subplots(2 + len(blocks), len(images), figsize=(3 * len(images), 3 * (2 + len(blocks))))
-    for row in axes[0]:
-        row.axis("off")
-    for column, (block, other) in enumerate([(b, o) for b in blocks for o in ("SAD", "confidence")][: len(images)]):
+    figure = plt.figure(figsize=(11, 5 + 2.6 * len(blocks)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(5, 2.6 * (1 + len(blocks))))
+    axes = above.subplots(2, len(blocks), sharey="col", squeeze=False)
+    for column, block in enumerate(blocks):
         rows = together[together.block == block]
-        axes[0, column].axis("on")
-        axes[0, column].scatter(rows[other], rows.cosine, s=4, alpha=0.4)
-        axes[0, column].set(xlabel=other, ylabel=f"collaboration, {block}")
+        axes[0, column].set_title(block)
+        for row, other in enumerate(("SAD", "confidence")):
+            axes[row, column].scatter(rows[other], rows.cosine, s=4, alpha=0.4)
+            axes[row, column].set(xlabel=other, ylabel="cosine")
+    axes = below.subplots(1 + len(blocks), len(images), squeeze=False)
+    most = float(maps.abs().max())
     for column, image in enumerate(images):
-        axes[1, column].imshow(shown_image(image), cmap="gray")
-        axes[1, column].set_title(f"class {int(labels[column])}")
-        for row, block in enumerate(blocks, 2):
-            shown = axes[row, column].imshow(maps[column, row - 2].numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
-            axes[row, column].set_title(f"{block}, 7 x 7")
-    figure.colorbar(shown, ax=list(axes[2:].flat), label="cosine")
+        axes[0, column].imshow(shown_image(image))
+        axes[0, column].set_title(f"class {int(labels[column])}")
+        for row in range(len(blocks)):
+            shown = axes[row + 1, column].imshow(maps[column, row].numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
+    for row, name in enumerate(["image", *blocks]):
+        axes[row, 0].set_ylabel(name)
+    for one in axes.flat:
+        one.set(xticks=[], yticks=[])
+    below.colorbar(shown, ax=list(axes[1:].flat), label="cosine, one cell replaced by the mean", shrink=0.6)
     return figure
 
 

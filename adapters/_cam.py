@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class CAM(ABC):
+W = TypeVar("W", bound=nn.Module)
+
+
+class CAM(ABC, Generic[W]):
     """Can be called, and used in a `with` block, as the classes of pytorch-grad-cam.
 
     Args:
         model: The wrapped model.
         target_layers: Accepted so that the class sits in a list with others; not used.
         reshape_transform: The same.
+
+    Raises:
+        TypeError: if the model is not of the wrapper's class.
     """
+
+    wrapper: type[W]
 
     def __init__(
         self,
@@ -26,6 +34,8 @@ class CAM(ABC):
         target_layers: Sequence[nn.Module] | None = None,
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if not isinstance(model, self.wrapper):
+            raise TypeError(f"Expected an adapters.{self.wrapper.__name__}, which makes the maps; got {type(model)}.")
         self.model = model
         self.target_layers = list(target_layers or [])
         self.reshape_transform = reshape_transform

@@ -10,7 +10,7 @@ from .mhex import MHEX
 from .mhex_maps import MHEXSettings, mhex_maps
 
 
-class MHEXCAM(CAM):
+class MHEXCAM(CAM[MHEX]):
     """MHEX CAM as an object of pytorch-grad-cam's form; `captum_ext.MHEXCAM` is Captum's.
 
     Source: Sun and Liò 2025 (MHEX), section 3.4. As pytorch-grad-cam does, negative values become 0 before scaling.
@@ -33,6 +33,8 @@ class MHEXCAM(CAM):
         (2, 64, 64)
     """
 
+    wrapper = MHEX
+
     def __init__(
         self,
         model: nn.Module,
@@ -41,9 +43,6 @@ class MHEXCAM(CAM):
         **settings: Any,
     ) -> None:
         super().__init__(model, target_layers, reshape_transform)
-        if not isinstance(model, MHEX):
-            raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")
-        self.model: MHEX = model
         self.settings = MHEXSettings(**settings)
         if self.settings.per_layer:
             raise ValueError("Expected one map of each image; for those of each block see captum_ext.MHEXCAM.")

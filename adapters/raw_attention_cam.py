@@ -1,10 +1,10 @@
 """The attention of a CA-Stream's last stage in the form of a pytorch-grad-cam method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._borrow import borrowed
 from ._cam import CAM
@@ -29,7 +29,7 @@ def raw_attention(model: CAStream, images: Tensor, stage: int = -1) -> Tensor:
         return model.forward_with_attention(given)[1][stage]
 
 
-class RawAttentionCAM(CAM):
+class RawAttentionCAM(CAM[CAStream]):
     """The attention `a_L` of a CA-Stream, the class-agnostic map that comes with its prediction.
 
     Source: Torres et al. 2024 (CA-Stream), equation 4. It is the same for every class, without `class_specific`.
@@ -50,16 +50,7 @@ class RawAttentionCAM(CAM):
         (2, 64, 64)
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        target_layers: Sequence[nn.Module] | None = None,
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        super().__init__(model, target_layers, reshape_transform)
-        if not isinstance(model, CAStream):
-            raise TypeError(f"Expected an adapters.CAStream, whose attention is a map; got {type(model)}.")
-        self.model: CAStream = model
+    wrapper = CAStream
 
     def maps(self, images: Tensor, targets: Sequence[Any] | None) -> Tensor:
         """The attention of the last stage."""

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50", help="a model of torchvision")
     parser.add_argument("--batch", type=int, default=4, help="images")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds")
+    parser.add_argument("--repeats", type=int, default=11, help="rounds")
     parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
     args = parser.parse_args()
     torch.manual_seed(0)

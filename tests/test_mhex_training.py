@@ -53,16 +53,16 @@ def test_images_train_all_weights_and_the_saved_model_predicts_the_same(tmp_path
     arguments = ["--limit", "64", "--batch-size", "32", "--epochs", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["train_mhex.py", *arguments])
     train_mhex.main()
-    assert "test accuracy" in capsys.readouterr().out
+    printed = float(capsys.readouterr().out.split("test accuracy ")[1].split("%")[0])
     torch.manual_seed(0)
     fresh = MHEX(small_resnet(10, 1), placement="downsample")
     learned = MHEX.from_pretrained(out, model=small_resnet(10, 1))
     assert learned.names == fresh.names
     for name in ("backbone.conv1.0.weight", "blocks.0.gate.weight", "blocks.0.head.weight"):
         assert not torch.equal(learned.state_dict()[name], fresh.state_dict()[name])
-    images = torch.stack([load_data("digits", "test")[i][0] for i in range(8)])
-    again = MHEX.from_pretrained(out, model=small_resnet(10, 1))
-    assert torch.equal(learned(images), again(images))
+    test = load_data("digits", "test", limit=64)
+    right = [int(learned(image[None]).argmax()) == label for image, label in test]
+    assert printed == pytest.approx(100 * sum(right) / len(right), abs=0.05)  # as it is printed
     assert (out / "log.csv").read_text().count("\n") == 3
 
 

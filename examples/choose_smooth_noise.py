@@ -7,15 +7,15 @@ area over the percentage blurred is measured. The larger LIF - MIF, the better t
 al. 2024, section 3.4; the blur is scaled from their 14 pixels at 224 to the size of these scenes).
 """
 
-import digit_vit
 import torch
 from captum.attr import LayerAttribution
-from digit_scenes import CANVAS, make_scenes
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_ext import CDAM, SmoothCDAM
+from xai_compare import digit_vit
+from xai_compare.digit_scenes import CANVAS, make_scenes
 
 FRACTIONS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0)
 PERCENTAGES = range(0, 101, 10)

@@ -11,11 +11,9 @@ import time
 import warnings
 from pathlib import Path
 
-import digit_vit
 import numpy as np
 import timm
 import torch
-from digit_scenes import Scenes, make_scenes
 from methods import Explain, explanations, last_attention
 from picture_grid import picture_grid
 from PIL import Image
@@ -25,6 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM, overlay_figure
+from xai_compare import digit_vit
+from xai_compare.digit_scenes import Scenes, make_scenes
 
 
 def main() -> None:

@@ -8,11 +8,12 @@ import blood_cells
 import numpy as np
 import torch
 import torch.nn.functional as F
-from digit_scenes import make_scenes
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
+
+from xai_compare.digit_scenes import make_scenes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 DIGITS = {"train": (6000, 10), "validation": (1000, 11), "test": (1000, 12)}  # scenes and seed

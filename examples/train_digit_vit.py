@@ -1,6 +1,6 @@
 """Train the demo's ViT on digit scenes: about half an hour on two cores.
 
-    python examples/train_digit_vit.py            # writes examples/weights/digit_vit.safetensors
+    python examples/train_digit_vit.py            # writes xai_compare/weights/digit_vit.safetensors
     python examples/train_digit_vit.py --resume   # goes on after an interruption
 
 First the model learns to read: cross-entropy with the probability shared equally by the digits shown, one digit a scene
@@ -13,12 +13,13 @@ which is twice as fast.
 import argparse
 from pathlib import Path
 
-import digit_vit
 import torch
 import torch.nn.functional as F
-from digit_scenes import Split, make_scenes
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from xai_compare import digit_vit
+from xai_compare.digit_scenes import Split, make_scenes
 
 CHECKPOINT = Path("out/digit_vit_training.pt")
 SAVE_EVERY = 250

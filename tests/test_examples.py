@@ -90,8 +90,8 @@ def test_docstring_examples_run(path):
 
 
 def test_the_bundled_model_reads_unseen_scenes():
-    import digit_vit
-    from digit_scenes import make_scenes
+    from xai_compare import digit_vit
+    from xai_compare.digit_scenes import make_scenes
 
     found = digit_vit.top_digits_found(digit_vit.load(), make_scenes(500, "test", digits=2, seed=11))
     assert found.float().mean() >= 0.85
@@ -99,7 +99,7 @@ def test_the_bundled_model_reads_unseen_scenes():
 
 
 def test_handwriting_of_the_splits_is_disjoint():
-    from digit_scenes import load_split
+    from xai_compare.digit_scenes import load_split
 
     counts = {split: len(load_split(split)[0]) for split in ("train", "validation", "test")}
     assert sum(counts.values()) == 1797
@@ -109,8 +109,8 @@ def test_handwriting_of_the_splits_is_disjoint():
 
 def test_each_digits_map_stands_out_on_that_digit():
     """The share of positive relevance in the box of the digit asked for is larger than in the other digit's box."""
-    import digit_vit
-    from digit_scenes import make_scenes
+    from xai_compare import digit_vit
+    from xai_compare.digit_scenes import make_scenes
 
     scenes = make_scenes(60, "test", digits=2, seed=21)
     maps = CDAM(digit_vit.load()).attribute_targets(scenes.images, [scenes.labels[:, 0], scenes.labels[:, 1]])

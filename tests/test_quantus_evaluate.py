@@ -2,16 +2,16 @@
 
 import math
 
-import digit_vit
 import numpy as np
 import pytest
 import quantus
 from captum.attr import InputXGradient
-from digit_scenes import make_scenes
 from torch import nn
 
 from captum_ext import CDAM
 from quantus_metrics import BoxSensitivity, ClassDiscrimination, explain_func
+from xai_compare import digit_vit
+from xai_compare.digit_scenes import make_scenes
 
 SMALLER = {
     "FaithfulnessCorrelation": {"nr_runs": 3, "subset_size": 100},

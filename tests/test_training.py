@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blood_cells import CLASSES, REPEATED, SHARES, SIZE, chosen_cells, load_cells, split_files
-from digit_scenes import make_scenes
 from image_data import ImageData, load_data
 from PIL import Image
 from run_folder import BEST, LAST, WEIGHTS, load_weights
@@ -22,6 +21,7 @@ from torch import nn
 from training import Settings, Trainer, classification_loss, classification_scores, in_thirds, learned
 
 from adapters import CAStream
+from xai_compare.digit_scenes import make_scenes
 
 ROOT = Path(__file__).parent.parent
 CELLS = ROOT.parent / "shared" / "data" / "bccd"

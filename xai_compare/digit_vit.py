@@ -4,11 +4,12 @@ import functools
 from pathlib import Path
 
 import torch
-from digit_scenes import CANVAS, Scenes
 from safetensors.torch import load_file, save_file
 from timm.layers import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from .digit_scenes import CANVAS, Scenes
 
 WEIGHTS = Path(__file__).parent / "weights" / "digit_vit.safetensors"
 

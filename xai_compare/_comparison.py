@@ -1,0 +1,135 @@
+"""A finished run: its tables, and the page that a person reads."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ._report import Curve, Picture, render
+from ._run_folder import RunFolder
+from ._statistics import curve_means, pairwise, summarise
+
+_INTERVALS = ["mean", "ci_low", "ci_high"]
+
+
+class Comparison:
+    """The results of a run, read from its folder.
+
+    Attributes:
+        folder: The run's folder.
+
+    Example:
+        >>> from xai_compare import Comparison
+        >>> Comparison("RUN").summary()  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._files = RunFolder(self.folder)
+        if not (self.folder / "run.json").exists():
+            raise ValueError(f"{self.folder} holds no run: there is no run.json.")
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What was run: settings, versions, seed, command, costs."""
+        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        return facts
+
+    def scores(self) -> pd.DataFrame:
+        """One row for each sample, method and metric: sample, target, method, metric, score, error, seconds."""
+        return self._files.table("scores")
+
+    def explanations(self) -> pd.DataFrame:
+        """One row for each sample and method: sample, name, target, method, error, seconds."""
+        return self._files.table("explanations")
+
+    def skipped(self) -> pd.DataFrame:
+        """The samples that could not be read: sample, name, error."""
+        return self._files.table("skipped")
+
+    def summary(self) -> pd.DataFrame:
+        """As written to `summary.csv`: a row for each metric and method."""
+        return pd.read_csv(self.folder / "summary.csv", keep_default_na=True).fillna({"direction": ""})
+
+    def tests(self) -> pd.DataFrame:
+        """As written to `tests.csv`: paired tests of all pairs of methods."""
+        return pd.read_csv(self.folder / "tests.csv")
+
+    def report(self) -> Path:
+        """Where the page is."""
+        return self.folder / "report.html"
+
+    def finish(self, resamples: int, labels: Mapping[int, str], normalised: Mapping[str, Any]) -> None:
+        """Write summary.csv, tests.csv and report.html.
+
+        Args:
+            resamples: Of the bootstrap.
+            labels: The classes' names.
+            normalised: The mean and std that images were normalised with, by which they are drawn as they were.
+        """
+        facts, scores, explanations = self.run, self.scores(), self.explanations()
+        methods, metrics = facts["methods"], facts["metrics"]
+        directions = {name: about["direction"] for name, about in metrics.items()}
+        summary = summarise(scores, directions, methods, resamples, facts["seed"])
+        summary["explain_seconds"] = summary.method.map(explanations.groupby("method").seconds.mean())
+        summary["explain_forwards"] = summary.method.map(facts["forwards"])
+        tests = pairwise(scores, metrics, methods)
+        self._files.write_text("summary.csv", summary.to_csv(index=False))
+        self._files.write_text("tests.csv", tests.to_csv(index=False))
+        page = render(
+            self._described(facts, scores),
+            summary,
+            tests,
+            [
+                Curve(r.metric, r.method, r.curve, r.axis, r.x, r.mean, r.low, r.high)
+                for r in curve_means(self._curves()).itertuples()
+            ],
+            [_picture(one, labels, normalised) for one in self._files.pictures()],
+        )
+        self._files.write_text("report.html", page)
+
+    def _curves(self) -> Iterator[pd.DataFrame]:
+        for path in sorted((self.folder / "curves.parquet").glob("part-*.parquet")):
+            yield pd.read_parquet(path)
+
+    def _described(self, facts: dict[str, Any], scores: pd.DataFrame) -> dict[str, Any]:
+        failed = scores.dropna(subset=["error"])
+        errors = failed.groupby(["method", "metric"], sort=False).error.agg(["size", "first"]).reset_index()
+        skipped = self.skipped()
+        return facts | {
+            "finished": int(scores["sample"].nunique()),
+            "failed": len(failed),
+            "errors": [
+                {"method": r.method, "metric": r.metric, "count": int(r.size_), "error": r.first}
+                for r in errors.rename(columns={"size": "size_"}).itertuples()
+            ],
+            "skipped": [{"sample": r.name, "error": r.error} for r in skipped.itertuples(index=False)],
+        }
+
+
+def _picture(kept: dict[str, Any], labels: Mapping[int, str], normalised: Mapping[str, Any]) -> Picture:
+    maps: dict[int, dict[str, npt.NDArray[Any]]] = {int(cls): {} for cls in kept["classes"]}
+    for (method, cls), heat in kept["maps"].items():
+        maps[cls][method] = heat
+    return Picture(
+        sample=kept["name"],
+        image=_visible(kept["image"], normalised),
+        target=int(kept["classes"][0]),
+        classes={int(cls): labels.get(int(cls), f"class {cls}") for cls in kept["classes"]},
+        maps=maps,
+    )
+
+
+def _visible(image: npt.NDArray[Any], normalised: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    """A tensor (channels, height, width) as a picture (height, width, 3)."""
+    if normalised:
+        mean, std = (np.asarray(normalised[key], dtype=float).reshape(-1, 1, 1) for key in ("mean", "std"))
+        image = image * std + mean
+    elif image.min() < 0 or image.max() > 1.5:
+        image = (image - image.min()) / max(float(image.max() - image.min()), 1e-12)
+    image = image[:3] if len(image) >= 3 else image[:1].repeat(3, 0)
+    return (255 * np.clip(image, 0, 1)).round().astype(np.uint8).transpose(1, 2, 0)

@@ -1,0 +1,202 @@
+"""The samples that are explained, read one at a time."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ._models import Transform
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image.
+
+    Attributes:
+        index: Its place in the data.
+        name: What it is called in the results.
+        image: (channels, height, width), ready for the model.
+        label: Its class, or None.
+        mask: (height, width), where the label's object is, or None.
+    """
+
+    index: int
+    name: str
+    image: Tensor
+    label: int | None = None
+    mask: Tensor | None = None
+
+
+class Samples(ABC):
+    """Data of a known length.
+
+    Attributes:
+        description: For the report.
+    """
+
+    description: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a sample is called."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Something that changes with the data."""
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """One sample; any exception means that it cannot be read."""
+
+
+class Folder(Samples):
+    """All images below a folder, in the order of their paths; the folders directly below it are the classes."""
+
+    def __init__(self, root: Path, transform: Transform | None) -> None:
+        if not root.is_dir():
+            raise ValueError(f"Expected `data` to be a folder of images or 'digits', got {str(root)!r}, no folder.")
+        if transform is None:
+            raise ValueError(
+                "Images in a folder need a transform, which this model does not bring: let the function return "
+                "(model, transform), or pass a dataset of tensors."
+            )
+        Image.init()
+        known = set(Image.EXTENSION)
+        self._root = root
+        self._transform = transform
+        self._paths = sorted(
+            p for p in root.rglob("*") if p.suffix.lower() in known and p.is_file() and not p.name.startswith(".")
+        )
+        if not self._paths:
+            raise ValueError(f"Expected images in {root}, found none (of {', '.join(sorted(known)[:12])}, ...).")
+        classes = sorted({p.relative_to(root).parts[0] for p in self._paths if len(p.relative_to(root).parts) > 1})
+        self._classes = {name: index for index, name in enumerate(classes)}
+        self.description = f"{len(self._paths)} images in {root}"
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self._paths)
+
+    def name(self, index: int) -> str:
+        """Its path below the folder."""
+        return self._paths[index].relative_to(self._root).as_posix()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of paths and sizes."""
+        listed = [f"{self.name(i)} {path.stat().st_size}" for i, path in enumerate(self._paths)]
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+    def read(self, index: int) -> Sample:
+        """The image, made ready."""
+        name = self.name(index)
+        with Image.open(self._paths[index]) as file:
+            image = torch.as_tensor(self._transform(file.convert("RGB")))
+        return Sample(index, name, image, self._classes.get(name.split("/")[0]))
+
+
+class Items(Samples):
+    """A dataset: each item an image, or a tuple of an image, its label and, where known, the mask of its object."""
+
+    def __init__(self, items: Any, transform: Transform | None = None, description: str = "") -> None:
+        if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+            raise TypeError(f"Expected `data` to be a folder or a dataset with a length, got {type(items)}.")
+        if len(items) == 0:
+            raise ValueError("Expected `data` with at least one sample, got none.")
+        self._items = items
+        self._transform = transform
+        self.description = description or f"{len(items)} samples of a {type(items).__name__}"
+
+    def __len__(self) -> int:
+        """How many items."""
+        return len(self._items)
+
+    def name(self, index: int) -> str:
+        """Its index."""
+        return str(index)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the length and of the first and last items' images."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        for index in (0, len(self) - 1):
+            try:
+                digest.update(self.read(index).image.contiguous().numpy().tobytes())
+            except Exception as error:  # it will be listed as one that cannot be read
+                digest.update(str(type(error)).encode())
+        return digest.hexdigest()
+
+    def read(self, index: int) -> Sample:
+        """The item, made ready."""
+        item = self._items[index]
+        image, *rest = item if isinstance(item, tuple | list) else (item,)
+        image = self._ready(image)
+        label = None if not rest or rest[0] is None else int(rest[0])
+        mask = torch.as_tensor(rest[1]) if len(rest) > 1 and rest[1] is not None else None
+        return Sample(index, self.name(index), image, label, None if mask is None else mask.reshape(image.shape[1:]))
+
+    def _ready(self, image: Any) -> Tensor:
+        if isinstance(image, Image.Image):
+            if self._transform is None:
+                raise TypeError("Expected tensors, as no transform is known; got a PIL image.")
+            return torch.as_tensor(self._transform(image.convert("RGB")))
+        image = torch.as_tensor(np.asarray(image) if not isinstance(image, Tensor) else image)
+        if image.dim() != 3:
+            raise ValueError(f"Expected images (channels, height, width), got shape {tuple(image.shape)}.")
+        return image
+
+
+class DigitScenes(Items):
+    """Scenes of two handwritten digits; the label is one of them."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        from .digit_scenes import make_scenes
+
+        scenes = make_scenes(count, digits=2, seed=seed)
+        items = list(zip(scenes.images, scenes.labels[:, 0].tolist(), scenes.mask(0), strict=True))
+        super().__init__(items, description=f"{count} scenes of two digits, seed {seed}")
+
+
+def as_samples(data: Any, transform: Transform | None, limit: int | None, seed: int) -> Samples:
+    """Samples of a name, a folder, a dataset, images, or (images, labels).
+
+    Raises:
+        TypeError: if the data are none of these.
+        ValueError: if there are none.
+    """
+    if isinstance(data, Samples):
+        return data
+    if data == "digits" if isinstance(data, str) else False:
+        return DigitScenes(limit or 100, seed)
+    if isinstance(data, str | Path):
+        return Folder(Path(data), transform)
+    if isinstance(data, tuple) and len(data) == 2 and _is_batch(data[0]):
+        if len(data[0]) != len(data[1]):
+            raise ValueError(f"Expected one label for each image, got {len(data[0])} images, {len(data[1])} labels.")
+        return Items(list(zip(*data, strict=True)), transform)
+    return Items(data, transform)
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray) and value.ndim == 4
+
+
+def stacked(samples: Sequence[Sample]) -> Tensor:
+    """The images of a batch.
+
+    Raises:
+        ValueError: if their shapes differ.
+    """
+    shapes = {tuple(sample.image.shape) for sample in samples}
+    if len(shapes) > 1:
+        raise ValueError(f"Expected images of one shape, got {sorted(shapes)}. Let the transform resize and crop them.")
+    return torch.stack([sample.image for sample in samples])

@@ -1,0 +1,277 @@
+"""A batch of samples: every method explains it, every metric scores it, and nothing that fails takes others along."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._data import Sample, stacked
+from ._drawing import drawn_for
+from ._methods import Explain
+from ._metrics import Metric
+from ._models import PlainLogits, like_weights, logits_of
+
+Array = npt.NDArray[Any]
+SIDE = 56  # of the gallery's maps, at most
+
+
+@dataclass
+class Batch:
+    """What is to be written of a batch; rows are tuples in the order of the table's columns."""
+
+    scores: list[tuple[Any, ...]] = field(default_factory=list)
+    explanations: list[tuple[Any, ...]] = field(default_factory=list)
+    curves: list[tuple[Any, ...]] = field(default_factory=list)
+    skipped: list[tuple[Any, ...]] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """One method's maps of some samples.
+
+    Attributes:
+        values: (samples, 1, height, width), NaN where there is none.
+        errors: Why there is none, or None.
+        seconds: For one of them.
+    """
+
+    values: Array
+    errors: list[str | None]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How batches are evaluated.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        explains: The methods' functions of model, inputs and targets.
+        metrics: The scores.
+        by_label: Explain the label and not the likeliest class?
+        seed: Of everything that is drawn.
+        forward_batch: How many perturbed images pass the model at once.
+        gallery: Below which index samples are kept for the report.
+    """
+
+    model: nn.Module
+    explains: Mapping[str, Explain]
+    metrics: Mapping[str, Metric]
+    by_label: bool
+    seed: int
+    forward_batch: int
+    gallery: int
+
+    def __call__(self, samples: Sequence[Sample], tell: Callable[[str], None] = lambda _: None) -> Batch:
+        """All rows of some samples.
+
+        Args:
+            samples: The samples, all with a label if these are explained.
+            tell: Is told what is being done.
+        """
+        batch = Batch()
+        if not samples:
+            return batch
+        x = stacked(samples).to(like_weights(self.model))
+        y, other = self.classes(samples, x)
+        shown = [i for i, sample in enumerate(samples) if sample.index < self.gallery]
+        pictures = [_picture(sample, int(y[i]), int(other[i])) for i, sample in enumerate(samples) if i in shown]
+        for name, explain in self.explains.items():
+            tell(name)
+            maps = self.explained(explain, samples, x, y)
+            against = shown if not any(m.tells_classes for m in self.metrics.values()) else list(range(len(samples)))
+            others = self.explained(explain, [samples[i] for i in against], x[against], other[against])
+            _add_maps(pictures, name, shown, maps, others, against)
+            batch.explanations += [
+                (s.index, s.name, int(cls), name, error, maps.seconds)
+                for s, cls, error in zip(samples, y, maps.errors, strict=True)
+            ]
+            self._score(batch, name, samples, x, y, maps, others, tell)
+        batch.pictures = pictures
+        return batch
+
+    def classes(self, samples: Sequence[Sample], x: Tensor) -> tuple[Tensor, Tensor]:
+        """The class that is explained of each sample, and the likeliest other one."""
+        with torch.no_grad():
+            logits = logits_of(self.model(x))
+        given = torch.tensor([-1 if s.label is None else s.label for s in samples], device=logits.device)
+        y = given if self.by_label else logits.argmax(1)
+        bad = sorted({int(cls) for cls in y if not 0 <= cls < logits.shape[1]})
+        if bad:
+            raise ValueError(f"Expected labels below {logits.shape[1]}, as the model has so many classes; got {bad}.")
+        return y, logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+
+    def explained(self, explain: Explain, samples: Sequence[Sample], x: Tensor, y: Tensor) -> Maps:
+        """One method's maps; seeded alike for all methods and classes."""
+
+        def compute(rows: slice) -> list[Array]:
+            with drawn_for(self.seed, "explanation", samples[rows][0].index):
+                return list(explain(self.model, x[rows], y[rows]))
+
+        start = time.perf_counter()
+        parts, errors = isolated(compute, len(samples))
+        seconds = (time.perf_counter() - start) / max(1, len(samples))
+        for i, part in enumerate(parts):
+            if part is not None and not np.isfinite(part).all():
+                errors[i] = "ValueError: the map holds NaN or infinity"
+        nothing = np.full((1, *x.shape[2:]), np.nan, np.float32)
+        values = [nothing if error else part for part, error in zip(parts, errors, strict=True)]
+        return Maps(np.stack(values) if values else nothing[None][:0], errors, seconds)
+
+    def _score(
+        self,
+        batch: Batch,
+        method: str,
+        samples: Sequence[Sample],
+        x: Tensor,
+        y: Tensor,
+        maps: Maps,
+        others: Maps,
+        tell: Callable[[str], None],
+    ) -> None:
+        for name, metric in self.metrics.items():
+            tell(f"{method} {name}")
+            missing = list(maps.errors)
+            if metric.tells_classes:
+                missing = [one or two for one, two in zip(missing, others.errors, strict=True)]
+            rows = [i for i, error in enumerate(missing) if error is None]
+            call = _Call(self, metric, name, self.explains[method], x, y, maps.values, others.values, samples)
+            start = time.perf_counter()
+            values, errors = isolated(lambda part, rows=rows, call=call: call(rows[part]), len(rows))  # type: ignore[misc]
+            seconds = (time.perf_counter() - start) / max(1, len(rows))
+            found = {i: (value, error) for i, value, error in zip(rows, values, errors, strict=True)}
+            for i, sample in enumerate(samples):
+                value, error = found.get(i, (None, missing[i]))
+                score = float("nan") if value is None else value[0]
+                if error is None and not np.isfinite(score):
+                    error = f"the score is {score}"
+                batch.scores.append(
+                    (sample.index, int(y[i]), method, name, score, error, seconds if i in found else 0.0)
+                )
+                if error is None and value is not None:
+                    batch.curves += [(sample.index, method, name, *curve) for curve in value[1]]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A metric's call for some rows of a batch: for each its score and its curves (name, axis, x, y)."""
+
+    of: Evaluation
+    metric: Metric
+    name: str
+    explain: Explain
+    x: Tensor
+    y: Tensor
+    maps: Array
+    others: Array
+    samples: Sequence[Sample]
+
+    def __call__(self, rows: list[int]) -> list[tuple[float, list[tuple[Any, ...]]]]:
+        score = self.metric.score
+        model = self.of.model
+        further: dict[str, Any] = {}
+        if self.metric.tells_classes:
+            further["wrong_a_batch"] = self.others[rows].copy()
+        if not self.metric.ours:
+            model = plain(model)
+            further |= {"explain_func": self.explain, "explain_func_kwargs": {}, "s_batch": self._masks(rows)}
+        with drawn_for(self.of.seed, self.name, self.samples[rows[0]].index):
+            found = score(
+                model=model,
+                x_batch=self.x[rows].to(torch.float32).cpu().numpy(),
+                y_batch=self.y[rows].cpu().numpy(),
+                a_batch=self.maps[rows].copy(),
+                **({"s_batch": None} | further),
+                channel_first=True,
+                device=str(device_of(model)),
+                batch_size=self.of.forward_batch,
+            )
+        values = np.asarray(found, dtype=float)
+        if values.shape != (len(rows),):
+            raise ValueError(
+                f"Expected {len(rows)} scores from {self.metric.title}, one for each sample, got shape {values.shape}."
+            )
+        label, points = getattr(score, "axis", ("", ()))
+        curves = getattr(score, "curves", {})
+        return [
+            (float(value), [(name, label, list(points), curve[i].tolist()) for name, curve in curves.items()])
+            for i, value in enumerate(values)
+        ]
+
+    def _masks(self, rows: list[int]) -> Array | None:
+        masks = [self.samples[i].mask for i in rows]
+        if not self.of.by_label or any(mask is None for mask in masks):
+            return None
+        return torch.stack([m for m in masks if m is not None])[:, None].numpy()
+
+
+def isolated(compute: Callable[[slice], list[Any]], count: int) -> tuple[list[Any], list[str | None]]:
+    """Results of all rows at once; if that fails, of each row alone, so that one bad row costs itself only.
+
+    Returns:
+        For each row its result or None, and its error or None.
+    """
+    if count == 0:
+        return [], []
+    try:
+        return compute(slice(0, count)), [None] * count
+    except Exception as error:
+        if count == 1:
+            return [None], [_said(error)]
+    results: list[Any] = []
+    errors: list[str | None] = []
+    for i in range(count):
+        result, error_ = isolated(lambda _, i=i: compute(slice(i, i + 1)), 1)  # type: ignore[misc]
+        results += result
+        errors += error_
+    return results, errors
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A model that Quantus can run: float32 in and out."""
+    return model if like_weights(model).dtype == torch.float32 else PlainLogits(model).eval()
+
+
+def _picture(sample: Sample, target: int, other: int) -> dict[str, Any]:
+    return {
+        "index": sample.index,
+        "name": sample.name,
+        "image": sample.image.float().cpu().numpy(),
+        "classes": list(dict.fromkeys([target, other])),
+        "maps": {},
+    }
+
+
+def _add_maps(
+    pictures: list[dict[str, Any]], method: str, shown: list[int], maps: Maps, others: Maps, against: list[int]
+) -> None:
+    for picture, i in zip(pictures, shown, strict=True):
+        j = against.index(i)
+        for cls, given, row in zip(picture["classes"], (maps, others), (i, j), strict=False):
+            if given.errors[row] is None:
+                picture["maps"][method, cls] = smaller(given.values[row, 0])
+
+
+def smaller(heat: Array) -> Array:
+    """A map of at most 56 rows or columns, means of what is between."""
+    scale = SIDE / max(heat.shape)
+    if scale >= 1:
+        return heat.astype(np.float32)
+    size = [max(1, round(side * scale)) for side in heat.shape]
+    return F.adaptive_avg_pool2d(torch.as_tensor(heat, dtype=torch.float32)[None, None], size)[0, 0].numpy()

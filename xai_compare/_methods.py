@@ -1,0 +1,207 @@
+"""The explanation methods that can be compared, by name."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from captum import attr
+from torch import Tensor, nn
+
+import captum_ext
+from adapters import cnn_anatomy, find_anatomy, reshape_transform_for
+from quantus_metrics import explain_func
+
+from ._names import chosen, from_entry_points, spelled
+
+GROUP = "xai_compare.methods"
+Make = Callable[..., Any]
+Explain = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by its name.
+
+    Attributes:
+        make: A class of Captum or pytorch-grad-cam, or a function of the model that returns an object of one.
+        source: What it is, for the report.
+        options: Arguments of the class and of its `attribute`; what the user gives replaces them.
+        title: What the report calls it.
+    """
+
+    make: Make
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+    def explain(self, options: Mapping[str, Any], batch_size: int) -> Explain:
+        """A function `(model, inputs, targets)` that returns maps of the inputs' size, one channel."""
+        return explain_func(self.make, **({"batch_size": batch_size} | dict(self.options) | dict(options)))
+
+
+def methods() -> dict[str, Method]:
+    """All that can be named: this project's, Captum's, pytorch-grad-cam's if it is installed, and third parties'."""
+    known = {name: _ours(name, cls) for name, cls in _OURS.items()}
+    known |= {name: _captums(made) for name, made in _CAPTUM.items()}
+    known |= _grad_cams()
+    known["random"] = Method(_Random, "normal noise, a control", title="random")
+    known |= {name: Method(make, _named(make), title=name) for name, make in from_entry_points(GROUP).items()}
+    return known
+
+
+def methods_named(wanted: Any) -> dict[str, Method]:
+    """The methods asked for.
+
+    Args:
+        wanted: Names; or a mapping of the user's own names to names, classes or functions of the model.
+
+    Raises:
+        TypeError: if a value is neither a name nor callable.
+        ValueError: if a name is not known.
+    """
+    known = methods()
+    if not isinstance(wanted, Mapping):
+        return chosen("method", wanted, known)
+    found = {}
+    for name, value in wanted.items():
+        if isinstance(value, str):
+            (found[spelled(name)],) = chosen("method", [value], known).values()
+        elif callable(value):
+            found[spelled(name)] = Method(value, _named(value), title=name)
+        else:
+            raise TypeError(f"Expected method {name!r} to be a name, a class or a function, got {type(value)}.")
+    return found
+
+
+_OURS = {
+    "cdam": captum_ext.CDAM,
+    "smooth-cdam": captum_ext.SmoothCDAM,
+    "integrated-cdam": captum_ext.IntegratedCDAM,
+    "attention": captum_ext.AttentionMap,
+    "rollout": captum_ext.AttentionRollout,
+    "relevance": captum_ext.RelevancePropagation,
+    "partial-lrp": captum_ext.PartialLRP,
+    "raw-attention": captum_ext.RawAttention,
+    "mhex-cam": captum_ext.MHEXCAM,
+}
+_TITLES = {"smooth-cdam": "Smooth CDAM", "integrated-cdam": "Integrated CDAM", "attention": "Attention map"}
+_TITLES |= {"rollout": "Attention rollout", "relevance": "Relevance propagation", "partial-lrp": "Partial LRP"}
+
+
+def _ours(name: str, cls: type) -> Method:
+    return Method(cls, f"captum_ext.{cls.__name__}", title=_TITLES.get(name, cls.__name__))
+
+
+def _smooth_grad(model: nn.Module) -> Any:
+    return attr.NoiseTunnel(attr.Saliency(model))
+
+
+def _patch(x: Tensor) -> tuple[int, int, int]:
+    """A square of an eighth of the image's shorter side, in all channels."""
+    side = max(1, min(x.shape[2:]) // 8)
+    return x.shape[1], side, side
+
+
+class _Patchwise:
+    """A perturbation method of Captum on squares instead of pixels, which would take a pass each."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._method = attr.Occlusion(model)
+
+    def attribute(self, inputs: Tensor, target: Tensor, **options: Any) -> Any:
+        window = options.pop("sliding_window_shapes", _patch(inputs))
+        strides = options.pop("strides", window)
+        return self._method.attribute(inputs, window, strides=strides, target=target, **options)
+
+
+class _Random:
+    """Maps that know nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        del model
+
+    def attribute(self, inputs: Tensor, target: Tensor) -> Tensor:
+        return torch.randn(len(inputs), 1, *inputs.shape[2:], device=inputs.device)
+
+
+_CAPTUM: dict[str, tuple[Make, str, dict[str, Any]]] = {
+    "ig": (attr.IntegratedGradients, "Integrated Gradients", {"internal_batch_size": 64}),
+    "ixg": (attr.InputXGradient, "Input x Gradient", {}),
+    "saliency": (attr.Saliency, "Saliency", {}),
+    "smoothgrad": (
+        _smooth_grad,
+        "SmoothGrad",
+        {"nt_samples": 50, "nt_samples_batch_size": 4, "stdevs": 0.1, "abs": False},
+    ),
+    "guided-backprop": (attr.GuidedBackprop, "Guided Backprop", {}),
+    "occlusion": (_Patchwise, "Occlusion", {}),
+}
+
+
+def _captums(made: tuple[Make, str, dict[str, Any]]) -> Method:
+    make, title, options = made
+    return Method(make, f"captum.attr: {title}", options, title)
+
+
+_CAMS = {
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "xgradcam": "XGradCAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+    "scorecam": "ScoreCAM",
+    "ablationcam": "AblationCAM",
+}
+
+
+def _grad_cams() -> dict[str, Method]:
+    try:
+        importlib.import_module("pytorch_grad_cam")
+    except ModuleNotFoundError:
+        return {}
+    return {name: Method(_Cam(cls), f"pytorch_grad_cam.{cls}", title=cls) for name, cls in _CAMS.items()}
+
+
+@dataclass(frozen=True)
+class _Cam:
+    """A class of pytorch-grad-cam whose target layer is found in the model where none is given."""
+
+    name: str
+
+    def __call__(self, model: nn.Module, target_layers: list[nn.Module] | None = None) -> Any:
+        cls = getattr(importlib.import_module("pytorch_grad_cam"), self.name)
+        try:
+            anatomy = find_anatomy(model)
+        except ValueError:
+            return cls(model, **({"target_layers": target_layers} if target_layers else _feature_map(model)))
+        layers = target_layers or [anatomy.tokens.module]
+        return cls(model, layers, reshape_transform=reshape_transform_for(model))
+
+
+def _feature_map(model: nn.Module) -> dict[str, Any]:
+    """The feature map that a convolutional network averages, as arguments of pytorch-grad-cam."""
+    try:
+        last = cnn_anatomy(model).stages[-1]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"No target layer is found in this {type(model).__name__} ({error}). Name one: --option "
+            "gradcam.target_layers=layer4"
+        ) from error
+    return {
+        "target_layers": [model.get_submodule(last.name)],
+        "reshape_transform": _channels_first if last.channels_last else None,
+    }
+
+
+def _channels_first(features: Tensor) -> Tensor:
+    return features.movedim(-1, 1)
+
+
+def _named(value: Any) -> str:
+    return (
+        f"{getattr(value, '__module__', type(value).__module__)}.{getattr(value, '__qualname__', type(value).__name__)}"
+    )

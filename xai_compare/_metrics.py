@@ -1,0 +1,119 @@
+"""The scores of explanations that can be compared, by name."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import quantus
+
+import quantus_metrics
+from quantus_metrics import BoxSensitivity, ClassDiscrimination
+
+from ._names import chosen, from_entry_points, spelled
+
+GROUP = "xai_compare.metrics"
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score that is ready to be called.
+
+    Attributes:
+        score: The Quantus metric.
+        title: Its name in Quantus.
+        direction: "higher", "lower" or "": which scores are better.
+        ours: Is it one of this project's, which normalise nothing and keep what explanations share?
+        tells_classes: Does it compare the maps of two classes?
+    """
+
+    score: quantus.Metric
+    title: str
+    direction: str
+    ours: bool
+    tells_classes: bool
+
+
+def metrics() -> dict[str, type[quantus.Metric]]:
+    """All that Quantus has registered, this project's among them, and third parties'."""
+    known = {spelled(name): cls for group in quantus.AVAILABLE_METRICS.values() for name, cls in group.items()}
+    return known | from_entry_points(GROUP)
+
+
+def our_metrics() -> list[str]:
+    """The names of this project's scores."""
+    return [name for name, cls in metrics().items() if _is_ours(cls)]
+
+
+def metrics_named(wanted: Any, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
+    """The scores asked for, made with the user's options.
+
+    Args:
+        wanted: Names, of which "all" is this project's; or a mapping of the user's own names to Quantus metrics.
+        options: Arguments of the classes, by name.
+
+    Raises:
+        TypeError: if an argument is not known, or a value is not a metric.
+        ValueError: if a name is not known, or an argument is wrong.
+    """
+    if isinstance(wanted, Mapping):
+        return {spelled(name): _given(name, value) for name, value in wanted.items()}
+    names = [n for name in wanted for n in (our_metrics() if spelled(name) == "all" else [name])]
+    classes = chosen("metric", names, metrics())
+    made = {name: _made(name, cls, options.get(name, {})) for name, cls in classes.items() if not _tells(cls)}
+    for name, cls in classes.items():
+        if _tells(cls):
+            box = next((m for m in made.values() if type(m) is BoxSensitivity), None)
+            shared = {} if box is None else {"metric": box}  # one set of perturbed predictions for both
+            made[name] = _made(name, cls, shared | dict(options.get(name, {})))
+    return {name: _described(made[name]) for name in classes}
+
+
+def _tells(cls: type) -> bool:
+    return issubclass(cls, ClassDiscrimination)
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith(quantus_metrics.__name__)
+
+
+def _given(name: str, value: Any) -> Metric:
+    if not isinstance(value, quantus.Metric):
+        raise TypeError(f"Expected metric {name!r} to be a quantus.Metric that was made, got {type(value)}.")
+    return _described(value)
+
+
+def _described(score: quantus.Metric) -> Metric:
+    direction = getattr(score.score_direction, "value", "")
+    return Metric(
+        score,
+        title=score.name.strip(),
+        direction=direction if direction in ("higher", "lower") else "",
+        ours=_is_ours(type(score)),
+        tells_classes=_tells(type(score)),
+    )
+
+
+def _made(name: str, cls: type[quantus.Metric], options: Mapping[str, Any]) -> quantus.Metric:
+    parameters = inspect.signature(cls.__init__).parameters
+    defaults: dict[str, Any] = {"disable_warnings": True, "display_progressbar": False}
+    if not _is_ours(cls):
+        defaults |= {"return_aggregate": False, "normalise_func": normalise_each}
+        defaults = {key: value for key, value in defaults.items() if key in parameters}
+    try:
+        return cls(**(defaults | dict(options)))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"Metric {name!r} cannot be made: {error}") from error
+
+
+def normalise_each(a: Array, **_: Any) -> Array:
+    """Each map divided by its own largest absolute value.
+
+    Quantus' own function looks at the whole batch, so that a sample's score would depend on its batch mates.
+    """
+    largest = np.abs(a).max(axis=tuple(range(1, a.ndim)), keepdims=True)
+    normalised: Array = a / np.where(largest > 0, largest, 1)
+    return normalised

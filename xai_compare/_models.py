@@ -1,0 +1,190 @@
+"""The model that is explained, and how images are made ready for it."""
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION"
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what belongs to it.
+
+    Attributes:
+        model: Maps images (batch, channels, height, width) to logits, in evaluation mode.
+        name: For the report.
+        transform: Makes an image ready; None: data bring tensors.
+        mean: What the transform takes from each channel; None: not known.
+        std: What it divides by.
+        labels: The classes' names, or none.
+    """
+
+    model: nn.Module
+    name: str
+    transform: Transform | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    labels: Sequence[str] = ()
+
+
+def load_model(name: str, pretrained: bool, checkpoint: str, options: Mapping[str, Any]) -> Subject:
+    """The model of a name.
+
+    Raises:
+        ValueError: if there is none of that name, or its weights cannot be loaded.
+    """
+    kind, _, rest = name.partition(":")
+    makers = {"digits": _digits, "timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
+    makers["python"] = _python
+    if kind not in makers or bool(rest) == (kind == "digits"):
+        raise ValueError(f"Expected `model` to be one of {FORMS}; got {name!r}.")
+    try:
+        subject = makers[kind](rest, pretrained, options)
+        if checkpoint:
+            subject.model.load_state_dict(_state(Path(checkpoint)))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"Model {name!r} needs {error.name}, which is not installed.") from error
+    except Exception as error:
+        weights = f" with the weights of {checkpoint}" if checkpoint else " with pretrained weights" * pretrained
+        raise ValueError(f"Model {name!r} cannot be loaded{weights}: {type(error).__name__}: {error}") from error
+    return subject
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of all weights and buffers and their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def moved(model: nn.Module, device: str, dtype: str) -> nn.Module:
+    """The model itself if it is as asked for, else a copy that is."""
+    like = like_weights(model)
+    wanted = getattr(torch, dtype) if dtype else like.dtype
+    there = torch.device(device)
+    same = like.device.type == there.type and there.index in (None, like.device.index)
+    return model if same and like.dtype == wanted else copy.deepcopy(model).to(there, wanted)
+
+
+def like_weights(model: nn.Module) -> Tensor:
+    """A tensor of the device and number type that the model's weights have."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+class PlainLogits(nn.Module):
+    """A model's logits in float32, from inputs of any float type: what Captum and Quantus expect."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The logits (batch, classes)."""
+        like = like_weights(self.model)
+        return logits_of(self.model(inputs.to(like.dtype))).to(torch.promote_types(like.dtype, torch.float32))
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returns: a tensor, an object with `.logits`, or a tuple that begins with them.
+
+    Raises:
+        TypeError: if there are none.
+    """
+    found = getattr(output, "logits", output[0] if isinstance(output, tuple) and output else output)
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        shape = f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""
+        raise TypeError(f"Expected the model to return logits (batch, classes), got {type(found)}{shape}.")
+    return found
+
+
+def _digits(_: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
+    from torchvision.transforms.v2 import functional as images
+
+    from . import digit_vit
+
+    side = digit_vit.CANVAS
+
+    def transform(image: Image.Image) -> Tensor:
+        return images.to_dtype(images.to_image(image.convert("L").resize((side, side))), torch.float32, scale=True)
+
+    return Subject(
+        digit_vit.load(**options), "the bundled ViT for digit scenes", transform, labels=[str(i) for i in range(10)]
+    )
+
+
+def _timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+
+    model = timm.create_model(name, pretrained=pretrained, **options)
+    config = resolve_model_data_config(model)
+    return Subject(model, f"timm {name}", create_transform(**config), config["mean"], config["std"])
+
+
+def _torchvision(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
+    from torchvision.models import get_model, get_model_weights
+
+    weights = get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    model = get_model(name, weights=weights if pretrained else None, **options)
+    transform = weights.transforms()
+    labels = weights.meta.get("categories", ()) if pretrained else ()
+    return Subject(model, f"torchvision {name}", transform, transform.mean, transform.std, labels)
+
+
+def _transformers(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+    processor = AutoImageProcessor.from_pretrained(name)
+    if pretrained:
+        model = AutoModelForImageClassification.from_pretrained(name, **options)
+    else:
+        model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, **options))
+
+    def transform(image: Image.Image) -> Tensor:
+        pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    return Subject(model, f"transformers {name}", transform, mean, std, labels)
+
+
+def _python(path: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
+    where, _, function = path.rpartition(":")
+    if not where:
+        raise ValueError("it has the form python:MODULE:FUNCTION, where MODULE may be a file ending in .py")
+    if where.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{where} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(where)
+    made = getattr(module, function)(**options)
+    model, transform = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function} returned {type(model)}, not a torch.nn.Module or one with a transform")
+    return Subject(model, path, transform)
+
+
+def _state(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state.get("model", state))  # type: ignore[no-any-return]

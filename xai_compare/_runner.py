@@ -1,0 +1,256 @@
+"""Compare methods by metrics on a model and data: resumable, isolated cell by cell, on one process or many."""
+
+import importlib.metadata
+import platform
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ._comparison import Comparison
+from ._cost import in_forwards
+from ._data import Sample, Samples
+from ._drawing import drawn_for
+from ._evaluation import Batch, Evaluation
+from ._methods import Method
+from ._metrics import Metric
+from ._models import PlainLogits, Subject, like_weights, moved, weights_hash
+from ._run_folder import RunFolder
+from ._settings import Settings
+from ._workers import Workers, stoppable
+
+_VERSIONS = [
+    "xai-discern",
+    "torch",
+    "captum",
+    "grad-cam",
+    "quantus",
+    "timm",
+    "torchvision",
+    "transformers",
+    "numpy",
+    "scipy",
+]
+_BYTES = {"row": 60, "curve": 900, "picture": 200_000}  # about what is written
+
+
+@dataclass
+class Run:
+    """A run that is ready to begin; calling it runs it."""
+
+    settings: Settings
+    subject: Subject
+    samples: Samples
+    methods: dict[str, Method]
+    metrics: dict[str, Metric]
+    out: Path
+    command: str
+    workers: Workers
+
+    def __call__(self) -> Comparison:
+        settings = self.settings
+        self.count = min(len(self.samples), settings.limit or len(self.samples))
+        self.by_label = settings.targets == "label" or (settings.targets == "" and settings.data == "digits")
+        self.files = RunFolder(self.out)
+        model = self._plain(moved(self.subject.model, self.workers.device, settings.dtype))
+        self.evaluate = Evaluation(
+            model,
+            {
+                name: method.explain(settings.options.get(name, {}), settings.batch_size)
+                for name, method in self.methods.items()
+            },
+            self.metrics,
+            self.by_label,
+            settings.seed,
+            settings.forward_batch,
+            settings.gallery,
+        )
+        problem: Exception | None = None
+        todo: list[int] = []
+        if self.workers.is_main:
+            try:
+                todo = self._begin()
+            except Exception as error:
+                problem = error
+        problem, todo = self.workers.from_main((problem, todo))
+        if problem is not None:
+            raise problem
+        with stoppable():
+            self._work(todo)
+            self.workers.wait()
+        comparison = Comparison(self.out)
+        if self.workers.is_main:
+            self._end(comparison)
+        self.workers.wait()
+        return comparison
+
+    def _plain(self, model: nn.Module) -> nn.Module:
+        """The model, as one that returns logits as a tensor."""
+        first = self._first()
+        with torch.no_grad():
+            output = model(first.image[None].to(like_weights(model)))
+        return model if isinstance(output, Tensor) else PlainLogits(model).eval()
+
+    def _first(self) -> Sample:
+        """The first sample that can be read."""
+        said = ""
+        for index in range(self.count):
+            found = self._read(index)
+            if isinstance(found, Sample):
+                return found
+            said = said or f" The first one: {found[1]}: {found[2]}"
+        raise ValueError(f"None of the {self.count} samples can be used.{said}")
+
+    def _read(self, index: int) -> Sample | tuple[int, str, str]:
+        """A sample, or what is said of one that is skipped."""
+        try:
+            sample = self.samples.read(index)
+        except Exception as error:
+            return index, self.samples.name(index), f"{type(error).__name__}: {error}"[:500]
+        if self.by_label and sample.label is None:
+            return index, sample.name, "it has no label"
+        return sample
+
+    def _begin(self) -> list[int]:
+        """Check all that can be checked before any work; returns the batches that are not finished."""
+        versions = _versions()
+        facts = self.files.open(self._identity(), self._expected_bytes())
+        starts = range(0, self.count, self.settings.batch_size)
+        todo = [start for start in starts if start not in self.files.finished()]
+        if todo and facts.get("versions", versions) != versions:
+            old = [f"{name} {v}" for name, v in facts["versions"].items() if versions.get(name) != v]
+            new = [f"{name} {versions.get(name)}" for name, v in facts["versions"].items() if versions.get(name) != v]
+            raise ValueError(
+                f"{self.out} was begun with {', '.join(old)}; here is {', '.join(new)}, with which numbers may differ. "
+                "Use the versions it was begun with, or another folder with --out."
+            )
+        forwards = facts["forwards"] if "forwards" in facts else self._check_methods()
+        self.facts = facts | {
+            "command": self.command or facts.get("command", ""),
+            "settings": _plain_settings(self.settings),
+            "versions": versions,
+            "seed": self.settings.seed,
+            "samples": self.count,
+            "model": self.subject.name,
+            "weights": facts["identity"]["weights"],
+            "data": self.samples.description,
+            "device": _device_name(self.workers.device),
+            "processes": self.workers.count,
+            "started": facts.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
+            "methods": {name: {"title": m.title or name, "source": m.source} for name, m in self.methods.items()},
+            "metrics": {name: {"title": m.title, "direction": m.direction} for name, m in self.metrics.items()},
+            "forwards": forwards,
+        }
+        self.files.write_facts(self.facts)
+        return todo
+
+    def _identity(self) -> dict[str, Any]:
+        """What the numbers depend on."""
+        settings = _plain_settings(self.settings)
+        for name in ("device", "pretrained", "checkpoint", "forward_batch", "resamples", "data"):
+            settings.pop(name)
+        return {
+            "settings": settings | {"methods": list(self.methods), "metrics": list(self.metrics)},
+            "methods": {name: method.source for name, method in self.methods.items()},
+            "weights": weights_hash(self.subject.model),
+            "samples": self.samples.fingerprint(),
+            "device": torch.device(self.workers.device).type,
+        }
+
+    def _expected_bytes(self) -> int:
+        cells = self.count * len(self.methods) * len(self.metrics)
+        pictures = min(self.count, self.settings.gallery)
+        return cells * (_BYTES["row"] + _BYTES["curve"]) + pictures * _BYTES["picture"]
+
+    def _check_methods(self) -> dict[str, float]:
+        """Explain one sample by each method; returns what that costs in forward passes.
+
+        Raises:
+            ValueError: if methods do not fit the model; the message says why for each.
+        """
+        first = self._first()
+        model = self.evaluate.model
+        x = first.image[None].to(like_weights(model))
+        y, _ = self.evaluate.classes([first], x)
+        forwards, refused = {}, []
+        names = tqdm(self.evaluate.explains.items(), desc="checking methods", unit="method", leave=False, disable=None)
+        for name, explain in names:
+            try:
+                with drawn_for(self.settings.seed, "check", 0):
+                    explain(model, x, y)  # what is found out about a model once is not counted
+                    forwards[name] = in_forwards(lambda explain=explain: explain(model, x, y), model, x)  # type: ignore[misc]
+            except (TypeError, ValueError, NotImplementedError) as error:
+                refused.append(f"- {name}: {error}")
+            except Exception as error:  # it may be this sample's; if not, every cell will tell
+                warnings.warn(f"{name} failed on the first sample: {type(error).__name__}: {error}", stacklevel=2)
+                forwards[name] = float("nan")
+        if refused:
+            raise ValueError(
+                f"{len(refused)} of {len(self.methods)} methods do not fit this {type(self.subject.model).__name__}; "
+                "leave them out, or give them what they ask for:\n" + "\n".join(refused)
+            )
+        return forwards
+
+    def _work(self, todo: list[int]) -> None:
+        mine = todo[self.workers.rank :: self.workers.count]
+        size = self.settings.batch_size
+
+        def finished() -> int:
+            return sum(min(size, self.count - start) for start in self.files.finished())
+
+        bar = tqdm(
+            total=self.count,
+            initial=finished(),
+            desc="comparing",
+            unit="sample",
+            disable=None if self.workers.is_main else True,
+            smoothing=0.1,
+        )
+        with bar:
+            for start in mine:
+                self.files.write(start, self._batch(start, lambda doing: bar.set_postfix_str(doing)))
+                bar.update(finished() - bar.n)
+
+    def _batch(self, start: int, tell: Callable[[str], None]) -> Batch:
+        indices = range(start, min(start + self.settings.batch_size, self.count))
+        found = [self._read(index) for index in indices]
+        batch = self.evaluate([one for one in found if isinstance(one, Sample)], tell)
+        batch.skipped = [one for one in found if not isinstance(one, Sample)]
+        return batch
+
+    def _end(self, comparison: Comparison) -> None:
+        ended = datetime.now(UTC)
+        if "ended" not in self.facts:
+            self.facts["ended"] = ended.isoformat(timespec="seconds")
+            self.facts["seconds"] = (ended - datetime.fromisoformat(self.facts["started"])).total_seconds()
+        self.files.write_facts(self.facts)
+        subject = self.subject
+        known = subject.mean is not None and subject.std is not None
+        normalised = {"mean": subject.mean, "std": subject.std} if known else {}
+        comparison.finish(self.settings.resamples, dict(enumerate(subject.labels)), normalised)
+
+
+def _plain_settings(settings: Settings) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _device_name(device: str) -> str:
+    kind = torch.device(device)
+    name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else platform.processor() or platform.machine()
+    return f"{kind.type} ({name}, {torch.get_num_threads()} threads)" if kind.type == "cpu" else f"{device} ({name})"

@@ -1,0 +1,143 @@
+"""What the scores of a run say: means with intervals, ranks, and which differences are more than chance."""
+
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+LEVEL = 0.95
+_AT_ONCE = 10_000_000  # numbers that the bootstrap draws at a time
+
+
+def summarise(
+    scores: pd.DataFrame, directions: Mapping[str, str], methods: Iterable[str], resamples: int, seed: int
+) -> pd.DataFrame:
+    """One row for each metric and method.
+
+    Args:
+        scores: Rows of sample, method, metric, score and seconds; failed ones have no score.
+        directions: Of each metric "higher", "lower" or "".
+        methods: In the order of the rows.
+        resamples: How many of the percentile bootstrap.
+        seed: Of the bootstrap; all methods share the resampled samples.
+
+    Returns:
+        The columns metric, direction, method, n, failed, mean, ci_low and ci_high (95 %), mean_rank (over the samples
+        that all methods have, 1 is best, ties share) and seconds (for one score).
+    """
+    rows = []
+    for metric, direction in directions.items():
+        of_metric = scores[scores.metric == metric]
+        ranks = mean_ranks(wide(of_metric), direction)
+        for method in methods:
+            of_method = of_metric[of_metric.method == method]
+            values = of_method.score.dropna().to_numpy(float)
+            low, high = interval(values, resamples, seed)
+            rows.append(
+                {
+                    "metric": metric,
+                    "direction": direction,
+                    "method": method,
+                    "n": len(values),
+                    "failed": len(of_method) - len(values),
+                    "mean": values.mean() if len(values) else np.nan,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "mean_rank": ranks.get(method, np.nan),
+                    "seconds": of_method.seconds.mean(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def interval(values: npt.NDArray[np.float64], resamples: int, seed: int) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the mean; NaN for fewer than two values."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _AT_ONCE // len(values)),
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def wide(scores: pd.DataFrame) -> pd.DataFrame:
+    """One metric's scores, a row for each sample and a column for each method."""
+    return scores.pivot(index="sample", columns="method", values="score")
+
+
+def mean_ranks(table: pd.DataFrame, direction: str) -> pd.Series:
+    """Of each method, over the samples that all methods have; empty where no direction is better."""
+    if not direction:
+        return pd.Series(dtype=float)
+    return table.dropna().rank(axis=1, ascending=direction == "lower").mean()
+
+
+def pairwise(scores: pd.DataFrame, metrics: Iterable[str], methods: Iterable[str]) -> pd.DataFrame:
+    """Paired Wilcoxon signed-rank tests of all pairs of methods, corrected by Holm within each metric.
+
+    Returns:
+        The columns metric, method_a, method_b, n (samples that both have), median_difference (a - b), p and p_holm; p
+        is 1 where all differences are zero, NaN without a pair.
+    """
+    columns = ["metric", "method_a", "method_b", "n", "median_difference", "p"]
+    rows = []
+    pairs = list(combinations(methods, 2))
+    for metric in metrics:
+        table = wide(scores[scores.metric == metric])
+        for a, b in pairs:
+            known = a in table and b in table
+            difference = (table[a] - table[b]).dropna() if known else pd.Series(dtype=float)
+            rows.append((metric, a, b, len(difference), difference.median(), _wilcoxon(difference.to_numpy(float))))
+    tests = pd.DataFrame(rows, columns=columns)
+    tests["p_holm"] = tests.groupby("metric", sort=False)["p"].transform(holm)
+    return tests
+
+
+def _wilcoxon(difference: npt.NDArray[np.float64]) -> float:
+    if len(difference) == 0:
+        return float("nan")
+    if not difference.any():
+        return 1.0
+    return float(stats.wilcoxon(difference).pvalue)
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Holm's step-down correction: the i-th smallest of m times m - i + 1, never below the one before, at most 1."""
+    ordered = p.dropna().sort_values(kind="stable")
+    factors = np.arange(len(ordered), 0, -1)
+    return (ordered * factors).cummax().clip(upper=1).reindex(p.index)
+
+
+def curve_means(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The mean curve of each metric, method and curve name, read a part at a time.
+
+    Args:
+        parts: Rows of method, metric, curve, axis, x and y.
+
+    Returns:
+        The columns metric, method, curve, axis, x, mean, low and high: the mean's 95 % interval by its standard error.
+    """
+    sums: dict[tuple[str, ...], list[npt.NDArray[np.float64]]] = {}
+    places: dict[tuple[str, ...], npt.NDArray[np.float64]] = {}
+    for part in parts:
+        for key, rows in part.groupby(["metric", "method", "curve", "axis"], sort=False):
+            y = np.stack(rows.y.to_list()).astype(float)
+            places.setdefault(key, np.asarray(rows.x.iloc[0], float))
+            added = [np.array(float(len(y))), y.sum(0), (y**2).sum(0)]
+            sums[key] = [a + b for a, b in zip(sums[key], added, strict=True)] if key in sums else added
+    found = []
+    for key, (count, total, squares) in sums.items():
+        mean = total / count
+        variance = np.maximum(squares / count - mean**2, 0) * count / max(float(count) - 1, 1)
+        half = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance / count)
+        found.append((*key, places[key], mean, mean - half, mean + half))
+    return pd.DataFrame(found, columns=["metric", "method", "curve", "axis", "x", "mean", "low", "high"])

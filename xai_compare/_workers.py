@@ -1,0 +1,88 @@
+"""The processes that share a run."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=30)  # a share may take longer than another; a process that dies is noticed at once
+
+
+class WorkerError(RuntimeError):
+    """Another process of the run has ended."""
+
+
+class StoppedError(BaseException):
+    """The process was asked to end; not an Exception, so that no method's own code takes it for a failure."""
+
+
+class Workers:
+    """This process and the others, as Accelerate knows them.
+
+    Attributes:
+        rank: This one's number.
+        count: How many.
+        device: This one's, unless the user names another.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+        self.rank: int = self._state.process_index
+        self.count: int = self._state.num_processes
+        self.device = device or str(self._state.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Is this the process that prepares and reports?"""
+        return self.rank == 0
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, in all of them."""
+        if self.count == 1:
+            return value
+        with _noticing():
+            box = [value]
+            broadcast_object_list(box, from_process=0)
+            return box[0]
+
+    def wait(self) -> None:
+        """Wait for all others.
+
+        Raises:
+            WorkerError: if one of them has ended.
+        """
+        if self.count > 1:
+            with _noticing():
+                self._state.wait_for_everyone()
+
+
+@contextmanager
+def _noticing() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise WorkerError(f"another process of the run has ended ({str(error).splitlines()[0][:200]})") from error
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise StoppedError when the process is asked to end, so that what is finished can be told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise StoppedError(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

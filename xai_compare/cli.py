@@ -1,0 +1,150 @@
+"""The console command."""
+
+import argparse
+import shlex
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ._comparison import Comparison
+from ._methods import methods
+from ._metrics import metrics, our_metrics
+from ._settings import METHODS, METRICS, names_in, read_file
+from ._workers import StoppedError, WorkerError
+from .compare import compare
+
+_HELP = {
+    "model": "digits, timm:NAME, torchvision:NAME, transformers:NAME or python:MODULE:FUNCTION (digits)",
+    "checkpoint": "a file of weights to load, .safetensors or of torch.save",
+    "data": "a folder of images, or digits",
+    "methods": f"names with commas ({','.join(METHODS)})",
+    "metrics": f"names with commas; all: this project's ({','.join(METRICS)})",
+    "targets": "which class is explained: predicted or label (predicted; of digits the label)",
+    "limit": "how many samples (all; of digits 100)",
+    "seed": "of everything that is drawn (0)",
+    "device": "as torch names it (the best there is)",
+    "dtype": "of the model: float32, float64, bfloat16 or float16 (as it is)",
+    "batch-size": "how many samples are explained at once; a kill loses at most so many (16)",
+    "forward-batch": "how many perturbed images pass the model at once (64)",
+    "gallery": "how many samples the report shows (12)",
+    "resamples": "of the bootstrap (2000)",
+}
+_NUMBERS = {"limit", "seed", "batch-size", "forward-batch", "gallery", "resamples"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ends with 1 if the run could not begin, 130 or 143 if it was stopped."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = _parser().parse_args(given)
+    if args.list:
+        print(_listed())
+        return
+    command = shlex.join(["xai-compare", *given])
+    out = args.out
+    try:
+        settings = _settings(args)
+        out = Path(settings.pop("out", "xai-compare-run"))
+        comparison = compare(**settings, out=out, command=command)
+    except (TypeError, ValueError, OSError) as error:
+        _stop(str(error), 1)
+    except (KeyboardInterrupt, StoppedError) as error:
+        _stop(f"Stopped. What is finished is in {out}; the same command goes on from there.", _code(error))
+    except WorkerError as error:
+        _stop(f"The run ended, as {error}. What is finished is in {out}; the same command goes on from there.", 1)
+    else:
+        _tell(comparison)
+
+
+def _code(error: BaseException) -> int:
+    return 143 if isinstance(error, StoppedError) else 130
+
+
+def _stop(message: str, code: int) -> None:
+    print(f"xai-compare: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xai-compare",
+        description="Compare explanation methods by many scores, on your model and your data. Without arguments: on "
+        "scenes of handwritten digits, with bundled weights. Defaults are in parentheses.",
+    )
+    for name, text in _HELP.items():
+        parser.add_argument(f"--{name}", help=text, type=int if name in _NUMBERS else str)
+    parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction, help="load the library's weights (no)")
+    parser.add_argument("--out", help="the run's folder (xai-compare-run)")
+    parser.add_argument("--config", type=Path, help="a .toml or .yaml file with any of these; the line goes before it")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME.KEY=VALUE",
+        help="an argument of a method or metric, or of the model; may be given many times",
+    )
+    parser.add_argument("--list", action="store_true", help="name all methods and metrics, and end")
+    return parser
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if args.config is not None:
+        settings = {str(name).replace("-", "_"): value for name, value in read_file(args.config).items()}
+    line = vars(args)
+    settings |= {
+        name: line[name]
+        for name in (*(one.replace("-", "_") for one in _HELP), "pretrained", "out")
+        if line[name] is not None
+    }
+    for name in ("methods", "metrics"):
+        if name in settings:
+            settings[name] = names_in(settings[name], name)
+    options = {name: dict(values) for name, values in dict(settings.get("options", {})).items()}
+    for text in args.option:
+        name, key, value = _option(text)
+        options.setdefault(name, {})[key] = value
+    return settings | {"options": options}
+
+
+def _option(text: str) -> tuple[str, str, Any]:
+    left, equals, value = text.partition("=")
+    name, dot, key = left.partition(".")
+    if not equals or not dot or not name or not key:
+        raise ValueError(f"Expected --option NAME.KEY=VALUE, as smooth-cdam.nt_samples=20; got {text!r}.")
+    try:
+        return name, key.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, key.replace("-", "_"), value
+
+
+def _listed() -> str:
+    lines = ["Methods:", *(f"  {name:18} {method.source}" for name, method in methods().items()), "", "Metrics:"]
+    ours = set(our_metrics())
+    found = metrics()
+    for name in [*(n for n in found if n in ours), *(n for n in found if n not in ours)]:
+        cls = found[name]
+        lines.append(f"  {name:32} {cls.__module__.split('.')[0]}.{cls.__name__}")
+    return "\n".join(lines)
+
+
+def _tell(comparison: Comparison) -> None:
+    facts = comparison.run
+    summary = comparison.summary()
+    table = summary.pivot(index="method", columns="metric", values="mean")
+    table = table.reindex(index=list(facts["methods"]), columns=list(facts["metrics"]))
+    table["forwards"] = summary.groupby("method").explain_forwards.first()
+    print(table.round(3).rename_axis(index=None, columns=None).to_string())
+    arrows = {"higher": "higher is better", "lower": "lower is better", "": "no direction is better"}
+    print("; ".join(f"{name}: {arrows[about['direction']]}" for name, about in facts["metrics"].items()))
+    scores, skipped = comparison.scores(), comparison.skipped()
+    for one in skipped.itertuples():
+        print(f"skipped {one.name if isinstance(one.name, str) else one.sample}: {one.error}")
+    failed = scores.dropna(subset=["error"])
+    for (method, metric), rows in failed.groupby(["method", "metric"], sort=False):
+        print(f"failed {len(rows)} x {method} {metric}: {rows.error.iloc[0]}")
+    print(
+        f"{scores['sample'].nunique()} samples, {len(scores)} scores, {len(failed)} failed, {len(skipped)} samples "
+        f"skipped; {comparison.report()}"
+    )

@@ -1,0 +1,113 @@
+"""The comparison as a Python function."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ._comparison import Comparison
+from ._data import as_samples
+from ._evaluation import device_of
+from ._methods import Method, methods_named
+from ._metrics import Metric, metrics_named
+from ._models import Subject, load_model
+from ._runner import Run
+from ._settings import METHODS, METRICS, Settings, from_mapping
+from ._workers import Workers
+
+
+def compare(
+    model: str | nn.Module = "digits",
+    data: Any = "",
+    *,
+    out: str | Path,
+    methods: Iterable[str] | Mapping[str, Any] = METHODS,
+    metrics: Iterable[str] | Mapping[str, Any] = METRICS,
+    transform: Callable[..., Tensor] | None = None,
+    labels: Sequence[str] = (),
+    command: str = "",
+    **settings: Any,
+) -> Comparison:
+    """Explain samples by several methods, score every explanation by several metrics, and report.
+
+    What `xai-compare` does, for a model and data that exist already. Results are written as they are computed; the same
+    call goes on with what a run that was stopped has left.
+
+    Args:
+        model: A model that maps images to logits, or a name as on the command line. It runs in evaluation mode, and is
+            left as found.
+        data: A folder of images, "digits", or a dataset: images (channels, height, width), or tuples of image, label
+            and mask; or (images, labels).
+        out: The run's folder.
+        methods: Names; or a mapping of own names to names, classes of Captum or pytorch-grad-cam, or functions of the
+            model that return an object of one.
+        metrics: Names, or a mapping of own names to Quantus metrics.
+        transform: Makes a PIL image ready for the model; None: the model's own, or the data hold tensors.
+        labels: The classes' names, for the report.
+        command: What the report says it was made by.
+        **settings: As in `Settings`: options, targets, limit, seed, device, dtype, batch_size, forward_batch, gallery,
+            resamples, pretrained, checkpoint.
+
+    Returns:
+        The results.
+
+    Raises:
+        TypeError: if something is not of the right kind.
+        ValueError: if a name is not known, a method does not fit the model, or the folder holds another run.
+        OSError: if the folder cannot be written.
+
+    Example:
+        >>> from xai_compare import compare
+        >>> results = compare("digits", "digits", out="RUN", methods=["cdam", "ixg"], metrics=["compactness"], limit=4)
+        ... # doctest: +SKIP
+    """
+    named = {
+        name: value for name, value in (("methods", methods), ("metrics", metrics)) if not isinstance(value, Mapping)
+    }
+    given = from_mapping(
+        {"model": model if isinstance(model, str) else type(model).__name__}
+        | ({"data": str(data)} if isinstance(data, str | Path) else {})
+        | named  # type: ignore[operator]
+        | settings
+    )
+    chosen = methods_named(methods if isinstance(methods, Mapping) else given.methods)
+    scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options)
+    _check_options(given, chosen, scores)
+    if isinstance(model, str):
+        subject = load_model(model, given.pretrained, given.checkpoint, given.options.get("model", {}))
+    elif isinstance(model, nn.Module):
+        subject = Subject(model, type(model).__name__)
+    else:
+        raise TypeError(f"Expected `model` to be a torch.nn.Module or a name, got {type(model)}.")
+    subject = replace(subject, transform=transform or subject.transform, labels=labels or subject.labels)
+    data = "digits" if isinstance(data, str) and not data and model == "digits" else data
+    if isinstance(data, str) and not data:
+        raise ValueError("Expected `data`: a folder of images, 'digits', or a dataset. On the line: --data FOLDER")
+    samples = as_samples(data, subject.transform, given.limit, given.seed)
+    workers = Workers(given.device or ("" if isinstance(model, str) else str(device_of(model))))
+    with evaluation_mode(subject.model):
+        return Run(given, subject, samples, chosen, scores, Path(out), command, workers)()
+
+
+def _check_options(settings: Settings, methods: Mapping[str, Method], metrics: Mapping[str, Metric]) -> None:
+    unused = [name for name in settings.options if name not in methods and name not in metrics and name != "model"]
+    if unused:
+        raise ValueError(
+            f"Options are given for {', '.join(unused)}, which is no method or metric of this run. There are "
+            f"{', '.join([*methods, *metrics])}, and model."
+        )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module's flag is as it was."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training

@@ -86,7 +86,7 @@ class Comparison:
             tests,
             [
                 Curve(r.metric, r.method, r.curve, r.axis, r.x, r.mean, r.low, r.high)
-                for r in curve_means(self._curves()).itertuples()
+                for r in _rows(curve_means(self._curves()))
             ],
             [_picture(one, labels, normalised) for one in self._files.pictures()],
         )
@@ -98,17 +98,22 @@ class Comparison:
 
     def _described(self, facts: dict[str, Any], scores: pd.DataFrame) -> dict[str, Any]:
         failed = scores.dropna(subset=["error"])
-        errors = failed.groupby(["method", "metric"], sort=False).error.agg(["size", "first"]).reset_index()
+        errors = failed.groupby(["method", "metric"], sort=False).error.agg(count_="size", first_="first").reset_index()
         skipped = self.skipped()
         return facts | {
             "finished": int(scores["sample"].nunique()),
             "failed": len(failed),
             "errors": [
-                {"method": r.method, "metric": r.metric, "count": int(r.size_), "error": r.first}
-                for r in errors.rename(columns={"size": "size_"}).itertuples()
+                {"method": r.method, "metric": r.metric, "count": int(r.count_), "error": r.first_}
+                for r in _rows(errors)
             ],
-            "skipped": [{"sample": r.name, "error": r.error} for r in skipped.itertuples(index=False)],
+            "skipped": [{"sample": r.name, "error": r.error} for r in _rows(skipped)],
         }
+
+
+def _rows(table: pd.DataFrame) -> Iterator[Any]:
+    """The rows as named tuples, whose types pandas' stubs do not know."""
+    yield from table.itertuples(index=False)
 
 
 def _picture(kept: dict[str, Any], labels: Mapping[int, str], normalised: Mapping[str, Any]) -> Picture:
@@ -132,4 +137,5 @@ def _visible(image: npt.NDArray[Any], normalised: Mapping[str, Any]) -> npt.NDAr
     elif image.min() < 0 or image.max() > 1.5:
         image = (image - image.min()) / max(float(image.max() - image.min()), 1e-12)
     image = image[:3] if len(image) >= 3 else image[:1].repeat(3, 0)
-    return (255 * np.clip(image, 0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
+    drawn: npt.NDArray[np.uint8] = (255 * np.clip(image, 0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
+    return drawn

@@ -149,10 +149,10 @@ class Items(Samples):
             if self._transform is None:
                 raise TypeError("Expected tensors, as no transform is known; got a PIL image.")
             return torch.as_tensor(self._transform(image.convert("RGB")))
-        image = torch.as_tensor(np.asarray(image) if not isinstance(image, Tensor) else image)
+        image = torch.as_tensor(image if isinstance(image, Tensor) else np.asarray(image))
         if image.dim() != 3:
             raise ValueError(f"Expected images (channels, height, width), got shape {tuple(image.shape)}.")
-        return image
+        return torch.as_tensor(image)
 
 
 class DigitScenes(Items):

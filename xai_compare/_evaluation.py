@@ -273,5 +273,5 @@ def smaller(heat: Array) -> Array:
     scale = SIDE / max(heat.shape)
     if scale >= 1:
         return heat.astype(np.float32)
-    size = [max(1, round(side * scale)) for side in heat.shape]
+    size = max(1, round(heat.shape[0] * scale)), max(1, round(heat.shape[1] * scale))
     return F.adaptive_avg_pool2d(torch.as_tensor(heat, dtype=torch.float32)[None, None], size)[0, 0].numpy()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import quantus
+from quantus.metrics.base import Metric as Score
 
 import quantus_metrics
 from quantus_metrics import BoxSensitivity, ClassDiscrimination
@@ -30,14 +31,14 @@ class Metric:
         tells_classes: Does it compare the maps of two classes?
     """
 
-    score: quantus.Metric
+    score: Score[Any]
     title: str
     direction: str
     ours: bool
     tells_classes: bool
 
 
-def metrics() -> dict[str, type[quantus.Metric]]:
+def metrics() -> dict[str, type[Score[Any]]]:
     """All that Quantus has registered, this project's among them, and third parties'."""
     known = {spelled(name): cls for group in quantus.AVAILABLE_METRICS.values() for name, cls in group.items()}
     return known | from_entry_points(GROUP)
@@ -81,12 +82,12 @@ def _is_ours(cls: type) -> bool:
 
 
 def _given(name: str, value: Any) -> Metric:
-    if not isinstance(value, quantus.Metric):
+    if not isinstance(value, Score):
         raise TypeError(f"Expected metric {name!r} to be a quantus.Metric that was made, got {type(value)}.")
     return _described(value)
 
 
-def _described(score: quantus.Metric) -> Metric:
+def _described(score: Score[Any]) -> Metric:
     direction = getattr(score.score_direction, "value", "")
     return Metric(
         score,
@@ -97,7 +98,7 @@ def _described(score: quantus.Metric) -> Metric:
     )
 
 
-def _made(name: str, cls: type[quantus.Metric], options: Mapping[str, Any]) -> quantus.Metric:
+def _made(name: str, cls: type[Score[Any]], options: Mapping[str, Any]) -> Score[Any]:
     parameters = inspect.signature(cls.__init__).parameters
     defaults: dict[str, Any] = {"disable_warnings": True, "display_progressbar": False}
     if not _is_ours(cls):

@@ -115,12 +115,13 @@ def logits_of(output: Any) -> Tensor:
 def _digits(_: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
     from torchvision.transforms.v2 import functional as images
 
-    from . import digit_vit
+    from . import digit_scenes, digit_vit
 
-    side = digit_vit.CANVAS
+    side = digit_scenes.CANVAS
 
     def transform(image: Image.Image) -> Tensor:
-        return images.to_dtype(images.to_image(image.convert("L").resize((side, side))), torch.float32, scale=True)
+        pixels = images.to_image(image.convert("L").resize((side, side)))
+        return torch.as_tensor(images.to_dtype(pixels, torch.float32, scale=True))
 
     return Subject(
         digit_vit.load(**options), "the bundled ViT for digit scenes", transform, labels=[str(i) for i in range(10)]
@@ -129,17 +130,17 @@ def _digits(_: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
 
 def _timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
     import timm
-    from timm.data import create_transform, resolve_model_data_config
 
     model = timm.create_model(name, pretrained=pretrained, **options)
-    config = resolve_model_data_config(model)
-    return Subject(model, f"timm {name}", create_transform(**config), config["mean"], config["std"])
+    data: Any = timm.data
+    config = data.resolve_model_data_config(model)
+    return Subject(model, f"timm {name}", data.create_transform(**config), config["mean"], config["std"])
 
 
 def _torchvision(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
     from torchvision.models import get_model, get_model_weights
 
-    weights = get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    weights = get_model_weights(name).DEFAULT
     model = get_model(name, weights=weights if pretrained else None, **options)
     transform = weights.transforms()
     labels = weights.meta.get("categories", ()) if pretrained else ()
@@ -147,13 +148,13 @@ def _torchvision(name: str, pretrained: bool, options: Mapping[str, Any]) -> Sub
 
 
 def _transformers(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-
-    processor = AutoImageProcessor.from_pretrained(name)
+    library: Any = importlib.import_module("transformers")
+    processor = library.AutoImageProcessor.from_pretrained(name)
+    make = library.AutoModelForImageClassification
     if pretrained:
-        model = AutoModelForImageClassification.from_pretrained(name, **options)
+        model = make.from_pretrained(name, **options)
     else:
-        model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, **options))
+        model = make.from_config(library.AutoConfig.from_pretrained(name, **options))
 
     def transform(image: Image.Image) -> Tensor:
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]

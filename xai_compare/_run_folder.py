@@ -169,7 +169,7 @@ class RunFolder:
         """All rows that were written, samples in order."""
         folder = self.path / f"{name}.parquet"
         if not any(folder.glob("part-*.parquet")):
-            return TABLES[name].empty_table().to_pandas()
+            return pd.DataFrame(TABLES[name].empty_table().to_pandas())
         found: pd.DataFrame = pd.read_parquet(folder)
         return found
 

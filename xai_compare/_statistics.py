@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,8 +127,8 @@ def curve_means(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     Returns:
         The columns metric, method, curve, axis, x, mean, low and high: the mean's 95 % interval by its standard error.
     """
-    sums: dict[tuple[str, ...], list[npt.NDArray[np.float64]]] = {}
-    places: dict[tuple[str, ...], npt.NDArray[np.float64]] = {}
+    sums: dict[tuple[Any, ...], list[npt.NDArray[np.float64]]] = {}
+    places: dict[tuple[Any, ...], npt.NDArray[np.float64]] = {}
     for part in parts:
         for key, rows in part.groupby(["metric", "method", "curve", "axis"], sort=False):
             y = np.stack(rows.y.to_list()).astype(float)

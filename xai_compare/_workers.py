@@ -8,6 +8,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -33,7 +34,8 @@ class Workers:
     """
 
     def __init__(self, device: str) -> None:
-        self._state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+        on_cpu = torch.device(device).type == "cpu" if device else not torch.accelerator.is_available()
+        self._state = PartialState(cpu=on_cpu, timeout=_PATIENCE)  # by itself it would take many CPU processes for one
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
         self.device = device or str(self._state.device)
@@ -61,6 +63,11 @@ class Workers:
         if self.count > 1:
             with _noticing():
                 self._state.wait_for_everyone()
+
+
+def is_main() -> bool:
+    """Is this the process that prints?"""
+    return bool(PartialState().is_main_process)
 
 
 @contextmanager

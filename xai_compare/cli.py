@@ -12,7 +12,7 @@ from ._comparison import Comparison
 from ._methods import methods
 from ._metrics import metrics, our_metrics
 from ._settings import METHODS, METRICS, names_in, read_file
-from ._workers import StoppedError, WorkerError
+from ._workers import StoppedError, WorkerError, is_main
 from .compare import compare
 
 _HELP = {
@@ -49,16 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         comparison = compare(**settings, out=out, command=command)
     except (TypeError, ValueError, OSError) as error:
         _stop(str(error), 1)
-    except (KeyboardInterrupt, StoppedError) as error:
-        _stop(f"Stopped. What is finished is in {out}; the same command goes on from there.", _code(error))
+    except KeyboardInterrupt:
+        _stop(f"Stopped. {_left(out)}", 130)
+    except StoppedError as error:
+        _stop(f"Stopped by {error}, as when another process of the run has ended. {_left(out)}", 143)
     except WorkerError as error:
-        _stop(f"The run ended, as {error}. What is finished is in {out}; the same command goes on from there.", 1)
+        _stop(f"The run ended, as {error}. {_left(out)}", 1)
     else:
-        _tell(comparison)
+        if is_main():
+            _tell(comparison)
 
 
-def _code(error: BaseException) -> int:
-    return 143 if isinstance(error, StoppedError) else 130
+def _left(out: Path | str) -> str:
+    return f"What is finished is in {out}; the same command goes on from there."
 
 
 def _stop(message: str, code: int) -> None:
@@ -139,8 +142,8 @@ def _tell(comparison: Comparison) -> None:
     arrows = {"higher": "higher is better", "lower": "lower is better", "": "no direction is better"}
     print("; ".join(f"{name}: {arrows[about['direction']]}" for name, about in facts["metrics"].items()))
     scores, skipped = comparison.scores(), comparison.skipped()
-    for one in skipped.itertuples():
-        print(f"skipped {one.name if isinstance(one.name, str) else one.sample}: {one.error}")
+    for name, error in zip(skipped.name, skipped.error, strict=True):
+        print(f"skipped {name}: {error}")
     failed = scores.dropna(subset=["error"])
     for (method, metric), rows in failed.groupby(["method", "metric"], sort=False):
         print(f"failed {len(rows)} x {method} {metric}: {rows.error.iloc[0]}")

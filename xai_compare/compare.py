@@ -70,7 +70,7 @@ def compare(
     given = from_mapping(
         {"model": model if isinstance(model, str) else type(model).__name__}
         | ({"data": str(data)} if isinstance(data, str | Path) else {})
-        | named  # type: ignore[operator]
+        | named
         | settings
     )
     chosen = methods_named(methods if isinstance(methods, Mapping) else given.methods)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from methods import Explain, explanations, last_attention
+from methods import Explain, explanations
 from picture_grid import picture_grid
 from PIL import Image
 from scores import score, summary, winners_over
@@ -22,7 +22,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM, overlay_figure
+from captum_ext import CDAM, AttentionMap, IntegratedCDAM, SmoothCDAM, overlay_figure
 from xai_compare import digit_vit
 from xai_compare.digit_scenes import Scenes, make_scenes
 
@@ -103,7 +103,7 @@ def image_demo(path: Path, name: str, pretrained: bool, out: Path) -> None:
         pair = method(model).attribute_targets(pixels, classes.indices)[0]
         maps |= {f"{method.__name__}\nclass {int(c)}": heat for c, heat in zip(classes.indices, pair, strict=True)}
     # Each map is drawn on its own scale: the attention has another unit than a logit.
-    maps["Attention"] = last_attention(model, pixels)[0, 0]
+    maps["Attention"] = AttentionMap(model).attribute(pixels)[0, 0]
     figure = overlay_figure(image, {title: heat / heat.abs().max() for title, heat in maps.items()}, scale=1)
     target = out / f"{path.stem}_{name}.png"
     figure.savefig(target, dpi=110)

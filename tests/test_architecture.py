@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("adapters", "captum_ext", "quantus_metrics")
+PACKAGES = ("adapters", "captum_ext", "quantus_metrics", "xai_compare")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
-ALLOWED = {"adapters": set(), "captum_ext": {"adapters"}, "quantus_metrics": {"quantus"}}
 OPTIONAL = {"timm", "torchvision", "transformers", "quantus", "pytorch_grad_cam", "sklearn", "pandas"}
+ALLOWED = {
+    "adapters": set(),
+    "captum_ext": {"adapters"},
+    "quantus_metrics": {"quantus"},
+    "xai_compare": {*PACKAGES[:3], *OPTIONAL},
+}
 
 
 def imported(path):

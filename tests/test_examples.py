@@ -41,6 +41,16 @@ def test_the_code_on_scores_runs():
     assert scope["values"].max() > 0
 
 
+@pytest.mark.filterwarnings("ignore")  # Quantus'
+def test_the_code_on_comparisons_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compare.md").read_text(), re.DOTALL)
+    exec(block, scope)
+    assert len(scope["results"].scores()) == 4 * 2 * 2
+    assert (tmp_path / "RUN" / "report.html").exists()
+
+
 @pytest.mark.filterwarnings("ignore")  # of random models
 @pytest.mark.parametrize("name", ["ca-stream", "mhex"])
 def test_the_code_on_wrappers_runs(name, tmp_path, monkeypatch):
@@ -86,7 +96,7 @@ def test_docstring_examples_run(path):
     module = importlib.import_module(f"{path.parent.name}.{path.stem}")
     result = doctest.testmod(module)
     assert result.failed == 0
-    assert result.attempted > 0 or path.name == "token_tail.py"
+    assert result.attempted > 0 or path.name in ("token_tail.py", "cli.py")
 
 
 def test_the_bundled_model_reads_unseen_scenes():

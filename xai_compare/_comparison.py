@@ -22,9 +22,8 @@ class Comparison:
     Attributes:
         folder: The run's folder.
 
-    Example:
-        >>> from xai_compare import Comparison
-        >>> Comparison("RUN").summary()  # doctest: +SKIP
+    Raises:
+        ValueError: if the folder holds no run.
     """
 
     def __init__(self, folder: str | Path) -> None:

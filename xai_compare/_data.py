@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ._models import Transform
+from ._models import Transform, python_function
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Folder(Samples):
         return self._paths[index].relative_to(self._root).as_posix()
 
     def fingerprint(self) -> str:
-        """SHA-256 of paths and sizes."""
+        """SHA-256 of paths and sizes, and of what the transform makes of the first and last images."""
         listed = [f"{self.name(i)} {path.stat().st_size}" for i, path in enumerate(self._paths)]
-        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+        return _digest("\n".join(listed), self, (0, len(self) - 1))
 
     def read(self, index: int) -> Sample:
         """The image, made ready."""
@@ -126,14 +126,9 @@ class Items(Samples):
         return str(index)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the length and of the first and last items' images."""
-        digest = hashlib.sha256(str(len(self)).encode())
-        for index in (0, len(self) - 1):
-            try:
-                digest.update(self.read(index).image.contiguous().numpy().tobytes())
-            except Exception as error:  # it will be listed as one that cannot be read
-                digest.update(str(type(error)).encode())
-        return digest.hexdigest()
+        """SHA-256 of the length, and of all items of a list or tensor, of others of the first and the last."""
+        in_memory = isinstance(self._items, list | Tensor)
+        return _digest(str(len(self)), self, range(len(self)) if in_memory else (0, len(self) - 1))
 
     def read(self, index: int) -> Sample:
         """The item, made ready."""
@@ -155,6 +150,22 @@ class Items(Samples):
         return torch.as_tensor(image)
 
 
+def _digest(text: str, samples: Samples, indices: Iterable[int]) -> str:
+    """SHA-256 of a text and of some samples: images, labels and masks."""
+    digest = hashlib.sha256(text.encode())
+    for index in indices:
+        try:
+            sample = samples.read(index)
+        except Exception as error:  # it will be listed as one that cannot be read
+            digest.update(str(type(error)).encode())
+            continue
+        digest.update(f"{sample.label} {sample.image.dtype} {tuple(sample.image.shape)}".encode())
+        for array in (sample.image, sample.mask):
+            if array is not None:
+                digest.update(array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class DigitScenes(Items):
     """Scenes of two handwritten digits; the label is one of them."""
 
@@ -166,7 +177,9 @@ class DigitScenes(Items):
         super().__init__(items, description=f"{count} scenes of two digits, seed {seed}")
 
 
-def as_samples(data: Any, transform: Transform | None, limit: int | None, seed: int) -> Samples:
+def as_samples(
+    data: Any, transform: Transform | None, limit: int | None, seed: int, options: Mapping[str, Any]
+) -> Samples:
     """Samples of a name, a folder, a dataset, images, or (images, labels).
 
     Raises:
@@ -175,8 +188,14 @@ def as_samples(data: Any, transform: Transform | None, limit: int | None, seed: 
     """
     if isinstance(data, Samples):
         return data
-    if data == "digits" if isinstance(data, str) else False:
+    if isinstance(data, str) and data == "digits":
         return DigitScenes(limit or 100, seed)
+    if isinstance(data, str) and data.startswith("python:"):
+        try:
+            items = python_function(data.removeprefix("python:"))(**options)
+        except Exception as error:
+            raise ValueError(f"Data {data!r} cannot be loaded: {type(error).__name__}: {error}") from error
+        return Items(items, transform, description=data)
     if isinstance(data, str | Path):
         return Folder(Path(data), transform)
     if isinstance(data, tuple) and len(data) == 2 and _is_batch(data[0]):

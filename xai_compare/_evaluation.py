@@ -121,7 +121,8 @@ class Evaluation:
         for i, part in enumerate(parts):
             if part is not None and not np.isfinite(part).all():
                 errors[i] = "ValueError: the map holds NaN or infinity"
-        nothing = np.full((1, *x.shape[2:]), np.nan, np.float32)
+        channels = next((len(part) for part in parts if part is not None), 1)
+        nothing = np.full((channels, *x.shape[2:]), np.nan, np.float32)
         values = [nothing if error else part for part, error in zip(parts, errors, strict=True)]
         return Maps(np.stack(values) if values else nothing[None][:0], errors, seconds)
 
@@ -151,7 +152,7 @@ class Evaluation:
                 value, error = found.get(i, (None, missing[i]))
                 score = float("nan") if value is None else value[0]
                 if error is None and not np.isfinite(score):
-                    error = f"the score is {score}"
+                    score, error = float("nan"), f"the score is {score}"
                 batch.scores.append(
                     (sample.index, int(y[i]), method, name, score, error, seconds if i in found else 0.0)
                 )
@@ -221,7 +222,10 @@ def isolated(compute: Callable[[slice], list[Any]], count: int) -> tuple[list[An
     if count == 0:
         return [], []
     try:
-        return compute(slice(0, count)), [None] * count
+        found = compute(slice(0, count))
+        if len(found) != count:
+            raise ValueError(f"Expected {count} results, one for each sample, got {len(found)}.")
+        return found, [None] * count
     except Exception as error:
         if count == 1:
             return [None], [_said(error)]

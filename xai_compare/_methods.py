@@ -4,13 +4,14 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from captum import attr
 from torch import Tensor, nn
 
 import captum_ext
-from adapters import cnn_anatomy, find_anatomy, reshape_transform_for
+from adapters import CAStream, cnn_anatomy, find_anatomy, reshape_transform_for
 from quantus_metrics import explain_func
 
 from ._names import chosen, from_entry_points, spelled
@@ -182,18 +183,26 @@ class _Cam:
         return cls(model, layers, reshape_transform=reshape_transform_for(model))
 
 
+_averaged: WeakKeyDictionary[nn.Module, tuple[str, bool]] = WeakKeyDictionary()  # by model, as finding it takes a pass
+
+
 def _feature_map(model: nn.Module) -> dict[str, Any]:
     """The feature map that a convolutional network averages, as arguments of pytorch-grad-cam."""
-    try:
-        last = cnn_anatomy(model).stages[-1]
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"No target layer is found in this {type(model).__name__} ({error}). Name one: --option "
-            "gradcam.target_layers=layer4"
-        ) from error
+    if isinstance(model, CAStream):  # it does not average what its network does
+        model = model.backbone
+    if model not in _averaged:
+        try:
+            last = cnn_anatomy(model).stages[-1]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"No target layer is found in this {type(model).__name__} ({error}). Name one: --option "
+                "gradcam.target_layers=layer4"
+            ) from error
+        _averaged[model] = last.name, last.channels_last
+    name, channels_last = _averaged[model]
     return {
-        "target_layers": [model.get_submodule(last.name)],
-        "reshape_transform": _channels_first if last.channels_last else None,
+        "target_layers": [model.get_submodule(name)],
+        "reshape_transform": _channels_first if channels_last else None,
     }
 
 

@@ -13,7 +13,7 @@ from quantus.metrics.base import Metric as Score
 import quantus_metrics
 from quantus_metrics import BoxSensitivity, ClassDiscrimination
 
-from ._names import chosen, from_entry_points, spelled
+from ._names import chosen, described, from_entry_points, spelled
 
 GROUP = "xai_compare.metrics"
 Array = npt.NDArray[Any]
@@ -36,6 +36,11 @@ class Metric:
     direction: str
     ours: bool
     tells_classes: bool
+
+    @property
+    def source(self) -> Any:
+        """Its class and arguments, by which a run knows it again."""
+        return described(self.score)
 
 
 def metrics() -> dict[str, type[Score[Any]]]:
@@ -67,10 +72,21 @@ def metrics_named(wanted: Any, options: Mapping[str, Mapping[str, Any]]) -> dict
     made = {name: _made(name, cls, options.get(name, {})) for name, cls in classes.items() if not _tells(cls)}
     for name, cls in classes.items():
         if _tells(cls):
-            box = next((m for m in made.values() if type(m) is BoxSensitivity), None)
-            shared = {} if box is None else {"metric": box}  # one set of perturbed predictions for both
-            made[name] = _made(name, cls, shared | dict(options.get(name, {})))
+            made[name] = _made(name, cls, _of_another(dict(options.get(name, {})), made))
     return {name: _described(made[name]) for name in classes}
+
+
+def _of_another(options: dict[str, Any], made: Mapping[str, Score[Any]]) -> dict[str, Any]:
+    """The options of a score that is made of another: that of this run, with which it shares perturbed predictions."""
+    if "metric" not in options:
+        box = next((score for score in made.values() if type(score) is BoxSensitivity), None)
+        return options if box is None else options | {"metric": box}
+    given = options["metric"]
+    return (
+        options | {"metric": chosen("metric", [given], dict(made))[spelled(given)]}
+        if isinstance(given, str)
+        else options
+    )
 
 
 def _tells(cls: type) -> bool:

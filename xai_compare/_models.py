@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,22 +166,32 @@ def _transformers(name: str, pretrained: bool, options: Mapping[str, Any]) -> Su
     return Subject(model, f"transformers {name}", transform, mean, std, labels)
 
 
-def _python(path: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
+def python_function(path: str) -> Callable[..., Any]:
+    """The function of MODULE:FUNCTION, where the module may be a file."""
     where, _, function = path.rpartition(":")
     if not where:
         raise ValueError("it has the form python:MODULE:FUNCTION, where MODULE may be a file ending in .py")
-    if where.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(where).stem, where)
-        if spec is None or spec.loader is None:
-            raise ValueError(f"{where} is no Python file")
-        module = importlib.util.module_from_spec(spec)
+    if not where.endswith(".py"):
+        return getattr(importlib.import_module(where), function)  # type: ignore[no-any-return]
+    file = Path(where).resolve()
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ValueError(f"{where} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, module)  # so that what it makes can be copied and pickled
+    sys.path.insert(0, str(file.parent))  # as when it is run as a script
+    try:
         spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(where)
-    made = getattr(module, function)(**options)
+    finally:
+        sys.path.remove(str(file.parent))
+    return getattr(module, function)  # type: ignore[no-any-return]
+
+
+def _python(path: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
+    made = python_function(path)(**options)
     model, transform = made if isinstance(made, tuple) else (made, None)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{function} returned {type(model)}, not a torch.nn.Module or one with a transform")
+        raise TypeError(f"the function returned {type(model)}, not a torch.nn.Module or one with a transform")
     return Subject(model, path, transform)
 
 

@@ -1,10 +1,16 @@
 """Names that a user types, and what they stand for."""
 
 import difflib
+import functools
+import hashlib
 import importlib.metadata
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -14,14 +20,29 @@ def spelled(name: str) -> str:
     return re.sub(r"[^a-z0-9+.]+", "-", name.strip().lower()).strip("-")
 
 
+def called(wanted: Iterable[str]) -> dict[str, str]:
+    """What is asked for by its own name, as "ig", or by another, as "ig20=ig": names to known names.
+
+    Raises:
+        ValueError: if a name stands for two things.
+    """
+    names: dict[str, str] = {}
+    for text in wanted:
+        own, equals, of = text.partition("=")
+        name, stands_for = spelled(own), spelled(of if equals else own)
+        if names.setdefault(name, stands_for) != stands_for:
+            raise ValueError(f"{name!r} stands for {names[name]!r} and for {stands_for!r}: give one another name.")
+    return names
+
+
 def chosen(kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str, T]:
     """What is known by the wanted names, each once, in their order.
 
     Raises:
         ValueError: if a name is not known; the message names the close ones.
     """
-    names = list(dict.fromkeys(spelled(name) for name in wanted))
-    unknown = [name for name in names if name not in known]
+    names = called(wanted)
+    unknown = list(dict.fromkeys(name for name in names.values() if name not in known))
     if unknown:
         hints = [f"{name!r}{_close(name, known)}" for name in unknown]
         raise ValueError(
@@ -29,7 +50,7 @@ def chosen(kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str
         )
     if not names:
         raise ValueError(f"Expected at least one {kind}, got none. `xai-compare --list` names all {len(known)}.")
-    return {name: known[name] for name in names}
+    return {name: known[of] for name, of in names.items()}
 
 
 def _close(name: str, known: Iterable[str]) -> str:
@@ -37,6 +58,34 @@ def _close(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     near = list(dict.fromkeys([*near, *(one for one in known if name and name in one)]))[:3]
     return f" (close: {', '.join(near)})" if near else ""
+
+
+def described(value: Any) -> Any:
+    """What JSON can hold of a value, the same in every process for equal values: what makes two runs alike.
+
+    Objects are described by their class and the arguments that they keep under their names, as Quantus' metrics do.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): described(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(one) for one in value]
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        array = np.ascontiguousarray(value.detach().cpu().double() if isinstance(value, Tensor) else value)
+        return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, functools.partial):
+        return [described(value.func), described(value.args), described(value.keywords)]
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    try:
+        kept = {"abs", "normalise", *inspect.signature(type(value)).parameters} & set(dir(value))
+    except ValueError:  # of a type that is not written in Python, as torch.dtype
+        return str(value)
+    return {
+        "class": described(type(value)),
+        **{name: described(getattr(value, name)) for name in sorted(kept)},
+    }
 
 
 def from_entry_points(group: str) -> dict[str, Any]:

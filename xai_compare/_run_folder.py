@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ._evaluation import Batch
+from ._names import described
 
 _REALS = pa.list_(pa.float32())
 TABLES = {
@@ -77,7 +78,7 @@ class RunFolder:
             ValueError: if another run is in the folder; the message says what differs.
             OSError: if it cannot be written, or the disk has too little space.
         """
-        identity = json.loads(json.dumps(identity))
+        identity = json.loads(json.dumps(identity, default=described))
         file = self.path / "run.json"
         if file.exists():
             facts: dict[str, Any] = json.loads(file.read_text())
@@ -87,14 +88,14 @@ class RunFolder:
                     f"{self.path} holds another run, which is not mixed with this one: {'; '.join(differing)}. Choose "
                     "another folder with --out, or run it as it was begun: " + facts.get("command", "")
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(p.is_file() and p.suffix != ".part" for p in self.path.rglob("*")):
             raise ValueError(f"{self.path} is not empty and holds no run. Choose another folder with --out.")
         else:
             facts = {}
         self._check_writable(expected_bytes)
         for name in (*(f"{table}.parquet" for table in TABLES), "gallery"):
             (self.path / name).mkdir(exist_ok=True)
-        for left in self.path.glob("*/.*.part"):  # by a process that was killed while it wrote
+        for left in self.path.rglob(".*.part"):  # by a process that was killed while it wrote
             with contextlib.suppress(FileNotFoundError):
                 left.unlink()
         return facts | {"identity": identity}

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ from ._drawing import drawn_for
 from ._evaluation import Batch, Evaluation
 from ._methods import Method
 from ._metrics import Metric
-from ._models import PlainLogits, Subject, like_weights, moved, weights_hash
+from ._models import PlainLogits, Subject, like_weights, logits_of, moved, weights_hash
+from ._names import described
 from ._run_folder import RunFolder
 from ._settings import Settings
 from ._workers import Workers, stoppable
@@ -58,6 +60,7 @@ class Run:
         self.count = min(len(self.samples), settings.limit or len(self.samples))
         self.by_label = settings.targets == "label" or (settings.targets == "" and settings.data == "digits")
         self.files = RunFolder(self.out)
+        self.expected: tuple[torch.Size, int] | None = None
         model = self._plain(moved(self.subject.model, self.workers.device, settings.dtype))
         self.evaluate = Evaluation(
             model,
@@ -93,8 +96,15 @@ class Run:
     def _plain(self, model: nn.Module) -> nn.Module:
         """The model, as one that returns logits as a tensor."""
         first = self._first()
-        with torch.no_grad():
-            output = model(first.image[None].to(like_weights(model)))
+        try:
+            with torch.no_grad():
+                output = model(first.image[None].to(like_weights(model)))
+        except Exception as error:
+            raise ValueError(
+                f"The {type(model).__name__} cannot run on sample {first.name}, of shape {tuple(first.image.shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        self.expected = first.image.shape, logits_of(output).shape[1]
         return model if isinstance(output, Tensor) else PlainLogits(model).eval()
 
     def _first(self) -> Sample:
@@ -115,7 +125,17 @@ class Run:
             return index, self.samples.name(index), f"{type(error).__name__}: {error}"[:500]
         if self.by_label and sample.label is None:
             return index, sample.name, "it has no label"
-        return sample
+        problem = self._unexpected(sample)
+        return (index, sample.name, problem) if problem else sample
+
+    def _unexpected(self, sample: Sample) -> str:
+        """Why a sample does not fit the first one or the model, or nothing."""
+        shape, classes = self.expected or (sample.image.shape, None)
+        if sample.image.shape != shape:
+            return f"its shape is {tuple(sample.image.shape)}, the first one's {tuple(shape)}: let the transform resize"
+        if self.by_label and classes is not None and sample.label is not None and not 0 <= sample.label < classes:
+            return f"its label is {sample.label}, but the model has {classes} classes"
+        return ""
 
     def _begin(self) -> list[int]:
         """Check all that can be checked before any work; returns the batches that are not finished."""
@@ -134,7 +154,7 @@ class Run:
         self.facts = facts | {
             "command": self.command or facts.get("command", ""),
             "settings": _plain_settings(self.settings),
-            "versions": versions,
+            "versions": versions if todo else facts.get("versions", versions),
             "seed": self.settings.seed,
             "samples": self.count,
             "model": self.subject.name,
@@ -155,9 +175,11 @@ class Run:
         settings = _plain_settings(self.settings)
         for name in ("device", "pretrained", "checkpoint", "forward_batch", "resamples", "data"):
             settings.pop(name)
+        settings["targets"] = "label" if self.by_label else "predicted"
         return {
             "settings": settings | {"methods": list(self.methods), "metrics": list(self.metrics)},
-            "methods": {name: method.source for name, method in self.methods.items()},
+            "methods": {name: described(method.make) for name, method in self.methods.items()},
+            "metrics": {name: metric.source for name, metric in self.metrics.items()},
             "weights": weights_hash(self.subject.model),
             "samples": self.samples.fingerprint(),
             "device": torch.device(self.workers.device).type,
@@ -185,7 +207,7 @@ class Run:
                 with drawn_for(self.settings.seed, "check", 0):
                     explain(model, x, y)  # what is found out about a model once is not counted
                     forwards[name] = in_forwards(lambda explain=explain: explain(model, x, y), model, x)  # type: ignore[misc]
-            except (TypeError, ValueError, NotImplementedError) as error:
+            except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts
                 refused.append(f"- {name}: {error}")
             except Exception as error:  # it may be this sample's; if not, every cell will tell
                 warnings.warn(f"{name} failed on the first sample: {type(error).__name__}: {error}", stacklevel=2)
@@ -209,12 +231,15 @@ class Run:
             initial=finished(),
             desc="comparing",
             unit="sample",
-            disable=None if self.workers.is_main else True,
+            disable=not self.workers.is_main,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # a line in a log now and then
             smoothing=0.1,
         )
         with bar:
             for start in mine:
-                self.files.write(start, self._batch(start, lambda doing: bar.set_postfix_str(doing)))
+                self.files.write(
+                    start, self._batch(start, lambda doing: bar.set_postfix_str(doing, refresh=sys.stderr.isatty()))
+                )
                 bar.update(finished() - bar.n)
 
     def _batch(self, start: int, tell: Callable[[str], None]) -> Batch:

@@ -34,9 +34,9 @@ class Settings:
         model: "digits", "timm:NAME", "torchvision:NAME", "transformers:NAME" or "python:MODULE:FUNCTION".
         pretrained: Load the library's pretrained weights?
         checkpoint: A file of weights to load, .safetensors or of torch.save.
-        data: "digits", or a folder of images.
-        methods: Names of methods.
-        metrics: Names of metrics; "all" is this project's.
+        data: "digits", a folder of images, or "python:MODULE:FUNCTION".
+        methods: Names of methods; "ig20=ig" calls one by another name, by which it has options of its own.
+        metrics: Names of metrics, likewise; "all" is this project's.
         options: Arguments of methods and metrics, by name.
         targets: "predicted", the likeliest class, or "label". "": the label of digit scenes, else the likeliest class.
         limit: How many samples; None: all.
@@ -103,7 +103,10 @@ def from_mapping(given: Mapping[str, Any], where: str = "the settings") -> Setti
     options = plain.get("options", {})
     if not isinstance(options, Mapping) or not all(isinstance(one, Mapping) for one in options.values()):
         raise TypeError(f"Expected `options` in {where} to hold a table for each method or metric, got {options!r}.")
-    plain["options"] = {spelled(name): dict(values) for name, values in options.items()}
+    plain["options"] = {
+        spelled(name): {str(key).replace("-", "_"): value for key, value in values.items()}
+        for name, values in options.items()
+    }
     for one in dataclasses.fields(Settings):
         if one.type in (str, bool) and not isinstance(plain.get(one.name, one.default), one.type):
             raise TypeError(f"Expected `{one.name}` in {where} to be {one.type}, got {plain[one.name]!r}.")
@@ -115,7 +118,7 @@ def names_in(value: Any, what: str) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else list(value)
     if not all(isinstance(part, str) for part in parts):
         raise TypeError(f"Expected `{what}` to be names, got {value!r}.")
-    return tuple(spelled(part) for part in parts if part.strip())
+    return tuple("=".join(spelled(side) for side in part.split("=", 1)) for part in parts if part.strip())
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -4,13 +4,14 @@ import argparse
 import shlex
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ._comparison import Comparison
 from ._methods import methods
 from ._metrics import metrics, our_metrics
+from ._names import spelled
 from ._settings import METHODS, METRICS, names_in, read_file
 from ._workers import StoppedError, WorkerError, is_main
 from .compare import compare
@@ -18,8 +19,8 @@ from .compare import compare
 _HELP = {
     "model": "digits, timm:NAME, torchvision:NAME, transformers:NAME or python:MODULE:FUNCTION (digits)",
     "checkpoint": "a file of weights to load, .safetensors or of torch.save",
-    "data": "a folder of images, or digits",
-    "methods": f"names with commas ({','.join(METHODS)})",
+    "data": "a folder of images, digits, or python:MODULE:FUNCTION",
+    "methods": f"names with commas; NAME=METHOD calls one by another name ({','.join(METHODS)})",
     "metrics": f"names with commas; all: this project's ({','.join(METRICS)})",
     "targets": "which class is explained: predicted or label (predicted; of digits the label)",
     "limit": "how many samples (all; of digits 100)",
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME.KEY=VALUE",
-        help="an argument of a method or metric, or of the model; may be given many times",
+        help="an argument of a method or metric, or of what makes the model or data; may be given many times",
     )
     parser.add_argument("--list", action="store_true", help="name all methods and metrics, and end")
     return parser
@@ -104,7 +105,10 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("methods", "metrics"):
         if name in settings:
             settings[name] = names_in(settings[name], name)
-    options = {name: dict(values) for name, values in dict(settings.get("options", {})).items()}
+    given = settings.get("options", {})
+    if not isinstance(given, Mapping) or not all(isinstance(values, Mapping) for values in given.values()):
+        raise TypeError(f"Expected `options` in {args.config} to hold a table for each name, got {given!r}.")
+    options = {spelled(name): dict(values) for name, values in given.items()}
     for text in args.option:
         name, key, value = _option(text)
         options.setdefault(name, {})[key] = value
@@ -117,9 +121,9 @@ def _option(text: str) -> tuple[str, str, Any]:
     if not equals or not dot or not name or not key:
         raise ValueError(f"Expected --option NAME.KEY=VALUE, as smooth-cdam.nt_samples=20; got {text!r}.")
     try:
-        return name, key.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
+        return spelled(name), key.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return name, key.replace("-", "_"), value
+        return spelled(name), key.replace("-", "_"), value
 
 
 def _listed() -> str:

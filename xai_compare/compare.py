@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._comparison import Comparison
 from ._data import as_samples
+from ._drawing import drawn_for
 from ._evaluation import device_of
 from ._methods import Method, methods_named
 from ._metrics import Metric, metrics_named
@@ -60,13 +61,18 @@ def compare(
         OSError: if the folder cannot be written.
 
     Example:
+        >>> import tempfile, torch
         >>> from xai_compare import compare
-        >>> results = compare("digits", "digits", out="RUN", methods=["cdam", "ixg"], metrics=["compactness"], limit=4)
-        ... # doctest: +SKIP
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> results = compare(model, torch.rand(4, 3, 4, 4), out=folder, methods=["ixg"], metrics=["compactness"])
+        >>> len(results.scores())
+        4
     """
     named = {
         name: value for name, value in (("methods", methods), ("metrics", metrics)) if not isinstance(value, Mapping)
     }
+    data = "digits" if isinstance(data, str) and not data and model == "digits" else data
     given = from_mapping(
         {"model": model if isinstance(model, str) else type(model).__name__}
         | ({"data": str(data)} if isinstance(data, str | Path) else {})
@@ -77,27 +83,31 @@ def compare(
     scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options)
     _check_options(given, chosen, scores)
     if isinstance(model, str):
-        subject = load_model(model, given.pretrained, given.checkpoint, given.options.get("model", {}))
+        with drawn_for(given.seed, "model", 0):  # weights that are not loaded are random
+            subject = load_model(model, given.pretrained, given.checkpoint, given.options.get("model", {}))
     elif isinstance(model, nn.Module):
         subject = Subject(model, type(model).__name__)
     else:
         raise TypeError(f"Expected `model` to be a torch.nn.Module or a name, got {type(model)}.")
     subject = replace(subject, transform=transform or subject.transform, labels=labels or subject.labels)
-    data = "digits" if isinstance(data, str) and not data and model == "digits" else data
     if isinstance(data, str) and not data:
         raise ValueError("Expected `data`: a folder of images, 'digits', or a dataset. On the line: --data FOLDER")
-    samples = as_samples(data, subject.transform, given.limit, given.seed)
+    samples = as_samples(data, subject.transform, given.limit, given.seed, given.options.get("data", {}))
     workers = Workers(given.device or ("" if isinstance(model, str) else str(device_of(model))))
     with evaluation_mode(subject.model):
         return Run(given, subject, samples, chosen, scores, Path(out), command, workers)()
 
 
 def _check_options(settings: Settings, methods: Mapping[str, Method], metrics: Mapping[str, Metric]) -> None:
-    unused = [name for name in settings.options if name not in methods and name not in metrics and name != "model"]
+    unused = [
+        name
+        for name in settings.options
+        if name not in methods and name not in metrics and name not in ("model", "data")
+    ]
     if unused:
         raise ValueError(
             f"Options are given for {', '.join(unused)}, which is no method or metric of this run. There are "
-            f"{', '.join([*methods, *metrics])}, and model."
+            f"{', '.join([*methods, *metrics])}, model and data."
         )
 
 

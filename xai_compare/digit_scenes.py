@@ -52,7 +52,13 @@ def load_split(split: Split) -> tuple[Tensor, Tensor]:
 
 
 def make_scenes(count: int, split: Split = "test", digits: int = 2, seed: int = 0, noise: float = 0.05) -> Scenes:
-    """`count` scenes of `digits` different digits that do not overlap, the same ones for the same `seed`."""
+    """`count` scenes of `digits` different digits that do not overlap, the same ones for the same `seed`.
+
+    Example:
+        >>> from xai_compare.digit_scenes import make_scenes
+        >>> make_scenes(2, digits=3).images.shape
+        torch.Size([2, 1, 48, 48])
+    """
     generator = torch.Generator().manual_seed(seed)
     handwriting, classes = load_split(split)
     labels = torch.rand(count, 10, generator=generator).argsort(dim=1)[:, :digits]

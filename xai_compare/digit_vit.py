@@ -54,7 +54,14 @@ def save(model: nn.Module, path: Path = WEIGHTS) -> None:
 
 
 def load(path: Path = WEIGHTS) -> VisionTransformer:
-    """The trained model in float32 and evaluation mode."""
+    """The trained model in float32 and evaluation mode.
+
+    Example:
+        >>> import torch
+        >>> from xai_compare import digit_vit
+        >>> digit_vit.load()(torch.zeros(1, 1, 48, 48)).shape
+        torch.Size([1, 10])
+    """
     if not path.exists():
         raise FileNotFoundError(f"No weights at {path}. Make them with: python examples/train_digit_vit.py")
     model = build()

@@ -1,0 +1,154 @@
+"""What xai-compare adds to the methods and metrics it calls, what methods share, and how much memory it takes.
+
+    make bench                                                   # with the others
+    .venv/bin/python benchmarks/comparison.py --samples 48
+
+Writes comparison-DEVICE.md. On scenes of digits with the bundled ViT: seconds of a whole run (checks, statistics and
+report included) against a loop that calls the same methods and metrics by hand; how many images pass the model for the
+metrics of one method and of all; and the largest memory of runs of different lengths, each in a process of its own.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from measuring import seconds, spread
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from quantus_metrics import BoxSensitivity, ClassDiscrimination, Compactness, EffectiveAverageDrop, SoftAverageDrop
+from xai_compare import METHODS, METRICS, compare, digit_vit, methods_named
+from xai_compare.digit_scenes import make_scenes
+
+BATCH = 16
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description="The cost of xai-compare itself.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--samples", type=int, default=32, help="how many scenes")
+    parser.add_argument("--boxes", type=int, default=25, help="of each of 8 sizes, in box sensitivity")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
+    args = parser.parse_args()
+    scenes = make_scenes(args.samples, digits=2, seed=0)
+    model = digit_vit.load().to(args.device)
+    ratios = overhead(model, scenes.images, scenes.labels[:, 0], args)
+    rows = {count: passed(model, scenes.images[:BATCH], args, METHODS[:count]) for count in (1, len(METHODS))}
+    memory = {count: largest_memory(count, args) for count in (BATCH, 4 * BATCH, 16 * BATCH)}
+    middle, low, high = spread(ratios)
+    text = (
+        "# What a comparison costs beside its methods and metrics\n\n"
+        f"{len(METHODS)} methods, {len(METRICS)} metrics, {args.samples} scenes of digits, {args.boxes} boxes of each "
+        "size.\n\n"
+        "| | |\n|---|---|\n"
+        f"| seconds of a whole run, in seconds of a loop by hand: median of {args.repeats} rounds (quartiles) | "
+        f"{middle:.3f} ({low:.3f}-{high:.3f}) |\n"
+        f"| images that pass the model for the metrics of {len(METHODS)} methods, in those of one | "
+        f"{rows[len(METHODS)] / rows[1]:.3f} |\n"
+        + "".join(f"| largest memory of a run of {count} samples, MB | {m:.0f} |\n" for count, m in memory.items())
+        + f"\n{torch.get_num_threads()} threads, torch {version('torch')}; `python benchmarks/comparison.py`.\n"
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"comparison-{args.device}.md").write_text(text)
+    print(text)
+
+
+def overhead(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Namespace) -> list[float]:
+    """A whole run's seconds divided by those of the loop by hand, once a round."""
+    ratios = []
+    for _ in tqdm(range(args.repeats), desc="overhead", unit="round"):
+        hand = seconds(lambda: by_hand(model, images, labels, args.boxes), args.device)
+        ratios.append(seconds(lambda: run(model, images, labels, args.boxes), args.device) / hand)
+    return ratios
+
+
+def run(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    boxes: int,
+    methods: Sequence[str] = METHODS,
+    metrics: Sequence[str] = METRICS,
+) -> None:
+    """The comparison, into a folder that is thrown away."""
+    options = {"box-sensitivity": {"num_boxes": boxes}} if "box-sensitivity" in metrics else {}
+    with tempfile.TemporaryDirectory() as folder:
+        compare(
+            model,
+            (images, labels),
+            out=Path(folder) / "run",
+            methods=methods,
+            metrics=metrics,
+            targets="label",
+            options=options,
+            batch_size=BATCH,
+        )
+
+
+def by_hand(model: nn.Module, images: Tensor, labels: Tensor, boxes: int) -> None:
+    """The same explanations and scores, without anything else."""
+    box = BoxSensitivity(num_boxes=boxes)
+    metrics = [SoftAverageDrop(), EffectiveAverageDrop(), box, ClassDiscrimination(box), Compactness()]
+    explains = {name: method.explain({}, BATCH) for name, method in methods_named(METHODS).items()}
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        with torch.no_grad():
+            other = model(x).scatter(1, y[:, None], float("-inf")).argmax(1)
+        for explain in explains.values():
+            maps, wrong = explain(model, x, y), explain(model, x, other)
+            for metric in metrics:
+                further = {"wrong_a_batch": wrong} if isinstance(metric, ClassDiscrimination) else {}
+                metric(model, x.numpy(), y.numpy(), maps, channel_first=True, **further)
+
+
+def passed(model: nn.Module, images: Tensor, args: argparse.Namespace, methods: Sequence[str]) -> int:
+    """How many images pass the model for the metrics of some methods."""
+    seen: list[int] = []
+    hook = model.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    try:
+        labels = torch.zeros(len(images), dtype=torch.long)
+        run(model, images, labels, args.boxes, methods, METRICS)
+        everything = sum(seen)
+        seen.clear()
+        # The same explanations, of two classes, with scores that pass next to nothing through the model
+        few = ["compactness", "class-discrimination"]
+        with tempfile.TemporaryDirectory() as folder:
+            compare(
+                model,
+                (images, labels),
+                out=Path(folder) / "run",
+                methods=methods,
+                metrics=few,
+                targets="label",
+                options={"class-discrimination": {"metric": BoxSensitivity([12], num_boxes=2)}},
+                batch_size=BATCH,
+            )
+        return everything - (sum(seen) - 2 * len(images))
+    finally:
+        hook.remove()
+
+
+def largest_memory(samples: int, args: argparse.Namespace) -> float:
+    """The largest resident memory of a process that runs a comparison of so many samples, in MB."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_memory_of, (samples, args.boxes))
+
+
+def _memory_of(samples: int, boxes: int) -> float:
+    warnings.simplefilter("ignore")
+    scenes = make_scenes(samples, digits=2, seed=0)
+    run(digit_vit.load(), scenes.images, scenes.labels[:, 0], boxes, methods=("cdam", "ixg", "gradcam"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Quantus'
+    main()

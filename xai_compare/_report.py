@@ -1,0 +1,232 @@
+"""One self-contained page about a comparison: table of scores, curves, gallery of maps, and how it was made."""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from ._report_plots import Curve, plots
+from ._report_table import (
+    Records,
+    counted,
+    decimals,
+    entry,
+    mean,
+    number,
+    score_table,
+    table,
+    test_table,
+    text,
+    to_float,
+)
+
+__all__ = ["Curve", "Picture", "render"]
+
+_LARGEST = 448  # pixels; larger images are shrunk
+_MISSING = -128  # the code of a value that is not finite
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the gallery.
+
+    Attributes:
+        sample: Its name.
+        image: (height, width, 3).
+        target: The class that the scores are about.
+        classes: What each class is called, the target first.
+        maps: By class and method, signed (h, w) maps of any size; a method that failed is absent.
+    """
+
+    sample: str
+    image: npt.NDArray[np.uint8]
+    target: int
+    classes: dict[int, str]
+    maps: dict[int, dict[str, npt.NDArray[np.floating]]]
+
+
+def render(
+    run: Mapping[str, Any],
+    summary: pd.DataFrame,
+    tests: pd.DataFrame,
+    curves: Sequence[Curve],
+    pictures: Sequence[Picture],
+) -> str:
+    """The page, which needs no network and no other file.
+
+    Args:
+        run: What was run; all of it is optional: `command`, `settings`, `versions`, `seed`, `samples` asked for,
+            `finished`, `failed` (how many scores), `errors` and `skipped` (a mapping for each), `started`, `seconds`,
+            `device`, `model`, `weights`, `data`, `metrics` (title and direction of each), `methods` (title, source).
+        summary: A row for each metric and method: `metric`, `direction`, `method`, `n`, `failed`, `mean`, `ci_low`,
+            `ci_high`, `mean_rank`, `seconds`, `explain_seconds`, `explain_forwards`.
+        tests: A row for each metric and pair of methods: `metric`, `method_a`, `method_b`, `n`, `median_difference`,
+            `p`, `p_holm`. May be empty.
+        curves: What is plotted; a plot for each metric and name.
+        pictures: What the gallery shows.
+
+    Returns:
+        The page's HTML. The same arguments make the same page.
+    """
+    scores: Records = summary.to_dict("records")
+    pairs: Records = tests.to_dict("records")
+    drawn = [method for picture in pictures for maps in picture.maps.values() for method in maps]
+    methods = _titles(run, "methods", [row["method"] for row in scores] + [c.method for c in curves] + drawn)
+    metrics = _titles(run, "metrics", [row["metric"] for row in scores])
+    data = {"methods": list(methods.items()), "pictures": [_embedded(picture) for picture in pictures]}
+    script = _asset("report.js")
+    return Template(_asset("report.html")).substitute(
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=_asset("report.css"),
+        script=script,
+        title="Comparison of explanations" + (f": {text(run['model'])}" if run.get("model") else ""),
+        lead=_lead(run, len(methods), len(metrics)),
+        notices=_notices(run),
+        scores=score_table(run, scores, pairs, methods, metrics),
+        no_tests="" if pairs else "hidden",
+        no_curves="" if curves else "hidden",
+        plots=plots(curves, methods, _titles(run, "metrics", [curve.metric for curve in curves])),
+        no_gallery="" if pictures else "hidden",
+        data=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        command=text(run.get("command", "not recorded")),
+        provenance=_provenance(run, scores, methods, metrics),
+        tests=test_table(pairs, methods, metrics),
+    )
+
+
+def _titles(run: Mapping[str, Any], kind: str, found: Iterable[str]) -> dict[str, str]:
+    """What each metric or method is called, in the order of the run."""
+    return {key: str(entry(run, kind, key).get("title") or key) for key in [*(run.get(kind) or {}), *found]}
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")
+
+
+def _lead(run: Mapping[str, Any], methods: int, metrics: int) -> str:
+    """What was run, in a sentence."""
+    said = counted(methods, "method")
+    said += f" for {text(run['model'])}" if run.get("model") else ""
+    said += f", scored by {counted(metrics, 'metric')}"
+    said += f" on {counted(run['finished'], 'image')}" if run.get("finished") is not None else ""
+    said += f". Data: {text(run['data'])}" if run.get("data") else ""
+    said += f". Run on {text(run['device'])}" if run.get("device") else ""
+    said += f" in {_duration(run['seconds'])}" if run.get("device") and run.get("seconds") is not None else ""
+    return f"{said}."
+
+
+def _notices(run: Mapping[str, Any]) -> str:
+    """What did not work, if anything."""
+    skipped, failed = len(run.get("skipped") or ()), int(run.get("failed") or 0)
+    left = int(run.get("samples") or 0) - int(run.get("finished") or 0) - skipped
+    said = []
+    if run.get("finished") is not None and left > 0:
+        said.append(f"{counted(left, 'image')} of {run['samples']} not scored: the run was not finished.")
+    if skipped:
+        said.append(f'<a href="#skipped">{counted(skipped, "image")} skipped</a>.')
+    if failed:
+        said.append(
+            f'<a href="#failed">{counted(failed, "score")} failed</a> and {_are(failed)} left out of the means.'
+        )
+    return f'<p class="notice">{" ".join(said)}</p>' if said else ""
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _provenance(run: Mapping[str, Any], scores: Records, methods: dict[str, str], metrics: dict[str, str]) -> str:
+    """Tables of what was run, with what, and what went wrong."""
+    names = {"model": "Model", "weights": "Weights", "data": "Data", "seed": "Seed", "device": "Device"}
+    facts = [(title, run[name]) for name, title in names.items() if run.get(name) is not None]
+    facts += [("Started", run["started"])] if run.get("started") else []
+    facts += [("Duration", _duration(run["seconds"]))] if run.get("seconds") is not None else []
+    facts += [("Images", f"{run['finished']} of {run.get('samples', '?')}")] if run.get("finished") is not None else []
+    costs = {metric: mean(_values(scores, metric, "seconds")) for metric in metrics}
+    described = [
+        (title, entry(run, "metrics", metric).get("direction") or "", metric, number(cost, decimals([cost])))
+        for (metric, title), cost in zip(metrics.items(), costs.values(), strict=True)
+    ]
+    made = [(title, method, entry(run, "methods", method).get("source", "")) for method, title in methods.items()]
+    skipped = [(one.get("sample", ""), one.get("error", "")) for one in run.get("skipped") or ()]
+    errors = [
+        (
+            methods.get(one.get("method", ""), one.get("method", "")),
+            metrics.get(one.get("metric", ""), one.get("metric", "")),
+            one.get("count", ""),
+            one.get("error", ""),
+        )
+        for one in run.get("errors") or ()
+    ]
+    tables = [
+        table("skipped", "Skipped images", ("Image", "Error"), skipped),
+        table("failed", "Failed scores", ("Method", "Metric", "Count", "Error"), errors, numeric=("Count",)),
+        table("run", "Run", ("", ""), facts),
+        table("settings", "Settings", ("", ""), list((run.get("settings") or {}).items())),
+        table("versions", "Versions", ("", ""), list((run.get("versions") or {}).items())),
+        table("methods", "Methods", ("Title", "Name", "Source"), made),
+        table("metrics", "Metrics", ("Title", "Better", "Name", "Seconds per map"), described, ("Seconds per map",)),
+    ]
+    return "\n".join(one for one in tables if one)
+
+
+def _values(scores: Records, metric: str, name: str) -> list[float]:
+    return [to_float(row.get(name)) for row in scores if row["metric"] == metric]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if count]
+    return " ".join(parts) or f"{seconds:.2g} s"
+
+
+def _embedded(picture: Picture) -> dict[str, Any]:
+    """What the page's script needs of a picture."""
+    height, width = picture.image.shape[:2]
+    return {
+        "sample": picture.sample,
+        "size": [width, height],
+        "image": _data_uri(picture.image),
+        "target": picture.target,
+        "classes": [[index, label] for index, label in picture.classes.items()],
+        "maps": {
+            index: {method: _quantised(np.asarray(one)) for method, one in maps.items()}
+            for index, maps in picture.maps.items()
+        },
+    }
+
+
+def _quantised(values: npt.NDArray[np.floating]) -> list[Any]:
+    """Height, width, scale and the base64 of 8-bit codes: a value is its code times the scale.
+
+    It is off by less than half a percent of the largest absolute value.
+    """
+    values = values.astype(np.float64)
+    finite = np.isfinite(values)
+    scale = float(np.abs(values[finite]).max(initial=0.0)) / 127 or 1.0
+    codes = np.where(finite, np.round(np.where(finite, values, 0.0) / scale), _MISSING).astype(np.int8)
+    return [*values.shape, scale, base64.b64encode(codes.tobytes()).decode()]
+
+
+def _data_uri(image: npt.NDArray[np.uint8]) -> str:
+    """The image as PNG or JPEG, whichever is smaller."""
+    picture = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
+    picture.thumbnail((_LARGEST, _LARGEST))
+    kinds: list[tuple[str, dict[str, Any]]] = [("png", {}), ("jpeg", {"quality": 90})]
+    found = []
+    for kind, options in kinds:
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        found.append(f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}")
+    return min(found, key=len)

@@ -86,7 +86,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
             )
         anatomy = residual_anatomy(model)
         classes = anatomy.classes if num_classes is None else num_classes
-        if not isinstance(classes, int) or classes < 1:
+        if type(classes) is not int or classes < 1:
             raise ValueError(f"Expected `num_classes` to be at least 1, got {num_classes!r}.")
         self.residuals = placed(model, anatomy.blocks, placement)
         self._num_classes = classes

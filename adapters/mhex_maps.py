@@ -38,10 +38,12 @@ class MHEXSettings:
             gamma = getattr(self, name)
             if gamma is not None and not 0 <= gamma <= 1:
                 raise ValueError(f"Expected `{name}` from 0 to 1, as sharpness is a share, or None; got {gamma}.")
-        if not self.beta >= 0:
-            raise ValueError(f"Expected `beta` of at least 0, the share of negative evidence; got {self.beta}.")
-        if not self.alpha > 0:
-            raise ValueError(f"Expected `alpha` above 0, the weight of a block over the next one; got {self.alpha}.")
+        if not 0 <= self.beta < float("inf"):
+            raise ValueError(f"Expected a finite `beta` of at least 0, a share of negative evidence; got {self.beta}.")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(
+                f"Expected a finite `alpha` above 0, the weight of a block over the next one; got {self.alpha}."
+            )
         if self.activation not in ("all", "gated"):
             raise ValueError(f"Expected `activation` to be 'all' or 'gated', got {self.activation!r}.")
 
@@ -150,7 +152,9 @@ def classes_of(model: MHEX, target: int | Sequence[int] | Tensor, inputs: Tensor
     given = torch.as_tensor(target)
     if given.is_floating_point() or given.dtype == torch.bool or given.dim() > 1:
         raise TypeError(f"Expected classes as `target`, an int or one for each sample; got {target!r}.")
-    classes = given.expand(len(inputs)) if given.numel() == 1 else given
+    classes = (
+        given.expand(len(inputs)) if given.dim() == 0 or (isinstance(target, Tensor) and len(given) == 1) else given
+    )
     if classes.shape != (len(inputs),):
         raise ValueError(f"Expected one target for each of {len(inputs)} samples, got shape {tuple(given.shape)}.")
     if not 0 <= int(classes.min()) <= int(classes.max()) < model.num_classes:

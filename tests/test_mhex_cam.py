@@ -1,6 +1,7 @@
 """MHEX CAM, collaboration, stripping and saving against loops over samples, blocks and channels."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -363,8 +364,18 @@ def test_transformers_trainer_takes_the_steps_of_a_plain_loop(tmp_path, name, re
 
 
 NAN = float("nan")
-BAD = [("alpha", 0), ("alpha", -1), ("alpha", NAN), ("beta", -0.1), ("beta", NAN), ("gamma_pos", 1.1)]
+BAD = [
+    ("alpha", 0),
+    ("alpha", -1),
+    ("alpha", NAN),
+    ("beta", -0.1),
+    ("beta", NAN),
+    ("alpha", float("inf")),
+    ("beta", float("inf")),
+    ("gamma_pos", 1.1),
+]
 BAD += [("gamma_neg", -0.1), ("gamma_pos", NAN), ("activation", "some")]
+BAD += [("alpha", math.inf), ("beta", math.inf)]
 BAD_TARGETS = [CLASSES, -1, [0, 1], [0, 1, CLASSES], [0, 1, -100], 1.0, [0.0, 1.0, 2.0], True, "cat", [[0], [1], [2]]]
 
 
@@ -386,3 +397,15 @@ def test_bad_targets_are_named(use, target):
 def test_a_plain_model_is_refused(use):
     with pytest.raises(TypeError, match=r"Expected an adapters.MHEX.*ResNet"):
         use(backbone(CNN))
+
+
+def test_a_tensor_of_one_class_is_for_all_samples_but_a_list_is_not():
+    wrapper = wrap(CNN)
+    close(explain(wrapper, CNN, torch.tensor([1])), explain(wrapper, CNN, 1))
+    with pytest.raises(ValueError, match="one target for each of 3 samples"):
+        explain(wrapper, CNN, [1])
+
+
+def test_a_number_of_classes_is_a_number():
+    with pytest.raises(ValueError, match="num_classes"):
+        MHEX(backbone(CNN), num_classes=True)

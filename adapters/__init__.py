@@ -10,6 +10,7 @@ from ._attention import Projection as Projection
 from ._attention import UnsuitableError as UnsuitableError
 from ._borrow import borrowed as borrowed
 from ._borrow import uncompiled as uncompiled
+from ._cnn_anatomy import cnn_anatomy as cnn_anatomy
 from ._forward import root_module as root_module
 from ._layout import TokenLayout as TokenLayout
 from ._layout import token_layout as token_layout
@@ -17,6 +18,7 @@ from ._recognition import attention_tail_of as attention_tail_of
 from ._site import Site as Site
 from ._site import TokenAnatomy as TokenAnatomy
 from .attention_tail import AttentionTail as AttentionTail
+from .attention_weights import AttentionWeights as AttentionWeights
 from .ca_stream import CAStream as CAStream
 from .collaboration import collaboration as collaboration
 from .collaboration import spatial_collaboration as spatial_collaboration

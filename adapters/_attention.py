@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,6 +78,24 @@ class Attention:
             mask = mask.to(query.dtype).repeat(copies, *[1] * (mask.dim() - 1))
         mixed: Tensor = F.scaled_dot_product_attention(query, key, value, mask, scale=self.scale)
         return mixed.transpose(1, 2).flatten(2)
+
+    def weights(self, tokens: Tensor, rows: int) -> Tensor:
+        """The attention weights of the first rows, (samples, heads, rows, tokens), in float32 or wider."""
+        query = self.in_heads(F.linear(tokens[:, :rows], *self.query))
+        key = self.in_heads(F.linear(tokens, *self.key))
+        query = query if self.turn_query is None else self.turn_query(query)
+        key = key if self.turn_key is None else self.turn_key(key)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        mask = self.mask_of(rows)
+        with torch.autocast(tokens.device.type, enabled=False):
+            products = self.scale * query.to(wide) @ key.to(wide).mT
+            return (products if mask is None else products + mask.to(wide)).softmax(-1)
+
+    def result(self, weights: Tensor, tokens: Tensor) -> Any:
+        """What the module returns for these weights of all tokens."""
+        value = self.in_heads(F.linear(tokens, *self.value))
+        output = self.output((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2), tokens)
+        return (output, weights) if self.returns_weights else output
 
     def in_heads(self, x: Tensor) -> Tensor:
         """(samples, tokens, heads * width) as (samples, heads, tokens, width)."""

@@ -31,7 +31,7 @@ def dino_anatomy(model: Any) -> TokenAnatomy | None:
         tokens=Site(blocks[-1].norm1),
         latent=Site(model.norm),
         blocks=blocks,
-        attention=blocks[-1].attn,
+        attentions=tuple(block.attn for block in blocks),
         prefix=1 if registers is None else 1 + registers.shape[1],
         patch=pair(patch),
         image_size=pair(getattr(model.patch_embed, "img_size", None)),

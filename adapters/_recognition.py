@@ -54,11 +54,11 @@ def attention_tail_of(
         return None
     others = [module for module in modules_of(forward) if module is not root]
     left_out = frozenset((*anatomy.blocks[:-1], attends))
-    modules = [part for module in (root, *others) for part in _outside(module, left_out)]
-    if not _as_made(modules) or (anatomy.tokens.at_input and vars(attends)["_forward_pre_hooks"]):
+    modules = [part for module in (root, *others) for part in outside(module, left_out)]
+    if not as_made(modules) or (anatomy.tokens.at_input and vars(attends)["_forward_pre_hooks"]):
         return None
     attending = list(attends.modules())
-    algebra = _as_made(attending)
+    algebra = as_made(attending)
     key = algebra, structure_of(root, forward, [*modules, *attending], inputs)
     remembered = _verdicts.setdefault(root, {})
     if key not in remembered:
@@ -79,15 +79,15 @@ def attention_tail_of(
     return AttentionTail(forward, root, inputs, anatomy, verdict.rows, verdict.algebra, latent)
 
 
-def _outside(module: nn.Module, left_out: frozenset[nn.Module]) -> Iterator[nn.Module]:
+def outside(module: nn.Module, left_out: frozenset[nn.Module]) -> Iterator[nn.Module]:
     """The module and all its parts, but for some and theirs."""
     if module not in left_out:
         yield module
         for child in module.children():
-            yield from _outside(child, left_out)
+            yield from outside(child, left_out)
 
 
-def _as_made(modules: list[nn.Module]) -> bool:
+def as_made(modules: list[nn.Module]) -> bool:
     """Has nobody put hooks on these modules, or another forward into them?"""
     everywhere = chain.from_iterable(vars(torch_module)[f"_global{hooks}"].values() for hooks in HOOKS)
     own = chain.from_iterable(getattr(module, hooks).values() for module in modules for hooks in HOOKS)

@@ -24,20 +24,27 @@ class TokenAnatomy:
         latent: Where the final representation passes on its way to the head: (batch, channels), or
             (batch, tokens, channels) whose first token it is.
         blocks: The transformer's blocks, in order.
-        attention: The attention module of the last block; None if its tokens enter something else.
+        attentions: The attention module of each block; None where tokens enter something else.
         prefix: How many tokens (class, distillation, registers) stand before the patches; 0 for text.
         patch: Height and width of a patch in pixels; None for text.
         image_size: Height and width of the images the model was made for, in pixels; None if it says none.
+        class_token: Is the first token a class token?
     """
 
     family: str
     tokens: Site
     latent: Site
     blocks: tuple[nn.Module, ...]
-    attention: nn.Module | None
+    attentions: tuple[nn.Module | None, ...]
     prefix: int = 0
     patch: tuple[int, int] | None = None
     image_size: tuple[int, int] | None = None
+    class_token: bool = True
+
+    @property
+    def attention(self) -> nn.Module | None:
+        """The attention module of the last block."""
+        return self.attentions[-1]
 
     @property
     def reads_images(self) -> bool:

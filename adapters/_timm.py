@@ -29,10 +29,11 @@ def timm_anatomy(model: Any) -> TokenAnatomy | None:
         tokens=tokens,
         latent=Site(model.head, at_input=True),
         blocks=tuple(model.blocks),
-        attention=getattr(last, "attn", None),
+        attentions=tuple(getattr(block, "attn", None) for block in model.blocks),
         prefix=model.num_prefix_tokens,
         patch=pair(model.patch_embed.feat_ratio(as_scalar=False)),
         image_size=pair(model.patch_embed.img_size),
+        class_token=model.cls_token is not None,
     )
 
 

@@ -17,7 +17,7 @@ def torchvision_anatomy(model: Any) -> TokenAnatomy | None:
         tokens=Site(model.encoder.layers[-1].ln_1),
         latent=Site(model.heads, at_input=True),
         blocks=tuple(model.encoder.layers),
-        attention=model.encoder.layers[-1].self_attention,
+        attentions=tuple(layer.self_attention for layer in model.encoder.layers),
         prefix=1,
         patch=pair(model.patch_size),
         image_size=pair(model.image_size),

@@ -65,15 +65,13 @@ def transformers_anatomy(model: Any) -> TokenAnatomy | None:
         layers = model.encoder.layer
         tokens = Site(layers[-1].attention.self, at_input=True)
         latent = Site(layers[-1]) if model.pooler is None else Site(model.pooler)
-        return TokenAnatomy(
-            f"transformers {type(model).__name__}", tokens, latent, tuple(layers), layers[-1].attention.self
-        )
+        attentions = tuple(layer.attention.self for layer in layers)
+        return TokenAnatomy(f"transformers {type(model).__name__}", tokens, latent, tuple(layers), attentions)
     if is_a(model, "transformers.", "DistilBertModel"):
         layers = model.transformer.layer
         tokens = Site(layers[-1].attention, at_input=True)
-        return TokenAnatomy(
-            f"transformers {type(model).__name__}", tokens, Site(layers[-1]), tuple(layers), layers[-1].attention
-        )
+        attentions = tuple(layer.attention for layer in layers)
+        return TokenAnatomy(f"transformers {type(model).__name__}", tokens, Site(layers[-1]), tuple(layers), attentions)
     return None
 
 
@@ -84,7 +82,7 @@ def _vision(model: Any, family: str, prefix: int | None, first_norm: str, final_
         tokens=Site(getattr(layers[-1], first_norm)),
         latent=Site(getattr(model, final_norm)),
         blocks=tuple(layers),
-        attention=getattr(layers[-1], "attention", getattr(layers[-1], "self_attn", None)),
+        attentions=tuple(getattr(layer, "attention", getattr(layer, "self_attn", None)) for layer in layers),
         prefix=1 + model.config.num_register_tokens if prefix is None else prefix,
         patch=pair(model.config.patch_size),
         image_size=pair(model.config.image_size),

@@ -1,6 +1,12 @@
 """Checks of arguments that several classes share."""
 
 from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters import TokenAnatomy
 
 
 def positive_int(name: str, value: object) -> int:
@@ -15,3 +21,50 @@ def positive_int(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"Expected `{name}` to be at least 1, got {value}.")
     return int(value)
+
+
+def checked_inputs(given: Any) -> tuple[Tensor, ...]:
+    """The inputs as a tuple.
+
+    Raises:
+        TypeError: if they are not tensors.
+        ValueError: if there is no sample, or one that is not finite.
+    """
+    inputs = as_tuple(given)
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        raise TypeError(f"Expected `inputs` to be a tensor or a tuple of tensors, got {[type(x) for x in inputs]}.")
+    for x in inputs:
+        if x.dim() == 0 or x.shape[0] == 0:
+            raise ValueError(f"Expected `inputs` with at least one sample, got shape {tuple(x.shape)}.")
+        if x.is_floating_point() and not bool((finite := torch.isfinite(x).flatten(1).all(1)).all()):
+            raise ValueError(
+                f"Expected finite `inputs`, got NaN or infinity in sample(s) {samples_where(~finite)} of shape "
+                f"{tuple(x.shape)}. Check the preprocessing of these samples."
+            )
+    return inputs
+
+
+def image_size_of(inputs: Tensor, anatomy: TokenAnatomy | None) -> tuple[int, int] | None:
+    """Height and width of image inputs; None for sequences.
+
+    Raises:
+        ValueError: if the model reads images and these are none.
+    """
+    if anatomy is not None and anatomy.reads_images and inputs.dim() != 4:
+        raise ValueError(
+            f"Expected images (batch, channels, height, width) for {anatomy.family}, got shape {tuple(inputs.shape)}. "
+            "A single image needs a batch axis: `image.unsqueeze(0)`."
+        )
+    if inputs.dim() != 4 or (anatomy is not None and not anatomy.reads_images):
+        return None
+    return inputs.shape[2], inputs.shape[3]
+
+
+def samples_where(samples: Tensor) -> list[int]:
+    """The numbers of the samples that are marked, for a message."""
+    return [int(i) for i in samples.nonzero().flatten()]
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """One value or several as a tuple, None as none."""
+    return value if isinstance(value, tuple) else () if value is None else (value,)

@@ -25,6 +25,7 @@ from adapters import (
     uncompiled,
 )
 
+from ._checks import as_tuple, checked_inputs, image_size_of, samples_where
 from ._targets import ConceptScore, Score, Target, scores_of
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
@@ -98,17 +99,17 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         return (answer,) if isinstance(question.inputs, tuple) else answer
 
     def _maps(self, question: Question, formula: Formula, graph: bool) -> Tensor:
-        inputs = _checked_inputs(question.inputs)
+        inputs = checked_inputs(question.inputs)
         forward = uncompiled(self.forward_func)
         root = root_module(forward, None if self._finds_layer else self.layer)
         anatomy = _found(root) if self._finds_layer else _anatomy_if_known(root)
         classes = None if root is None or root is not forward else known_classes(root)
         scores = scores_of(question.targets, inputs[0].shape[0], classes, inputs[0].device)
-        image_size = _image_size(inputs[0], anatomy)
+        image_size = image_size_of(inputs[0], anatomy)
         site = self._site(anatomy, question.attribute_to_layer_input)
         asks_for_latent = any(isinstance(score, ConceptScore) for score in scores)
         latent = anatomy.latent if anatomy is not None and asks_for_latent else None
-        arguments = (*inputs, *_as_tuple(question.additional_forward_args))
+        arguments = (*inputs, *as_tuple(question.additional_forward_args))
         known = anatomy if anatomy is not None and site == anatomy.tokens else None
         found = _from_attention(formula, scores, forward, root, arguments, known, latent)
         if found is None:
@@ -191,54 +192,19 @@ def _anatomy_if_known(root: nn.Module | None) -> TokenAnatomy | None:
         return None
 
 
-def _checked_inputs(given: Any) -> tuple[Tensor, ...]:
-    inputs = _as_tuple(given)
-    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        raise TypeError(f"Expected `inputs` to be a tensor or a tuple of tensors, got {[type(x) for x in inputs]}.")
-    for x in inputs:
-        if x.dim() == 0 or x.shape[0] == 0:
-            raise ValueError(f"Expected `inputs` with at least one sample, got shape {tuple(x.shape)}.")
-        if x.is_floating_point() and not bool((finite := torch.isfinite(x).flatten(1).all(1)).all()):
-            raise ValueError(
-                f"Expected finite `inputs`, got NaN or infinity in sample(s) {_where(~finite)} of shape "
-                f"{tuple(x.shape)}. Check the preprocessing of these samples."
-            )
-    return inputs
-
-
-def _image_size(inputs: Tensor, anatomy: TokenAnatomy | None) -> tuple[int, int] | None:
-    """Height and width of image inputs; None for sequences."""
-    if anatomy is not None and anatomy.reads_images and inputs.dim() != 4:
-        raise ValueError(
-            f"Expected images (batch, channels, height, width) for {anatomy.family}, got shape {tuple(inputs.shape)}. "
-            "A single image needs a batch axis: `image.unsqueeze(0)`."
-        )
-    if inputs.dim() != 4 or (anatomy is not None and not anatomy.reads_images):
-        return None
-    return inputs.shape[2], inputs.shape[3]
-
-
 def _check_result(parts: Tensor, alive: Tensor) -> None:
     finite = torch.isfinite(parts).all(-1).all(0)
     if not bool(finite.all()):
         raise ValueError(
-            f"The model's gradient is NaN or infinite for sample(s) {_where(~finite)}, although the inputs are finite. "
-            "Are the weights finite? In float16 the model may overflow: use bfloat16 or float32."
+            f"The model's gradient is NaN or infinite for sample(s) {samples_where(~finite)}, although the inputs are "
+            "finite. Are the weights finite? In float16 the model may overflow: use bfloat16 or float32."
         )
     alive = alive.all(0)
     if not bool(alive.all()):
         raise ValueError(
-            f"No patch token has a gradient for sample(s) {_where(~alive)}: the score asked for does not depend on "
-            "what these tokens bring into the attention at this layer, and the map would be blank. Usual causes: the "
-            "layer lies behind the last attention that mixes tokens (pass the norm in front of it), the head's weights "
-            "for this target are zero (an untrained head), or gradients are cut (torch.no_grad or detach in the "
-            "model's forward, or reentrant gradient checkpointing)."
+            f"No patch token has a gradient for sample(s) {samples_where(~alive)}: the score asked for does not "
+            "depend on what these tokens bring into the attention at this layer, and the map would be blank. Usual "
+            "causes: the layer lies behind the last attention that mixes tokens (pass the norm in front of it), the "
+            "head's weights for this target are zero (an untrained head), or gradients are cut (torch.no_grad or "
+            "detach in the model's forward, or reentrant gradient checkpointing)."
         )
-
-
-def _where(samples: Tensor) -> list[int]:
-    return [int(i) for i in samples.nonzero().flatten()]
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else () if value is None else (value,)

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from image_data import load_data
 from run_folder import BEST, LAST, load_weights
 from small_resnet import build_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from training import Progress, Trainer, classification_scores, in_thirds, learned
-from training_options import add_options, settings_of
+from training_options import add_data_options, add_options, settings_of, splits_of
 
 from adapters import CAStream
 
@@ -34,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, save, compare with the backbone on test images."""
     args = _options().parse_args(arguments)
     trainer = Trainer(settings_of(args))
-    splits = ("train", "validation", "test")
-    train, validation, test = (load_data(args.data, split, args.image_size, args.limit) for split in splits)
+    train, validation, test = splits_of(args)
     backbone = build_model(args.model, len(train.classes), len(train[0][0]), args.pretrained)
     if args.backbone:
         load_weights(backbone, args.backbone)
@@ -86,10 +84,7 @@ def fit(trainer: Trainer, model: CAStream, train: object, validation: object, ar
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help="see image_data.py (%(default)s)")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--model", default="small", help="small, timm:NAME or torchvision:NAME (%(default)s)")
-    parser.add_argument("--pretrained", action="store_true", help="the library's weights")
+    add_data_options(parser)
     parser.add_argument("--backbone", type=Path, help="weights of the model that train_classifier.py wrote")
     parser.add_argument("--start-stage", type=int, default=0, help="how many stages to leave out (%(default)s)")
     parser.add_argument("--projections", action="store_true", help="linear maps for keys and values")

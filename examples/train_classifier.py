@@ -11,27 +11,21 @@ import argparse
 from pathlib import Path
 
 import torch
-from image_data import load_data
 from run_folder import BEST, LAST, load_weights
 from small_resnet import build_model
 from training import Trainer, classification_loss, classification_scores, in_thirds, learned
-from training_options import add_options, settings_of
+from training_options import add_data_options, add_options, settings_of, splits_of
 
 
 def main() -> None:
     """Train, evaluate on test images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help="see image_data.py (%(default)s)")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--model", default="small", help="small, timm:NAME or torchvision:NAME (%(default)s)")
-    parser.add_argument("--pretrained", action="store_true", help="begin with the library's weights")
+    add_data_options(parser)
     add_options(parser, Path("out/classifier"), epochs=15, learning_rate=0.1)
     args = parser.parse_args()
 
     trainer = Trainer(settings_of(args))
-    train, validation, test = (
-        load_data(args.data, split, args.image_size, args.limit) for split in ("train", "validation", "test")
-    )
+    train, validation, test = splits_of(args)
     model = build_model(args.model, len(train.classes), len(train[0][0]), args.pretrained)
     trainer.fit(
         model,

@@ -15,14 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from image_data import load_data
 from run_folder import BEST, LAST, load_weights
 from small_resnet import build_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 from training import Progress, Trainer, classification_scores, learned
-from training_options import add_options, settings_of
+from training_options import add_data_options, add_options, settings_of, splits_of
 
 from adapters import MHEX, deep_supervision_loss
 from adapters.deep_supervision import Mode
@@ -77,10 +76,7 @@ def fit(
 def main() -> None:
     """Train, save, evaluate on test images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help="see image_data.py (%(default)s)")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--model", default="small", help="small, timm:NAME or torchvision:NAME (%(default)s)")
-    parser.add_argument("--pretrained", action="store_true", help="begin with the library's weights")
+    add_data_options(parser)
     parser.add_argument("--placement", default="downsample", help="all, downsample, or names with commas (%(default)s)")
     parser.add_argument("--mode", choices=("finetune", "pretrain"), default="finetune", help="the loss (%(default)s)")
     parser.add_argument("--no-gate", dest="gate", action="store_false", help="classifiers without gates")
@@ -88,8 +84,7 @@ def main() -> None:
     args = parser.parse_args()
 
     trainer = Trainer(settings_of(args))
-    splits = ("train", "validation", "test")
-    train, validation, test = (load_data(args.data, split, args.image_size, args.limit) for split in splits)
+    train, validation, test = splits_of(args)
     backbone = build_model(args.model, len(train.classes), len(train[0][0]), args.pretrained)
     placement = args.placement if args.placement in ("all", "downsample") else args.placement.split(",")
     model = MHEX(backbone, num_classes=len(train.classes), placement=placement, gate=args.gate)

@@ -4,7 +4,25 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from image_data import load_data
+from torch.utils.data import Dataset
 from training import Settings
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of images and of a convolutional network."""
+    parser.add_argument("--data", default="digits", help="see image_data.py (%(default)s)")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--model", default="small", help="small, timm:NAME or torchvision:NAME (%(default)s)")
+    parser.add_argument("--pretrained", action="store_true", help="begin with the library's weights")
+
+
+def splits_of(args: argparse.Namespace) -> tuple[Dataset, Dataset, Dataset]:
+    """The images that options stand for, to train, validate and test."""
+    train, validation, test = (
+        load_data(args.data, split, args.image_size, args.limit) for split in ("train", "validation", "test")
+    )
+    return train, validation, test
 
 
 def add_options(parser: argparse.ArgumentParser, out: Path, epochs: int, learning_rate: float) -> None:

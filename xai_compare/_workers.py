@@ -38,7 +38,8 @@ class Workers:
         self._state = PartialState(cpu=on_cpu, timeout=_PATIENCE)  # by itself it would take many CPU processes for one
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
-        self.device = device or str(self._state.device)
+        shared = self.count > 1 and ":" not in device  # "cuda" is another GPU for each process
+        self.device = str(self._state.device) if shared or not device else device
 
     @property
     def is_main(self) -> bool:

@@ -18,12 +18,22 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from adapters import reshape_transform_for
-from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM
+from captum_ext import (
+    CDAM,
+    AttentionMap,
+    AttentionRollout,
+    IntegratedCDAM,
+    PartialLRP,
+    RelevancePropagation,
+    SmoothCDAM,
+)
 
 Run = Callable[[], object]
 
 OURS = ("CDAM", "CDAM, 10 targets", "IntegratedCDAM", "IntegratedCDAM, baseline given", "SmoothCDAM")
+BASELINES = ("AttentionMap", "AttentionRollout", "PartialLRP", "RelevancePropagation")
 OTHERS = (
+    *BASELINES,
     "Captum LayerGradientXActivation",
     "Captum InputXGradient",
     "pytorch-grad-cam GradCAM",
@@ -31,7 +41,7 @@ OTHERS = (
     "Captum NoiseTunnel",
     "Captum IntegratedGradients",
 )
-WHOLE_PASSES = OTHERS[3:]  # these run the whole model for each step or sample
+WHOLE_PASSES = OTHERS[-3:]  # these run the whole model for each step or sample
 IMAGES_AT_ONCE = 32  # the most that those evaluate at once; it bounds their memory
 
 LABELS = {
@@ -92,11 +102,15 @@ def ours(
 
 
 def others(model: VisionTransformer, images: Tensor, steps: int, layer: nn.Module) -> dict[str, Run]:
-    """The methods of other libraries, with as many images at once as memory bears."""
+    """The baselines of CDAM's paper and the methods of other libraries, with as many images at once as memory bears."""
     path = {"n_steps": steps, "internal_batch_size": max(len(images), IMAGES_AT_ONCE)}
     noise = {"nt_samples": steps, "nt_samples_batch_size": max(1, IMAGES_AT_ONCE // len(images))}
     layer_gradient = LayerGradientXActivation(model, layer)
     runs: tuple[Run, ...] = (
+        lambda: AttentionMap(model).attribute(images),
+        lambda: AttentionRollout(model).attribute(images),
+        lambda: PartialLRP(model).attribute(images, 1),
+        lambda: RelevancePropagation(model).attribute(images, 1),
         lambda: layer_gradient.attribute(images, 1),
         lambda: InputXGradient(model).attribute(images, 1),
         lambda: grad_cam(model, images, layer),

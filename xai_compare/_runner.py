@@ -226,20 +226,19 @@ class Run:
         def finished() -> int:
             return sum(min(size, self.count - start) for start in self.files.finished())
 
+        watched = sys.stderr.isatty()
         bar = tqdm(
             total=self.count,
             initial=finished(),
             desc="comparing",
             unit="sample",
             disable=not self.workers.is_main,
-            mininterval=0.1 if sys.stderr.isatty() else 30,  # a line in a log now and then
+            mininterval=0.1 if watched else 30,  # a line in a log now and then
             smoothing=0.1,
         )
         with bar:
             for start in mine:
-                self.files.write(
-                    start, self._batch(start, lambda doing: bar.set_postfix_str(doing, refresh=sys.stderr.isatty()))
-                )
+                self.files.write(start, self._batch(start, lambda doing: bar.set_postfix_str(doing, refresh=watched)))
                 bar.update(finished() - bar.n)
 
     def _batch(self, start: int, tell: Callable[[str], None]) -> Batch:

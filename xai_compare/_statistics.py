@@ -79,7 +79,7 @@ def mean_ranks(table: pd.DataFrame, direction: str) -> pd.Series:
     """Of each method, over the samples that all methods have; empty where no direction is better."""
     if not direction:
         return pd.Series(dtype=float)
-    return table.dropna().rank(axis=1, ascending=direction == "lower").mean()
+    return table.dropna(axis=1, how="all").dropna().rank(axis=1, ascending=direction == "lower").mean()
 
 
 def pairwise(scores: pd.DataFrame, metrics: Iterable[str], methods: Iterable[str]) -> pd.DataFrame:
@@ -108,7 +108,9 @@ def _wilcoxon(difference: npt.NDArray[np.float64]) -> float:
         return float("nan")
     if not difference.any():
         return 1.0
-    return float(stats.wilcoxon(difference).pvalue)
+    sizes = np.abs(difference)
+    tied = len(np.unique(sizes)) < len(sizes) or not sizes.all()  # exact then means permutations, for a second each
+    return float(stats.wilcoxon(difference, method="approx" if tied else "auto").pvalue)
 
 
 def holm(p: pd.Series) -> pd.Series:

@@ -1,0 +1,166 @@
+"""`xai-compare` killed, stopped, resumed and on several processes: always the same numbers."""
+
+import os
+import random
+import signal
+import time
+
+import pandas as pd
+import pytest
+from forked_commands import Commands
+
+from xai_compare import Comparison
+
+TOY = """
+import time, torch
+from torch import nn
+
+class Slow(nn.Module):
+    def __init__(self, pause):
+        super().__init__()
+        self.pause, self.features, self.head = pause, nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        time.sleep(self.pause)
+        return self.head(self.features(x).relu().mean((2, 3)))
+
+def model(pause=0.0):
+    torch.manual_seed(3)
+    return Slow(pause).eval()
+
+def data():
+    torch.manual_seed(4)
+    return torch.rand(11, 1, 12, 12)
+"""
+TIMES = ["seconds", "explain_seconds"]
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    found = Commands(tmp_path_factory.mktemp("logs"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """The command, but for the folder."""
+    toy = tmp_path_factory.mktemp("toy") / "toy.py"
+    toy.write_text(TOY)
+    return [
+        *("--model", f"python:{toy}:model", "--data", f"python:{toy}:data", "--option", "model.pause=0.001"),
+        *("--methods", "ixg,smoothgrad,random", "--metrics", "box-sensitivity,class-discrimination,sparseness"),
+        *("--option", "smoothgrad.nt_samples=4", "--option", "box-sensitivity.num_boxes=3", "--resamples", "200"),
+        *("--batch-size", "2", "--gallery", "2", "--device", "cpu"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(commands, line, tmp_path_factory):
+    """An uninterrupted run on one process."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    code, said = commands.run([*line, "--out", out])
+    assert code == 0, said
+    assert len(pd.read_parquet(out / "scores.parquet")) == 11 * 3 * 3
+    return out
+
+
+def assert_same(out, whole):
+    """Row by row the same tables, and the same conclusions."""
+    for name in ("scores", "explanations", "curves"):
+        found, expected = (
+            pd.read_parquet(one / f"{name}.parquet").drop(columns=TIMES, errors="ignore") for one in (out, whole)
+        )
+        pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    for name in ("summary.csv", "tests.csv"):
+        found, expected = (pd.read_csv(one / name).drop(columns=TIMES, errors="ignore") for one in (out, whole))
+        pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    found, expected = (Comparison(one).run for one in (out, whole))
+    assert (found["identity"], found["forwards"]) == (expected["identity"], expected["forwards"])
+    assert (out / "report.html").exists()
+
+
+def parts(out):
+    return len(list((out / "scores.parquet").glob("part-*"))) if out.exists() else 0
+
+
+def wait_until(condition):
+    end = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_a_run_that_is_killed_five_times_ends_as_if_it_had_not_been(commands, line, whole, tmp_path):
+    out, draw = tmp_path / "run", random.Random(1)
+    for kill in range(5):
+        done = parts(out)
+        job = commands.start([*line, "--out", out])
+        if kill == 0:
+            wait_until(out.exists)  # before a single part is there
+        else:
+            wait_until(lambda done=done: parts(out) > done)
+        time.sleep(draw.uniform(0, 0.1))
+        os.kill(job.pid, signal.SIGKILL)
+        assert commands.wait(job)[0] == -signal.SIGKILL
+        assert done <= parts(out) < 6
+        assert not (out / "report.html").exists()
+    assert parts(out) >= 4
+    code, said = commands.run([*line, "--out", out])
+    assert code == 0, said
+    assert_same(out, whole)
+    assert not list(out.rglob("*.part"))
+
+
+def test_ctrl_c_says_where_results_are_and_loses_at_most_a_batch(commands, line, whole, tmp_path):
+    out = tmp_path / "run"
+    job = commands.start([*line, "--out", out])
+    wait_until(lambda: parts(out) >= 2)
+    os.kill(job.pid, signal.SIGINT)
+    code, said = commands.wait(job)
+    assert code == 130
+    assert f"xai-compare: Stopped. What is finished is in {out}; the same command goes on from there." in said
+    assert "Traceback" not in said
+    left = parts(out)
+    assert 2 <= left < 6
+    before = {part: part.stat().st_mtime_ns for part in (out / "scores.parquet").glob("part-*")}
+    assert commands.run([*line, "--out", out])[0] == 0
+    assert all(part.stat().st_mtime_ns == when for part, when in before.items())  # nothing is computed twice
+    assert_same(out, whole)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_give_the_numbers_of_one(commands, line, whole, tmp_path, processes):
+    out = tmp_path / "run"
+    code, said = commands.run([*line, "--out", out], processes)
+    assert code == 0, said
+    assert_same(out, whole)
+    assert Comparison(out).run["processes"] == processes
+    assert said.count("11 samples, 99 scores, 0 failed") == 1  # one process speaks
+
+
+def test_a_worker_that_dies_ends_the_run_which_goes_on_with_another_number_of_processes(
+    commands, line, whole, tmp_path
+):
+    out = tmp_path / "run"
+    job = commands.start([*line, "--out", out], 2)
+    wait_until(lambda: parts(out) >= 1)
+    with open(f"/proc/{job.pid}/task/{job.pid}/children") as file:
+        workers = [int(pid) for pid in file.read().split()]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    code, said = commands.wait(job)
+    assert code == 1
+    assert "another process of the run has ended" in said
+    assert f"What is finished is in {out}; the same command goes on from there." in said
+    assert 1 <= parts(out) < 6
+    assert not (out / "report.html").exists()
+    assert commands.run([*line, "--out", out], 3)[0] == 0
+    assert_same(out, whole)
+
+
+def test_what_one_process_refuses_all_refuse(commands, line, whole, tmp_path):
+    code, said = commands.run([*line, "--out", whole, "--seed", "1"], 2)
+    assert code == 1
+    assert "settings.seed was 0 and is 1" in said
+    assert_same(whole, whole)

@@ -17,7 +17,7 @@ from toy_models import tiny_vit
 import quantus_metrics
 from captum_ext import CDAM
 from quantus_metrics import box_sensitivity, class_discrimination, compactness, soft_average_drop
-from xai_compare import Comparison, compare
+from xai_compare import compare
 
 COLUMNS = ["sample", "target", "method", "metric", "score", "error", "seconds"]
 BOXES = {"box-sensitivity": {"num_boxes": 4, "box_sizes": [2, 5]}}
@@ -144,7 +144,7 @@ def test_digit_scenes_are_explained_by_label_whether_named_or_not(tmp_path):
 def test_costs_are_in_forward_passes(run):
     found = run(["ixg", "ig", "random"], options={"ig": {"n_steps": 10}})
     forwards = found.run["forwards"]
-    assert 2 <= forwards["ixg"] <= 3
+    assert forwards["ixg"] == pytest.approx(2, abs=0.1)  # forward, and back to the image
     assert forwards["ig"] == pytest.approx(10 * forwards["ixg"], rel=0.1)
     assert forwards["random"] == 0
     summary = found.summary().set_index("method")
@@ -162,7 +162,7 @@ def test_ten_methods_share_the_perturbed_predictions_of_one(run):
         return PERTURBED.total() - before
 
     one, ten = rows(1), rows(10)
-    assert one > 5 * 25 * 7  # all boxes once
+    assert 5 * 25 * 7 < one < 1.3 * 5 * 25 * 7  # all boxes once, for both scores of boxes
     assert ten <= 1.3 * one
 
 
@@ -281,28 +281,6 @@ def test_a_method_that_always_breaks_is_recorded_cell_by_cell(run):
     assert np.isnan(found.run["forwards"]["breaks"])
 
 
-class Interrupting(Attributes):
-    left = 0
-
-    def attribute(self, inputs, target):
-        Interrupting.left -= 1
-        if Interrupting.left == 0:
-            raise KeyboardInterrupt
-        return torch.randn_like(inputs)
-
-
-def test_ctrl_c_keeps_what_is_finished_and_the_run_goes_on(run, tmp_path):
-    methods = {"ixg": "ixg", "interrupting": Interrupting}
-    Interrupting.left = 5  # two of the check, one a batch, as no metric asks for other classes
-    with pytest.raises(KeyboardInterrupt):
-        run(methods, folder="stopped")
-    left = pd.read_parquet(tmp_path / "stopped" / "scores.parquet")
-    assert left["sample"].unique().tolist() == [0, 1, 2, 3]
-    resumed = run(methods, folder="stopped").scores()
-    whole = run(methods).scores()
-    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
-
-
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt("stop"), ValueError("broken")])
 def test_the_users_model_and_random_state_are_left_as_found(run, model, images, error):
     model.train()
@@ -366,20 +344,3 @@ def test_samples_are_not_kept(run):
     data = Data()
     assert len(run(data=data).scores()) == 40
     assert data.most <= 5  # a batch of two, and one that is read
-
-
-def test_results_are_read_from_the_folder(run, tmp_path):
-    run(["ixg", "saliency"], folder="read", gallery=2)
-    found = Comparison(tmp_path / "read")
-    summary = found.summary()
-    assert summary.method.tolist() == ["ixg", "saliency"]
-    assert summary["mean"].tolist() == pytest.approx(found.scores().groupby("method").score.mean().tolist())
-    assert found.tests()[["method_a", "method_b", "n"]].to_numpy().tolist() == [["ixg", "saliency", 5]]
-    assert found.run["seed"] == 0
-    assert found.run["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert found.run["settings"]["batch_size"] == 2
-    assert len(found.run["weights"]) == 64
-    assert "<html" in found.report().read_text()
-    assert len(found.explanations()) == 10
-    with pytest.raises(ValueError, match="holds no run"):
-        Comparison(tmp_path)

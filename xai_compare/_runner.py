@@ -173,8 +173,10 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What the numbers depend on."""
         settings = _plain_settings(self.settings)
-        for name in ("device", "pretrained", "checkpoint", "forward_batch", "resamples", "data"):
+        for name in ("device", "pretrained", "checkpoint", "resamples", "data"):
             settings.pop(name)
+        if all(metric.ours for metric in self.metrics.values()):
+            settings.pop("forward_batch")  # by which Quantus' own draw
         settings["targets"] = "label" if self.by_label else "predicted"
         return {
             "settings": settings | {"methods": list(self.methods), "metrics": list(self.metrics)},

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def from_mapping(given: Mapping[str, Any], where: str = "the settings") -> Setti
 
 def names_in(value: Any, what: str) -> tuple[str, ...]:
     """Names from a list, or from one text with commas."""
-    parts = value.split(",") if isinstance(value, str) else list(value)
+    parts = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
     if not all(isinstance(part, str) for part in parts):
         raise TypeError(f"Expected `{what}` to be names, got {value!r}.")
     return tuple("=".join(spelled(side) for side in part.split("=", 1)) for part in parts if part.strip())

@@ -89,7 +89,7 @@ def compare(
         subject = Subject(model, type(model).__name__)
     else:
         raise TypeError(f"Expected `model` to be a torch.nn.Module or a name, got {type(model)}.")
-    subject = replace(subject, transform=transform or subject.transform, labels=labels or subject.labels)
+    subject = replace(subject, transform=transform or subject.transform, labels=list(labels) or subject.labels)
     if isinstance(data, str) and not data:
         raise ValueError("Expected `data`: a folder of images, 'digits', or a dataset. On the line: --data FOLDER")
     samples = as_samples(data, subject.transform, given.limit, given.seed, given.options.get("data", {}))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from xai_compare._statistics import curve_means, holm, interval, mean_ranks, pairwise, summarise, wide
+from xai_compare._statistics import _wilcoxon, curve_means, holm, interval, mean_ranks, pairwise, summarise, wide
 
 
 def table(scores, metric="m", seconds=0.5):
@@ -180,3 +180,10 @@ def test_a_single_curve_has_an_interval_of_nothing():
     found = curve_means([pd.DataFrame([row])]).iloc[0]
     assert found["mean"].tolist() == found.low.tolist() == found.high.tolist() == [1, 3]
     assert len(curve_means([])) == 0
+
+
+@pytest.mark.parametrize(
+    "difference", [[1.0, 1, 1], [1.0, -1, 2, 2, 0, 3], [0.5, 0.5, -0.5, 2, 2, -1, 0, 3]], ids=["equal", "zero", "mixed"]
+)
+def test_few_tied_differences_are_tested_exactly(difference):
+    assert _wilcoxon(np.array(difference)) == pytest.approx(stats.wilcoxon(difference).pvalue, rel=1e-12)

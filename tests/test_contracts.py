@@ -28,8 +28,9 @@ def way(request, monkeypatch):
 
 def used_model(way):
     """A model in the middle of a user's life: mixed train flags, frozen parts, gradients, hooks, an own forward."""
-    from xai_compare.digit_vit import Stem
     from timm.layers import HybridEmbed
+
+    from xai_compare.digit_vit import Stem
 
     stem = functools.partial(HybridEmbed, backbone=Stem())  # has batch norms
     model = tiny_vit(embed_layer=stem, patch_size=1, in_chans=1, drop_rate=0.3, attn_drop_rate=0.3)

@@ -45,7 +45,7 @@ CNNS = {
     "torchvision ResNet": lambda: tv_res(tv_resnet.BasicBlock),
     "torchvision ResNet, bottlenecks": lambda: tv_res(tv_wide),
     "torchvision ResNeXt": lambda: tv_res(tv_wide, groups=4, width_per_group=4),
-    "torchvision Wide-ResNet": lambda: tv_res(tv_wide, width_per_group=96),
+    "torchvision Wide-ResNet": lambda: tv_res(tv_wide, width_per_group=72),
     "timm ResNet": lambda: tm_res(timm_resnet.BasicBlock),
     "timm ResNet, bottlenecks": lambda: tm_res(tm_wide),
     "timm ResNeXt": lambda: tm_res(tm_wide, cardinality=4, base_width=16),

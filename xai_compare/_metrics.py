@@ -118,7 +118,7 @@ def _made(name: str, cls: type[Score[Any]], options: Mapping[str, Any]) -> Score
     parameters = inspect.signature(cls.__init__).parameters
     defaults: dict[str, Any] = {"disable_warnings": True, "display_progressbar": False}
     if not _is_ours(cls):
-        defaults |= {"return_aggregate": False, "normalise_func": normalise_each}
+        defaults |= {"return_aggregate": False, "return_auc_per_sample": True, "normalise_func": normalise_each}
         defaults = {key: value for key, value in defaults.items() if key in parameters}
     try:
         return cls(**(defaults | dict(options)))

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = Path(settings.pop("out", "xai-compare-run"))
         comparison = compare(**settings, out=out, command=command)
     except (TypeError, ValueError, OSError) as error:
-        _stop(str(error), 1)
+        begun = isinstance(error, OSError) and (Path(out or ".") / "run.json").exists()
+        _stop(f"{error} {_left(out)}" if begun else str(error), 1)
     except KeyboardInterrupt:
         _stop(f"Stopped. {_left(out)}", 130)
     except StoppedError as error:

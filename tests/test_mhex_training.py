@@ -69,7 +69,7 @@ def test_images_train_all_weights_and_the_saved_model_predicts_the_same(tmp_path
 def test_texts_learn_with_and_without_mhex(tmp_path, monkeypatch, news_file, capsys):
     import train_mhex_bert
 
-    for epochs, least, plain in (("6", 60, []), ("2", 30, ["--plain"])):
+    for epochs, least, plain in (("6", 60, []), ("4", 40, ["--plain"])):
         out = tmp_path / f"run{len(plain)}"
         arguments = ["--data", str(news_file), "--epochs", epochs, "--batch-size", "10", "--out", str(out), *plain]
         monkeypatch.setattr(sys, "argv", ["train_mhex_bert.py", *arguments])

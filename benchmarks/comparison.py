@@ -1,7 +1,7 @@
 """What xai-compare adds to the methods and metrics it calls, what methods share, and how much memory it takes.
 
     make bench                                                   # with the others
-    .venv/bin/python benchmarks/comparison.py --samples 48
+    .venv/bin/python benchmarks/comparison.py --samples 64
 
 Writes comparison-DEVICE.md. On scenes of digits with the bundled ViT: seconds of a whole run (checks, statistics and
 report included) against a loop that calls the same methods and metrics by hand; how many images pass the model for the
@@ -33,7 +33,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description="The cost of xai-compare itself.")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--samples", type=int, default=32, help="how many scenes")
+    parser.add_argument("--samples", type=int, default=16, help="how many scenes")
     parser.add_argument("--boxes", type=int, default=25, help="of each of 8 sizes, in box sensitivity")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
@@ -42,7 +42,7 @@ def main() -> None:
     model = digit_vit.load().to(args.device)
     ratios = overhead(model, scenes.images, scenes.labels[:, 0], args)
     rows = {count: passed(model, scenes.images[:BATCH], args, METHODS[:count]) for count in (1, len(METHODS))}
-    memory = {count: largest_memory(count, args) for count in (BATCH, 4 * BATCH, 16 * BATCH)}
+    memory = {count: largest_memory(count, args) for count in (BATCH, 2 * BATCH, 6 * BATCH)}
     middle, low, high = spread(ratios)
     text = (
         "# What a comparison costs beside its methods and metrics\n\n"

@@ -191,7 +191,7 @@ class _Call:
                 a_batch=self.maps[rows].copy(),
                 **({"s_batch": None} | further),
                 channel_first=True,
-                device=str(device_of(model)),
+                device=str(like_weights(model).device),
                 batch_size=self.of.forward_batch,
             )
         values = np.asarray(found, dtype=float)
@@ -240,11 +240,6 @@ def isolated(compute: Callable[[slice], list[Any]], count: int) -> tuple[list[An
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:500]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's weights are."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def plain(model: nn.Module) -> nn.Module:

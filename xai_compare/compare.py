@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from ._comparison import Comparison
 from ._data import as_samples
 from ._drawing import drawn_for
-from ._evaluation import device_of
 from ._methods import Method, methods_named
 from ._metrics import Metric, metrics_named
-from ._models import Subject, load_model
+from ._models import Subject, like_weights, load_model
 from ._runner import Run
 from ._settings import METHODS, METRICS, Settings, from_mapping
 from ._workers import Workers
@@ -93,7 +92,7 @@ def compare(
     if isinstance(data, str) and not data:
         raise ValueError("Expected `data`: a folder of images, 'digits', or a dataset. On the line: --data FOLDER")
     samples = as_samples(data, subject.transform, given.limit, given.seed, given.options.get("data", {}))
-    workers = Workers(given.device or ("" if isinstance(model, str) else str(device_of(model))))
+    workers = Workers(given.device or ("" if isinstance(model, str) else str(like_weights(model).device)))
     with evaluation_mode(subject.model):
         return Run(given, subject, samples, chosen, scores, Path(out), command, workers)()
 

@@ -33,7 +33,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description="The cost of xai-compare itself.")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--samples", type=int, default=16, help="how many scenes")
+    parser.add_argument("--samples", type=int, default=32, help="how many scenes")
     parser.add_argument("--boxes", type=int, default=25, help="of each of 8 sizes, in box sensitivity")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--threads", type=int, default=1, help="of torch; with one, other work disturbs least")
@@ -56,7 +56,7 @@ def main() -> None:
         f"| images that pass the model for the metrics of {len(METHODS)} methods, in those of one | "
         f"{rows[len(METHODS)] / rows[1]:.3f} |\n"
         + "".join(f"| largest memory of a run of {count} samples, MB | {m:.0f} |\n" for count, m in memory.items())
-        + f"\n{torch.get_num_threads()} threads, torch {version('torch')}; `python benchmarks/comparison.py`.\n"
+        + f"\nThreads: {torch.get_num_threads()}; torch {version('torch')}; `python benchmarks/comparison.py`.\n"
     )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"comparison-{args.device}.md").write_text(text)

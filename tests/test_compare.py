@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import quantus
 import torch
+from captum import attr
 from captum.attr import InputXGradient, Saliency
 from torch import nn
 from toy_models import tiny_vit
@@ -107,6 +108,25 @@ def test_scores_are_those_computed_by_hand(run, model, images):
             ]
             for metric, score in zip(metrics, by_hand, strict=True):
                 assert score_of(found, name, metric)[i] == pytest.approx(float(score), abs=1e-5)
+
+
+CAPTUMS = {
+    "ig": attr.IntegratedGradients,
+    "guided-backprop": attr.GuidedBackprop,
+    "deconvolution": attr.Deconvolution,
+    "deep-lift": attr.DeepLift,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting")  # Captum's, of the hooks it sets
+@pytest.mark.parametrize("name", CAPTUMS)
+def test_captums_methods_are_captums(run, name):
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5), nn.ReLU(), nn.Linear(5, 4))
+    images = torch.randn(5, 3, 8, 8)
+    found = score_of(run([name], model=net.eval(), data=images), name, "compactness")
+    maps = CAPTUMS[name](net).attribute(images.requires_grad_(), target=net(images).argmax(1))
+    assert np.allclose(found, compactness(a=maps.sum(1)).detach(), atol=1e-5)
+    assert 0.01 < found.min() < found.max() < 0.99
 
 
 def test_a_transformers_cdam_and_quantus_own_scores(run):
@@ -291,7 +311,7 @@ def test_the_users_model_and_random_state_are_left_as_found(run, model, images, 
     gradient, weights = model.head.weight.grad.clone(), {k: v.clone() for k, v in model.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     few = BOXES | {"max-sensitivity": {"nr_samples": 2}}
-    methods = ["ixg", "guided-backprop", "gradcam", "smoothgrad", "random"]
+    methods = ["ixg", "guided-backprop", "deconvolution", "deep-lift", "gradcam", "smoothgrad", "random"]
     methods = {name: name for name in methods} | ({"fails": failing_first(error)} if error else {})
     with pytest.raises(BaseException, match=str(error)) if error else nullcontext():
         run(methods, ["box-sensitivity", "max-sensitivity"], options=few, dtype="float64")

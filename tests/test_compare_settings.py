@@ -108,7 +108,7 @@ def test_broken_images_are_listed_and_counted_and_the_others_compared(toy, folde
         assert f"skipped {name}: " in said
     assert "notes.txt" not in said
     explained = pd.read_parquet(out / "explanations.parquet")
-    assert explained.drop_duplicates("sample").name.tolist() == ["cat/a.png", "cat/b.JPG", "dog/a.png"]
+    assert explained.drop_duplicates("sample").name.tolist() == ["cat/a.png", "dog/a.png", "cat/b.JPG"]
     assert (out / "report.html").stat().st_size > 10_000
     skipped = pd.read_parquet(out / "skipped.parquet").set_index("name").error
     assert "truncated" in skipped["dog/c.bmp"]
@@ -129,6 +129,16 @@ def test_folders_are_labels_and_images_without_one_are_skipped(toy, folder, tmp_
     explained = found.explanations().set_index("name").target
     assert explained.to_dict() == {"cat/a.png": 0, "cat/b.JPG": 0, "dog/a.png": 1}
     assert found.skipped().set_index("name").error["loose.png"] == "it has no label"
+
+
+def test_a_limit_keeps_images_of_all_classes(toy, tmp_path):
+    root = tmp_path / "images"
+    for name in ("ant/1.png", "ant/2.png", "ant/deep/3.png", "bee/1.png", "cow/1.png", "cow/2.png"):
+        save(root / name)
+    main(command(toy, tmp_path / "run", "--limit", "5", "--targets", "label", data=root))
+    first = pd.read_parquet(tmp_path / "run" / "explanations.parquet").drop_duplicates("sample").sort_values("sample")
+    assert first.name.tolist() == ["ant/1.png", "bee/1.png", "cow/1.png", "ant/2.png", "cow/2.png"]
+    assert first.target.tolist() == [0, 1, 2, 0, 2]
 
 
 def test_images_of_other_sizes_are_skipped_with_advice(toy, tmp_path):

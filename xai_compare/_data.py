@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,10 @@ class Samples(ABC):
 
 
 class Folder(Samples):
-    """All images below a folder, in the order of their paths; the folders directly below it are the classes."""
+    """All images below a folder; the folders directly below it are the classes, from which images come in turn.
+
+    So the first samples, to which `limit` may keep, are of all classes.
+    """
 
     def __init__(self, root: Path, transform: Transform | None) -> None:
         if not root.is_dir():
@@ -80,8 +84,14 @@ class Folder(Samples):
         )
         if not self._paths:
             raise ValueError(f"Expected images in {root}, found none (of {', '.join(sorted(known)[:12])}, ...).")
-        classes = sorted({p.relative_to(root).parts[0] for p in self._paths if len(p.relative_to(root).parts) > 1})
-        self._classes = {name: index for index, name in enumerate(classes)}
+        folders = [path.relative_to(root).parts[0] if path.parent != root else "" for path in self._paths]
+        self._classes = {name: index for index, name in enumerate(sorted({*folders} - {""}))}
+        turns: Counter[str] = Counter()
+        ordered = []
+        for name, path in zip(folders, self._paths, strict=True):
+            ordered.append((turns[name], name, path))
+            turns[name] += 1
+        self._paths = [path for _, _, path in sorted(ordered)]
         self.description = f"{len(self._paths)} images in {root}"
 
     def __len__(self) -> int:

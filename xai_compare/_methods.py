@@ -137,6 +137,8 @@ _CAPTUM: dict[str, tuple[Make, str, dict[str, Any]]] = {
         {"nt_samples": 50, "nt_samples_batch_size": 4, "stdevs": 0.1, "abs": False},
     ),
     "guided-backprop": (attr.GuidedBackprop, "Guided Backprop", {}),
+    "deconvolution": (attr.Deconvolution, "Deconvolution", {}),
+    "deep-lift": (attr.DeepLift, "DeepLIFT", {}),
     "occlusion": (_Patchwise, "Occlusion", {}),
 }
 

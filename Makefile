@@ -1,6 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both set up .venv on their first run.
 PYTHON ?= python3
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE # images of Python set it; then each process compiles all that it imports, seconds each time
 
 .PHONY: help demo test check bench fix clean
 

@@ -70,8 +70,7 @@ class Attention:
     def mix(self, features: Sequence[Tensor], rows: int) -> Tensor:
         """The same, from queries, keys and values (samples, heads, rows or tokens, width)."""
         query, key, value = features
-        query = query if self.turn_query is None else self.turn_query(query)
-        key = key if self.turn_key is None else self.turn_key(key)
+        query, key = self.turned(query, key)
         mask = self.mask_of(rows)
         if mask is not None:
             copies = query.shape[0] // mask.shape[0] if mask.dim() == 4 and mask.shape[0] > 1 else 1
@@ -81,10 +80,8 @@ class Attention:
 
     def weights(self, tokens: Tensor, rows: int) -> Tensor:
         """The attention weights of the first rows, (samples, heads, rows, tokens), in float32 or wider."""
-        query = self.in_heads(F.linear(tokens[:, :rows], *self.query))
-        key = self.in_heads(F.linear(tokens, *self.key))
-        query = query if self.turn_query is None else self.turn_query(query)
-        key = key if self.turn_key is None else self.turn_key(key)
+        query, key = (F.linear(x, *by) for x, by in ((tokens[:, :rows], self.query), (tokens, self.key)))
+        query, key = self.turned(self.in_heads(query), self.in_heads(key))
         wide = torch.promote_types(query.dtype, torch.float32)
         mask = self.mask_of(rows)
         with torch.autocast(tokens.device.type, enabled=False):
@@ -96,6 +93,13 @@ class Attention:
         value = self.in_heads(F.linear(tokens, *self.value))
         output = self.output((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2), tokens)
         return (output, weights) if self.returns_weights else output
+
+    def turned(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys as they are multiplied."""
+        return (
+            query if self.turn_query is None else self.turn_query(query),
+            key if self.turn_key is None else self.turn_key(key),
+        )
 
     def in_heads(self, x: Tensor) -> Tensor:
         """(samples, tokens, heads * width) as (samples, heads, tokens, width)."""

@@ -1,7 +1,8 @@
 """What the maps of attention weights share: the run, the row that is read, the shape of the result."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from captum.attr._utils.attribution import Attribution
@@ -23,16 +24,18 @@ from adapters import (
 from ._checks import as_tuple, checked_inputs, image_size_of, samples_where
 from ._features import exactly
 from ._targets import ConceptScore, Score, Target, scores_of
-
-Formula = Callable[[Sequence[Tensor], Tensor], Tensor]
+from ._token_attribution import Tensors
 
 
 class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyped
-    """Base of the maps of attention weights.
+    """Base of the maps of attention weights: a formula of matrices, one a layer, and of the row that is read.
 
     Args:
         forward_func: The model, a method of it or a partial of one.
     """
+
+    _of_gradients: ClassVar[bool]  # are the matrices `positive_relevance` of a target, and not the mean weights?
+    _last_only: ClassVar[bool]  # is the last layer enough?
 
     def __init__(self, forward_func: Callable[..., Any]) -> None:
         if not callable(forward_func):
@@ -40,73 +43,53 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
         _found(root_module(uncompiled(forward_func)), type(self).__name__)
         super().__init__(forward_func)
 
-    def __init_subclass__(cls) -> None:
-        """Log usage as Captum's own classes do: NoiseTunnel calls `attribute.__wrapped__`, which this provides."""
-        super().__init_subclass__()
-        if "attribute" in vars(cls):
-            cls.attribute = log_usage()(cls.attribute)
+    @staticmethod
+    @abstractmethod
+    def _formula(matrices: Sequence[Tensor], row: Tensor) -> Tensor:
+        """The scores of all tokens (batch, tokens), of matrices (batch, tokens, tokens) and a row (batch, rows)."""
 
-    def _of_weights(
+    @log_usage()  # type: ignore[untyped-decorator] # captum is untyped
+    def attribute(
         self,
-        formula: Formula,
-        inputs: Tensor | tuple[Tensor, ...],
-        additional_forward_args: Any,
+        inputs: Tensors,
+        target: Target = None,
+        additional_forward_args: Any = None,
         *,
-        return_tokens: bool,
-        last_only: bool,
-    ) -> Any:
-        """The map of a formula of the weights, each the mean over the heads, and the row that is read."""
+        return_tokens: bool = False,
+    ) -> Tensors:
+        """Explain one target for each sample.
 
-        def explain(run: AttentionWeights, anatomy: TokenAnatomy, _: list[Score]) -> Tensor:
-            rows = 1 if last_only and run.class_token else None
-            means = run.seen(lambda weights: weights.mean(1), rows)
-            with exactly(means[-1]):
-                return formula(means, row_read(means[-1], run.class_token, anatomy.prefix))
+        Args:
+            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
+                tuple for models of several inputs.
+            target: What to explain, as for CDAM: a class for all samples, a list or 1-D tensor with one for each, a
+                tuple of indices for outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
+                AttentionMap and AttentionRollout accept any: attention does not depend on it.
+            additional_forward_args: Further arguments of the model, such as an attention mask.
+            return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
 
-        return self._answer(explain, inputs, [], additional_forward_args, return_tokens, last_only)
+        Returns:
+            For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
+            (batch, tokens). At least 0, in float32 or wider. A tuple holding it if `inputs` is a tuple.
 
-    def _of_gradients(
-        self,
-        formula: Formula,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Target,
-        additional_forward_args: Any,
-        *,
-        return_tokens: bool,
-        last_only: bool,
-    ) -> Any:
-        """The map of a formula of the weights, each `positive_relevance`, and the row that is read."""
-
-        def explain(run: AttentionWeights, anatomy: TokenAnatomy, scores: list[Score]) -> Tensor:
-            (score,) = scores
-            weights, readout = run.with_readout(anatomy.latent if isinstance(score, ConceptScore) else None)
-            gradients = _gradients(score, readout, weights)
-            with exactly(weights[-1]):
-                row = row_read(weights[-1].mean(1), run.class_token, anatomy.prefix)
-                parts = [positive_relevance(*pair) for pair in zip(weights, gradients, strict=True)]
-                return formula(parts, row)
-
-        return self._answer(explain, inputs, [target], additional_forward_args, return_tokens, last_only)
-
-    def _answer(
-        self,
-        explain: Callable[[AttentionWeights, TokenAnatomy, list[Score]], Tensor],
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: list[Target],
-        additional_forward_args: Any,
-        return_tokens: bool,
-        last_only: bool,
-    ) -> Any:
-        given = checked_inputs(inputs)
+        Raises:
+            TypeError: if an argument is of the wrong kind.
+            ValueError: if inputs are not finite or no images, or if an attention that is read is not known here (LoRA,
+                hooks on it, quantised); the message names it. Where the target matters: if it is missing, of the wrong
+                length or out of range, or if no attention has a finite gradient.
+        """
+        given: tuple[Tensor, ...] = checked_inputs(inputs)
         forward = uncompiled(self.forward_func)
         root, anatomy = _found(root_module(forward), type(self).__name__)
         classes = known_classes(root) if root is forward else None
-        scores = scores_of(targets, given[0].shape[0], classes, given[0].device) if targets else []
+        scores = scores_of([target], len(given[0]), classes, given[0].device) if self._of_gradients else []
         image_size = image_size_of(given[0], anatomy)
         arguments = (*given, *as_tuple(additional_forward_args))
         with borrowed(root, arguments) as lent:
-            run = AttentionWeights(forward, root, lent, anatomy, last_only=last_only)
-            tokens = explain(run, anatomy, scores)
+            run = AttentionWeights(forward, root, lent, anatomy, last_only=self._last_only)
+            matrices, last = _relevances(run, anatomy, *scores) if scores else _means(run, self._last_only)
+            with exactly(last):
+                tokens = self._formula(matrices, row_read(last, run.class_token, anatomy.prefix))
         finite = torch.isfinite(tokens).all(-1)
         if not bool(finite.all()):
             raise ValueError(
@@ -146,6 +129,20 @@ def positive_relevance(weights: Tensor, gradient: Tensor) -> Tensor:
 def through(row: Tensor, matrix: Tensor) -> Tensor:
     """A row vector times a matrix, in each sample."""
     return (row[:, None] @ matrix)[:, 0]
+
+
+def _means(run: AttentionWeights, last_only: bool) -> tuple[list[Tensor], Tensor]:
+    """The weights of each layer, means over the heads, and the last ones: only the class token's row where it does."""
+    means = run.seen(lambda weights: weights.mean(1), 1 if last_only and run.class_token else None)
+    return means, means[-1]
+
+
+def _relevances(run: AttentionWeights, anatomy: TokenAnatomy, score: Score) -> tuple[list[Tensor], Tensor]:
+    """The relevance of each layer, and the last weights, means over the heads."""
+    weights, readout = run.with_readout(anatomy.latent if isinstance(score, ConceptScore) else None)
+    gradients = _gradients(score, readout, weights)
+    with exactly(weights[-1]):
+        return [positive_relevance(*pair) for pair in zip(weights, gradients, strict=True)], weights[-1].mean(1)
 
 
 def _gradients(score: Score, readout: Readout, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -1,12 +1,10 @@
 """Attention map: where the last attention of a transformer looks."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from ._attention_attribution import AttentionAttribution, through
-from ._token_attribution import Tensors
 
 
 class AttentionMap(AttentionAttribution):
@@ -14,8 +12,8 @@ class AttentionMap(AttentionAttribution):
 
         S_i = mean_h A_h[class, i],    A_h = softmax(q_h k_h^T / sqrt(d_h))
 
-    It is the same for every target. Fused attention stays on: only the last attention's weights are computed, and of
-    these only the class token's row.
+    It is the same for every target, and sums to 1 over all tokens. Fused attention stays on: only the last attention's
+    weights are computed, and of these only the class token's row.
 
     Source: Brocki et al., Class-Discriminative Attention Maps for Vision Transformers, TMLR 2024, equation 1.
     Differs from the paper: without a class token that the output reads (average pooling, attention pooling), the mean
@@ -37,39 +35,10 @@ class AttentionMap(AttentionAttribution):
         torch.Size([2, 1, 14, 14])
     """
 
-    def attribute(
-        self,
-        inputs: Tensors,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        return_tokens: bool = False,
-    ) -> Tensors:
-        """The map of each sample.
+    _of_gradients = False
+    _last_only = True
 
-        Args:
-            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
-                tuple for models of several inputs.
-            target: Accepted as in all of Captum's classes; the attention does not depend on it.
-            additional_forward_args: Further arguments of the model, such as an attention mask.
-            return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
-
-        Returns:
-            For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
-            (batch, tokens). At least 0, over all tokens with sum 1, in float32 or wider. A tuple holding it if
-            `inputs` is a tuple.
-
-        Raises:
-            TypeError: if the inputs are not tensors.
-            ValueError: if they are not finite or no images, or if the last attention is not known here (LoRA, hooks on
-                it, quantised); the message names it.
-        """
-        answer: Tensors = self._of_weights(
-            last_attention, inputs, additional_forward_args, return_tokens=return_tokens, last_only=True
-        )
-        return answer
-
-
-def last_attention(means: Sequence[Tensor], row: Tensor) -> Tensor:
-    """The row of the last weights, each the mean over the heads, (batch, tokens)."""
-    return through(row, means[-1])
+    @staticmethod
+    def _formula(matrices: Sequence[Tensor], row: Tensor) -> Tensor:
+        """The row of the last weights, each the mean over the heads, (batch, tokens)."""
+        return through(row, matrices[-1])

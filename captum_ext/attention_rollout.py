@@ -1,12 +1,10 @@
 """Attention rollout: attention followed through all layers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from ._attention_attribution import AttentionAttribution, through
-from ._token_attribution import Tensors
 
 
 class AttentionRollout(AttentionAttribution):
@@ -14,7 +12,8 @@ class AttentionRollout(AttentionAttribution):
 
         S = A^_L ... A^_2 A^_1 [class],    A^_l = (mean_h A_lh + I) / 2
 
-    It is the same for every target. Only a row vector passes through the layers, from the last one down.
+    It is the same for every target, and sums to 1 over all tokens. Only a row vector passes through the layers, from
+    the last one down.
 
     Source: Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, section 3 (attention rollout).
     Differs from the paper: without a class token that the output reads (average pooling, attention pooling), the mean
@@ -36,41 +35,12 @@ class AttentionRollout(AttentionAttribution):
         torch.Size([2, 1, 14, 14])
     """
 
-    def attribute(
-        self,
-        inputs: Tensors,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        return_tokens: bool = False,
-    ) -> Tensors:
-        """The map of each sample.
+    _of_gradients = False
+    _last_only = False
 
-        Args:
-            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
-                tuple for models of several inputs.
-            target: Accepted as in all of Captum's classes; the attention does not depend on it.
-            additional_forward_args: Further arguments of the model, such as an attention mask.
-            return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
-
-        Returns:
-            For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
-            (batch, tokens). At least 0, over all tokens with sum 1, in float32 or wider. A tuple holding it if
-            `inputs` is a tuple.
-
-        Raises:
-            TypeError: if the inputs are not tensors.
-            ValueError: if they are not finite or no images, or if an attention is not known here (LoRA, hooks on it,
-                quantised); the message names it.
-        """
-        answer: Tensors = self._of_weights(
-            rollout, inputs, additional_forward_args, return_tokens=return_tokens, last_only=False
-        )
-        return answer
-
-
-def rollout(means: Sequence[Tensor], row: Tensor) -> Tensor:
-    """A row of the product of all `(mean + I) / 2`, later layers on the left, (batch, tokens)."""
-    for mean in reversed(means):
-        row = (through(row, mean) + row) / 2
-    return row
+    @staticmethod
+    def _formula(matrices: Sequence[Tensor], row: Tensor) -> Tensor:
+        """A row of the product of all `(mean + I) / 2`, later layers on the left, (batch, tokens)."""
+        for mean in reversed(matrices):
+            row = (through(row, mean) + row) / 2
+        return row

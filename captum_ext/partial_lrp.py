@@ -1,13 +1,10 @@
 """Partial LRP: attention times its gradient in the last layer."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from ._attention_attribution import AttentionAttribution, through
-from ._targets import Target
-from ._token_attribution import Tensors
 
 
 class PartialLRP(AttentionAttribution):
@@ -38,40 +35,10 @@ class PartialLRP(AttentionAttribution):
         torch.Size([2, 1, 14, 14])
     """
 
-    def attribute(
-        self,
-        inputs: Tensors,
-        target: Target = None,
-        additional_forward_args: Any = None,
-        *,
-        return_tokens: bool = False,
-    ) -> Tensors:
-        """Explain one target for each sample.
+    _of_gradients = True
+    _last_only = True
 
-        Args:
-            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
-                tuple for models of several inputs.
-            target: What to explain, as for CDAM: a class for all samples, a list or 1-D tensor with one for each, a
-                tuple of indices for outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
-            additional_forward_args: Further arguments of the model, such as an attention mask.
-            return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
-
-        Returns:
-            For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
-            (batch, tokens). At least 0, in float32 or wider. A tuple holding it if `inputs` is a tuple.
-
-        Raises:
-            TypeError: if an argument is of the wrong kind.
-            ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
-                finite, if no attention has a gradient, or if the last attention is not known here (LoRA, hooks on it,
-                quantised); the message names it.
-        """
-        answer: Tensors = self._of_gradients(
-            last_relevance, inputs, target, additional_forward_args, return_tokens=return_tokens, last_only=True
-        )
-        return answer
-
-
-def last_relevance(parts: Sequence[Tensor], row: Tensor) -> Tensor:
-    """The row of the last part, (batch, tokens)."""
-    return through(row, parts[-1])
+    @staticmethod
+    def _formula(matrices: Sequence[Tensor], row: Tensor) -> Tensor:
+        """The row of the last part, (batch, tokens)."""
+        return through(row, matrices[-1])

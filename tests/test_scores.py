@@ -492,7 +492,11 @@ def test_bad_input_is_named_and_what_was_scored_stays(call, error, match, done, 
     with left_as_found(model), pytest.raises(error, match=match):
         score(name, model, metric=metric, **call)
     close(metric.evaluation_scores, score(name, net())[:done])
-    metric.evaluation_scores.clear()
+
+
+@one_of_each
+def test_an_error_in_the_model_is_passed_on_and_what_was_scored_stays(name):
+    model, metric = net(), make(name)
     model.append(Breaks(RuntimeError("in the model"), 75)).train()  # two samples of 37 boxes and one are through
     with left_as_found(model), pytest.raises(RuntimeError, match="in the model"):
         score(name, model, *(np.repeat(value, 20, 0) for value in (X, Y, A, WRONG)), metric=metric, batch_size=1)

@@ -17,6 +17,7 @@ from real_models import CASES, TEXT_CASES, build, set_fused, timm_case, vit
 from timm.models import vision_transformer
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_models import tiny_vit
 
 from captum_ext import CDAM, AttentionMap, AttentionRollout, ConceptTarget, PartialLRP, RelevancePropagation
@@ -470,6 +471,23 @@ def test_attention_map_and_partial_lrp_need_the_last_attention_only():
     with pytest.raises(ValueError, match=r"'blocks\.0\.attn'"):
         AttentionRollout(model).attribute(IMAGES, 1)
     hook.remove()
+
+
+def test_an_attention_map_computes_the_class_tokens_row_only():
+    rows = []
+
+    class Softmax(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten._softmax.default:
+                rows.append(out.shape[-2])
+            return out
+
+    explainer = AttentionMap(tiny_vit())
+    explainer.attribute(IMAGES)  # which is compared with the module's own result, of all rows
+    with Softmax():
+        explainer.attribute(IMAGES)
+    assert rows == [1]
 
 
 @each_method

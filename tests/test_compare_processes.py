@@ -136,6 +136,8 @@ def test_several_processes_give_the_numbers_of_one(commands, line, whole, tmp_pa
     assert code == 0, said
     assert_same(out, whole)
     assert Comparison(out).run["processes"] == processes
+    assert f", {processes} processes, 1 thread each)" in Comparison(out).run["device"]
+    assert ", 1 thread)" in Comparison(whole).run["device"]
     assert said.count("11 samples, 99 scores, 0 failed") == 1  # one process speaks
 
 

@@ -53,6 +53,15 @@ def test_ctrl_c_keeps_what_is_finished_and_the_run_goes_on(run, tmp_path):
     resumed = run(methods, "stopped").scores()
     whole = run(methods, "whole").scores()
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    run(methods, "whole")  # what is finished is not interrupted, only reported again
+    torch.set_num_threads(threads)
+    assert f", {threads} thread" in Comparison(tmp_path / "whole").run["device"]
+    for folder, count in (("stopped", 1), ("whole", 0)):
+        found = Comparison(tmp_path / folder)
+        assert found.run["interruptions"] == count
+        assert (", with 1 interruption." in found.report().read_text()) == count
 
 
 def test_a_run_with_anything_else_is_refused_and_named(tmp_path):

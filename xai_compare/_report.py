@@ -67,7 +67,8 @@ def render(
     Args:
         run: What was run; all of it is optional: `command`, `settings`, `versions`, `seed`, `samples` asked for,
             `finished`, `failed` (how many scores), `errors` and `skipped` (a mapping for each), `started`, `seconds`,
-            `device`, `model`, `weights`, `data`, `metrics` (title and direction of each), `methods` (title, source).
+            `interruptions`, `device`, `model`, `weights`, `data`, `metrics` (title and direction of each), `methods`
+            (title, source).
         summary: A row for each metric and method: `metric`, `direction`, `method`, `n`, `failed`, `mean`, `ci_low`,
             `ci_high`, `mean_rank`, `seconds`, `explain_seconds`, `explain_forwards`.
         tests: A row for each metric and pair of methods: `metric`, `method_a`, `method_b`, `n`, `median_difference`,
@@ -122,6 +123,7 @@ def _lead(run: Mapping[str, Any], methods: int, metrics: int) -> str:
     said += f". Data: {text(run['data'])}" if run.get("data") else ""
     said += f". Run on {text(run['device'])}" if run.get("device") else ""
     said += f" in {_duration(run['seconds'])}" if run.get("device") and run.get("seconds") is not None else ""
+    said += f", with {counted(run['interruptions'], 'interruption')}" if run.get("interruptions") else ""
     return f"{said}."
 
 

@@ -151,18 +151,20 @@ class Run:
                 "Use the versions it was begun with, or another folder with --out."
             )
         forwards = facts["forwards"] if "forwards" in facts else self._check_methods()
+        begun = {} if todo else facts  # a finished run only reports again
         self.facts = facts | {
             "command": self.command or facts.get("command", ""),
             "settings": _plain_settings(self.settings),
-            "versions": versions if todo else facts.get("versions", versions),
+            "versions": begun.get("versions", versions),
             "seed": self.settings.seed,
             "samples": self.count,
             "model": self.subject.name,
             "weights": facts["identity"]["weights"],
             "data": self.samples.description,
-            "device": _device_name(self.workers.device),
-            "processes": self.workers.count,
+            "device": begun.get("device", _device_name(self.workers.device, self.workers.count)),
+            "processes": begun.get("processes", self.workers.count),
             "started": facts.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
+            "interruptions": facts.get("interruptions", -1) + bool(todo),
             "methods": {name: {"title": m.title or name, "source": m.source} for name, m in self.methods.items()},
             "metrics": {name: {"title": m.title, "direction": m.direction} for name, m in self.metrics.items()},
             "forwards": forwards,
@@ -277,7 +279,10 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _device_name(device: str) -> str:
-    kind = torch.device(device)
+def _device_name(device: str, processes: int) -> str:
+    kind, threads = torch.device(device), torch.get_num_threads()
     name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else platform.processor() or platform.machine()
-    return f"{kind.type} ({name}, {torch.get_num_threads()} threads)" if kind.type == "cpu" else f"{device} ({name})"
+    said = [name] + [f"{processes} processes"] * (processes > 1)
+    if kind.type == "cpu":
+        said.append(f"{threads} thread{'s' * (threads > 1)}{' each' * (processes > 1)}")
+    return f"{kind.type if processes > 1 else device} ({', '.join(said)})"

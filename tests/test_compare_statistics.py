@@ -1,5 +1,7 @@
 """Means, intervals, ranks and tests of `xai-compare`, against numbers obtained in another way."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -187,3 +189,19 @@ def test_a_single_curve_has_an_interval_of_nothing():
 )
 def test_few_tied_differences_are_tested_exactly(difference):
     assert _wilcoxon(np.array(difference)) == pytest.approx(stats.wilcoxon(difference).pvalue, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_small_sample_has_the_probability_of_all_signs(count):
+    for difference in product([-2.0, -1.0, 0.0, 1.0, 3.0], repeat=count):
+        kept = np.array([one for one in difference if one])
+        signs = np.array(list(product([-1, 1], repeat=len(kept))))
+        sums = signs @ stats.rankdata(np.abs(kept))
+        found = np.sign(kept) @ stats.rankdata(np.abs(kept))
+        exact = min(1, 2 * min((sums <= found + 1e-9).mean(), (sums >= found - 1e-9).mean()))
+        assert _wilcoxon(np.array(difference)) == pytest.approx(exact), difference
+
+
+def test_two_samples_of_which_one_differs_are_compared():
+    found = pairwise(table({"a": [1, 2], "b": [1, 5]}), ["m"], ["a", "b"])
+    assert (found.n[0], found.p[0], found.p_holm[0]) == (2, 1, 1)

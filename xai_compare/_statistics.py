@@ -107,9 +107,9 @@ def pairwise(scores: pd.DataFrame, metrics: Iterable[str], methods: Iterable[str
 def _wilcoxon(difference: npt.NDArray[np.float64]) -> float:
     if len(difference) == 0:
         return float("nan")
-    if not difference.any():
-        return 1.0
     sizes = np.abs(difference)
+    if np.count_nonzero(sizes) < 2:  # either sign is as extreme
+        return 1.0
     if len(np.unique(sizes)) == len(sizes) and sizes.all():
         return float(stats.wilcoxon(difference).pvalue)
     if len(sizes) > _SIGNS:

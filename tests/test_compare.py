@@ -336,6 +336,8 @@ def test_number_types(run):
     }
     assert found[""].equals(found["float32"])
     assert np.allclose(found["float64"], found["float32"], atol=0.02)
+    assert np.allclose(found["bfloat16"], found["float32"], atol=0.05)
+    assert not found["bfloat16"].equals(found["float32"])
     scores = {
         dtype: run(["ixg"], ["box-sensitivity"], dtype=dtype, options=BOXES)
         for dtype in ("float32", "float64", "bfloat16")
@@ -343,7 +345,7 @@ def test_number_types(run):
     scores = {dtype: score_of(one, "ixg", "box-sensitivity") for dtype, one in scores.items()}
     assert np.allclose(scores["float64"], scores["float32"], atol=1e-3)
     assert not scores["float64"].equals(scores["float32"])  # it was computed otherwise
-    assert scores["bfloat16"].notna().all()
+    assert (scores["bfloat16"] - scores["float32"]).abs().median() < 0.1
     assert not np.allclose(scores["bfloat16"], scores["float32"], atol=1e-3)
 
 

@@ -207,7 +207,10 @@ def test_folders_of_something_else_or_that_cannot_be_written_are_refused(toy, fo
     (tmp_path / "file").touch()
     (tmp_path / "other" / "deep").mkdir(parents=True)
     (tmp_path / "other" / "deep" / "thesis.tex").touch()
-    run = lambda out: refused(command(toy, tmp_path / out, data=folder))  # noqa: E731
+
+    def run(out):
+        return refused(command(toy, tmp_path / out, data=folder))
+
     assert "is not empty and holds no run" in run("other")
     assert "Nothing can be written to" in run("file/run")
     assert "file" in run("file")

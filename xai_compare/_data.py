@@ -2,9 +2,10 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +80,14 @@ class Folder(Samples):
         known = set(Image.EXTENSION)
         self._root = root
         self._transform = transform
-        self._paths = sorted(
-            p for p in root.rglob("*") if p.suffix.lower() in known and p.is_file() and not p.name.startswith(".")
-        )
+        folders = defaultdict(list)  # "": the images that are in none
+        for path in sorted(root.rglob("*")):
+            if path.suffix.lower() in known and path.is_file() and not path.name.startswith("."):
+                folders[path.relative_to(root).parts[0] if path.parent != root else ""].append(path)
+        self._classes = {name: index for index, name in enumerate(sorted({*folders} - {""}))}
+        self._paths = [path for turn in zip_longest(*folders.values()) for path in turn if path is not None]
         if not self._paths:
             raise ValueError(f"Expected images in {root}, found none (of {', '.join(sorted(known)[:12])}, ...).")
-        folders = [path.relative_to(root).parts[0] if path.parent != root else "" for path in self._paths]
-        self._classes = {name: index for index, name in enumerate(sorted({*folders} - {""}))}
-        turns: Counter[str] = Counter()
-        ordered = []
-        for name, path in zip(folders, self._paths, strict=True):
-            ordered.append((turns[name], name, path))
-            turns[name] += 1
-        self._paths = [path for _, _, path in sorted(ordered)]
         self.description = f"{len(self._paths)} images in {root}"
 
     def __len__(self) -> int:

@@ -30,12 +30,14 @@ class Method:
         source: What it is, for the report.
         options: Arguments of the class and of its `attribute`; what the user gives replaces them.
         title: What the report calls it.
+        learns: May its first call find out things about the model that later calls know?
     """
 
     make: Make
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     title: str = ""
+    learns: bool = True
 
     def explain(self, options: Mapping[str, Any], batch_size: int) -> Explain:
         """A function `(model, inputs, targets)` that returns maps of the inputs' size, one channel."""
@@ -145,7 +147,7 @@ _CAPTUM: dict[str, tuple[Make, str, dict[str, Any]]] = {
 
 def _captums(made: tuple[Make, str, dict[str, Any]]) -> Method:
     make, title, options = made
-    return Method(make, f"captum.attr: {title}", options, title)
+    return Method(make, f"captum.attr: {title}", options, title, learns=False)
 
 
 _CAMS = {

@@ -1,0 +1,324 @@
+"""What a model computes from some tokens on, as recorded operations that can run again for other tokens."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .attention_calls import AttentionCall, projected, query_of, value_projections
+from .operation_names import VIEWS
+from .recorder import Operation, Recorder, Slot
+
+_PRODUCTS_OF_GATES = frozenset(["mul", "mul_", "multiply"])
+_CLIMBED = (VIEWS | frozenset(["roll", "pad"])) - frozenset(
+    "to type type_as float half bfloat16 double contiguous clone".split()
+)
+
+
+class NotReplayableError(Exception):
+    """The operations after the tokens cannot be repeated one by one; says why."""
+
+
+class Continuation:
+    """The operations that follow from some tokens, taken while they run, and what else these read.
+
+    Args:
+        recorder: The running recording.
+        tokens: The slot of the tokens.
+        reads: The operations in which they are exchanged; None: all that read them.
+        attention: The attention they enter, if any.
+
+    Attributes:
+        tokens: Their value.
+        slot: Their slot.
+        operations: What depends on them, in order.
+        externals: The other tensors that these operations read.
+        lost: Slots of tensors that are needed and no longer there.
+        reasons: Why the operations cannot be repeated one by one, if so.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        slot: Slot,
+        reads: frozenset[Operation] | None,
+        attention: AttentionCall | None = None,
+        views: tuple[Slot, ...] = (),
+    ) -> None:
+        self.slot = slot
+        self.attention = attention
+        self.views = views
+        self.operations: list[Operation] = []
+        self.externals: dict[Slot, Tensor] = {}
+        self.dependent: set[Slot] = set()
+        self.lost: list[Slot] = []
+        self.reasons: list[str] = []
+        self._recorder = recorder
+        self._reads = reads
+        self._written: set[Slot] = set()
+        self._versions: dict[Slot, int] = {}
+        self.tokens = self._take(slot)
+        for operation in self._earlier(recorder, reads):
+            self.add(operation)
+
+    @staticmethod
+    def _earlier(recorder: Recorder, reads: frozenset[Operation] | None) -> Iterable[Operation]:
+        return recorder.operations[min(read.index for read in reads) :] if reads else ()
+
+    @property
+    def all_reads(self) -> list[Operation]:
+        """The operations in which the tokens are exchanged."""
+        if self._reads is not None:
+            return list(self._reads)
+        return [operation for operation in self._recorder.operations if self.slot in operation.inputs]
+
+    def reads_tokens(self, operation: Operation) -> bool:
+        """Are the tokens exchanged in this operation?"""
+        return self.slot in operation.inputs if self._reads is None else operation in self._reads
+
+    def add(self, operation: Operation) -> None:
+        """Take an operation that just ran, if it depends on the tokens."""
+        reads = self.reads_tokens(operation)
+        if not reads and self.dependent.isdisjoint(operation.inputs):
+            return
+        if operation.name in _PRODUCTS_OF_GATES and self._reads is not None and not reads:
+            self._find_gate(operation)
+        if operation.mutated is not None and operation.mutated not in self.dependent:
+            self._mutates(operation, operation.mutated)
+        for slot in operation.inputs:
+            if not (slot in self.dependent or (slot == self.slot and reads) or slot in self.externals):
+                self.externals[slot] = self._take(slot)
+        operation.before = None
+        if operation.returned_a_value:
+            self.reasons.append(f"the model's code reads a number from what follows the tokens (`{operation.name}`)")
+        if operation.unseen:
+            self.reasons.append("a part of the model runs unseen (TorchScript, a torch.autograd.Function, a backward hook)")
+        self.operations.append(operation)
+        self.dependent.update(operation.outputs)
+
+    def _find_gate(self, operation: Operation) -> None:
+        """Tokens that gate the attention's output enter it, too: then what made the gate is taken."""
+        others = [slot for slot in operation.inputs if slot not in self.dependent and self._recorder.follows[slot]]
+        if not others or not _shares_places(self._recorder, operation):
+            return
+        before = frozenset(self.operations)
+        gates = reads_of(self._recorder, operation, self.slot)
+        gates = frozenset(op for op in gates - before - {operation} if projected(self._recorder, op) is not None)
+        if not gates:
+            return
+        self._reads = (self._reads or frozenset()) | gates
+        taken = list(self._recorder.operations[min(one.index for one in gates) : operation.index])
+        self.operations, earlier = [], self.operations
+        self.dependent.clear()
+        for one in sorted({*earlier, *taken}, key=lambda one: one.index):
+            self.add(one)
+
+    def _mutates(self, operation: Operation, slot: Slot) -> None:
+        """Something from before the tokens is changed in place by something that depends on them."""
+        self._written.add(slot)
+        self._versions.pop(slot, None)
+        if operation.changes_view or operation.before is None:
+            self.reasons.append("a tensor from before the tokens is changed in place")
+        else:
+            self.externals[slot] = operation.before
+            if slot == self.slot:
+                self.tokens = operation.before
+
+    def _take(self, slot: Slot) -> Tensor:
+        tensor = self._recorder.tensor(slot)
+        if tensor is None:
+            self.lost.append(slot)
+            return torch.empty(0)
+        self._versions[slot] = _version(tensor)
+        return tensor.detach()
+
+    def finish(self, outputs: Iterable[Slot]) -> None:
+        """The pass is over: keep what leads to these outputs, and see whether all that was taken is unchanged."""
+        wanted = set(outputs)
+        kept = []
+        for operation in reversed(self.operations):
+            if not wanted.isdisjoint(operation.outputs):
+                kept.append(operation)
+                wanted.update(operation.inputs)
+        self.operations = kept[::-1]
+        self.externals = {slot: self.externals[slot] for slot in wanted if slot in self.externals}
+        taken = {**self.externals, self.slot: self.tokens}
+        if any(slot in self._versions and _version(x) != self._versions[slot] for slot, x in taken.items()):
+            self.reasons.append("a tensor that was read is changed in place later")
+
+    def run(self, tokens: Tensor, wanted: Iterable[Slot]) -> list[Tensor]:
+        """The values of some slots for other tokens of the same shape, differentiable where the model's code is.
+
+        Raises:
+            NotReplayableError: if the operations cannot be repeated for these tokens.
+        """
+        if self.reasons:
+            raise NotReplayableError(self.reasons[0])
+        wanted = list(wanted)
+        values: dict[Slot, Tensor] = dict(self.externals)
+        for slot in self._written:
+            if slot in values:
+                values[slot] = values[slot].clone()
+        own = tokens.clone() if self.slot in self._written else tokens
+        last_use = {slot: operation for operation in self.operations for slot in operation.inputs}
+        gradients = torch.is_grad_enabled()
+        try:
+            for operation in self.operations:
+                reads = self.reads_tokens(operation)
+                torch.set_grad_enabled(gradients and operation.differentiable)
+                self._repeat(operation, values, own if reads else None)
+                for slot in operation.inputs:
+                    if last_use[slot] is operation and slot not in wanted and slot not in operation.outputs:
+                        values.pop(slot, None)
+        finally:
+            torch.set_grad_enabled(gradients)
+        return [values[slot] for slot in wanted]
+
+    def _repeat(self, operation: Operation, values: dict[Slot, Tensor], tokens: Tensor | None) -> None:
+        def value(slot: Slot) -> Tensor:
+            return tokens if tokens is not None and slot == self.slot else values[slot]
+
+        args, kwargs = substituted((operation.args, operation.kwargs), value)
+        with autocast_of(operation, self._recorder):
+            result = operation.func(*args, **kwargs)
+        results = tensors_in(result)
+        if operation.mutated is not None and len(results) < len(operation.outputs):
+            results.append(value(operation.mutated))
+        if len(results) != len(operation.outputs):
+            raise NotReplayableError(f"`{operation.name}` returned another number of tensors")
+        for slot, tensor in zip(operation.outputs, results, strict=True):
+            if tensor.shape != self._recorder.shapes[slot]:
+                raise NotReplayableError(f"the shape of what `{operation.name}` returns depends on the tokens' values")
+            values[slot] = tensor
+
+
+def autocast_of(operation: Operation, recorder: Recorder) -> Any:
+    """The autocast under which an operation was recorded."""
+    device = recorder.device
+    ambient = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if operation.autocast == ambient:
+        return nullcontext()
+    return torch.autocast(device, operation.autocast, enabled=operation.autocast is not None, cache_enabled=False)
+
+
+def substituted(tree: Any, value: Any) -> Any:
+    """Arguments with the slots replaced."""
+    if isinstance(tree, Slot):
+        return value(tree)
+    if isinstance(tree, tuple):
+        items = [substituted(x, value) for x in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    if isinstance(tree, list):
+        return [substituted(x, value) for x in tree]
+    if isinstance(tree, dict):
+        return {k: substituted(v, value) for k, v in tree.items()}
+    return tree
+
+
+def tensors_in(result: Any) -> list[Tensor]:
+    """The tensors that a function returned."""
+    if isinstance(result, Tensor):
+        return [result]
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+
+
+def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCall) -> tuple[Slot, tuple[Slot, ...]]:
+    """The tokens of an attention, and their rearrangements up to the layer that projects them to values.
+
+    They are what its value projection reads, as it was before it was rearranged (for windows, say). Where values are
+    made in several steps (latent attention, low-rank adapters), the first step counts.
+    """
+    reads = [read for _, read in value_projections(recorder, calls, call.value)] or [call.value]
+    for read in list(reads):
+        if any(other != read and comes_from(recorder, read, other) for other in reads):
+            reads.remove(read)
+    slot = reads[-1]
+    query = query_of(recorder, call)
+    if query is not None and recorder.follows[query] and not comes_from(recorder, query, slot):
+        earlier = _step_before(recorder, slot)
+        if earlier is not None and comes_from(recorder, query, earlier):
+            slot = earlier
+    views = [slot]
+    while (parent := _view_of(recorder, views[-1])) is not None:
+        views.append(parent)
+    living = [view for view in views if recorder.tensor(view) is not None]
+    top = living[-1] if living else slot
+    return top, tuple(views[: views.index(top) + 1])
+
+
+def _shares_places(recorder: Recorder, operation: Operation) -> bool:
+    shapes = [recorder.shapes[slot] for slot in operation.inputs if recorder.follows[slot]]
+    return len(shapes) > 1 and len({shape[:2] for shape in shapes}) == 1
+
+
+def comes_from(recorder: Recorder, slot: Slot, origin: Slot) -> bool:
+    """Is one tensor computed from another?"""
+    if slot == origin:
+        return True
+    first = recorder.writers[origin][0].index if recorder.writers[origin] else -1
+    waiting, known = [slot], set()
+    while waiting:
+        one = waiting.pop()
+        for operation in recorder.writers[one][:1]:
+            if operation.index > first and operation not in known:
+                if origin in operation.inputs:
+                    return True
+                known.add(operation)
+                waiting.extend(operation.inputs)
+    return False
+
+
+def _step_before(recorder: Recorder, slot: Slot) -> Slot | None:
+    """What a linear layer read, of which a tensor is the result, normalised or split."""
+    shape = recorder.shapes[slot]
+    while True:
+        writers = recorder.writers[slot][:1]
+        if not writers:
+            return None
+        read = projected(recorder, writers[0])
+        if read is not None:
+            return read if recorder.shapes[read][:-1] == shape[:-1] else None
+        followed = [one for one in writers[0].inputs if recorder.follows[one]]
+        if len(set(followed)) != 1:
+            return None
+        slot = followed[0]
+
+
+def _view_of(recorder: Recorder, slot: Slot) -> Slot | None:
+    """What a tensor is a rearrangement of."""
+    writers = recorder.writers[slot]
+    if len(writers) != 1 or writers[0].name not in _CLIMBED or len(writers[0].outputs) != 1:
+        return None
+    inputs = [one for one in writers[0].inputs if recorder.follows[one]]
+    return inputs[0] if len(inputs) == 1 and len(writers[0].inputs) == 1 else None
+
+
+def reads_of(recorder: Recorder, operation: Operation, slot: Slot) -> frozenset[Operation]:
+    """The operations by which tokens enter an attention, or a later operation: those that read them and lead to it."""
+    writers = recorder.writers[slot]
+    first = writers[0].index if writers else -1
+    return frozenset(op for op in _ancestors(recorder, operation, slot, first) if slot in op.inputs)
+
+
+def _ancestors(recorder: Recorder, last: Operation, slot: Slot, first: int) -> set[Operation]:
+    """What leads to an operation, and ran after a time, without what leads to the slot."""
+    found: set[Operation] = {last}
+    waiting = list(last.inputs)
+    known: set[Slot] = {slot}
+    while waiting:
+        one = waiting.pop()
+        if one in known:
+            continue
+        known.add(one)
+        for operation in recorder.writers[one]:
+            if first < operation.index < last.index and operation not in found:
+                found.add(operation)
+                waiting.extend(operation.inputs)
+    return found
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 # there is no other

@@ -1,0 +1,317 @@
+"""Recording what a forward pass does, operation by operation, without touching the model."""
+
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import TensorWeakRef
+
+from .operation_names import ABOUT_SHAPES, may_mutate, name_of
+
+# The body of torch's function without its first line, which would send it here again as a whole: its parts are seen.
+_multi_head_attention = types.FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda *_: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+class Slot(int):
+    """The number of a tensor in a recording; stands for it in an operation's arguments."""
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One call of a torch function.
+
+    Attributes:
+        index: Its place in time.
+        call: The same, counting all of torch's functions that the model's code calls.
+        name: The function's name.
+        func: The function.
+        args: Its arguments, tensors replaced by their slots.
+        kwargs: The same.
+        inputs: The slots in them.
+        outputs: The slots of the tensors it returned or changed.
+        differentiable: Did the model's code allow gradients here?
+        autocast: The type to which the model's own autocast rounds here, or None.
+        mutated: The slot it changed in place, or None.
+        before: What that held before, as long as it may be needed.
+        unseen: Was the tensor made by something that cannot be seen (TorchScript, a torch.autograd.Function)?
+        returned_a_value: Did it return a number to the model's code, which may decide by it?
+        changes_view: Did it change a view of another tensor?
+        constants: The tensors it read that depend on no input, as long as they may be needed.
+    """
+
+    index: int
+    call: int
+    name: str
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[Slot, ...]
+    outputs: tuple[Slot, ...] = ()
+    differentiable: bool = True
+    autocast: torch.dtype | None = None
+    mutated: Slot | None = None
+    before: Tensor | None = None
+    unseen: bool = False
+    returned_a_value: bool = False
+    changes_view: bool = False
+    constants: tuple[Tensor, ...] = ()
+
+    def forget(self) -> None:
+        """Let go of the tensors that were kept for it."""
+        self.before = None
+        self.constants = ()
+
+
+class Listener(Protocol):
+    """Is told of each operation when it has run, while its tensors live."""
+
+    def __call__(self, operation: Operation) -> None: ...
+
+
+class Recorder(TorchFunctionMode):
+    """While active, records what this thread computes from some tensors, and nothing of other threads.
+
+    Operations that do not depend on these tensors are not recorded; what they made is known as constants. Nothing is
+    kept alive but the bookkeeping: who needs a tensor later must take it when told of it.
+
+    Args:
+        sources: The tensors to follow, the model's inputs.
+        listener: Told of each operation.
+    """
+
+    def __init__(self, sources: list[Tensor], listener: Listener) -> None:
+        super().__init__()
+        self.calls = 0
+        self.operations: list[Operation] = []
+        self.shapes: list[torch.Size] = []
+        self.dtypes: list[torch.dtype] = []
+        self.follows: list[bool] = []
+        self.writers: list[list[Operation]] = []  # who made a tensor, and who changed it
+        self.sources: list[Slot] = []
+        self._references: list[TensorWeakRef] = []
+        self._seen: dict[int, Slot] = {}
+        self._changed_storages: set[int] = set()
+        self._listener = listener
+        self.device = sources[0].device.type if sources else "cpu"
+        for source in sources:
+            slot = self._new(source, None, follows=True)
+            self.sources.append(slot)
+            if source.is_floating_point():
+                source.requires_grad_()  # what runs unseen shows itself by its graph
+
+    def tensor(self, slot: Slot) -> Tensor | None:
+        """The tensor of a slot, if it still lives."""
+        return self._references[slot]()
+
+    def slot_of(self, tensor: Tensor) -> Slot | None:
+        """The slot of a tensor that was seen."""
+        slot = self._seen.get(id(tensor))
+        return slot if slot is not None and self._references[slot]() is tensor else None
+
+    def follow(self, tensor: Tensor) -> Slot:
+        """Follow a tensor from here on, whatever it was computed from."""
+        slot = self.slot_of(tensor)
+        slot = self._new(tensor, None, follows=True) if slot is None else slot
+        self.follows[slot] = True
+        if tensor.is_floating_point() and tensor.is_leaf:
+            tensor.requires_grad_()
+        return slot
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.calls += 1
+        if (parts := in_parts(func, args, kwargs)) is not None:
+            with self:
+                return parts(*args, **kwargs)
+        name = name_of(func)
+        if name in ABOUT_SHAPES:
+            return func(*args, **kwargs)
+        tensors = list(_tensors(args)) + list(_tensors(kwargs.values()))
+        if not tensors:
+            return func(*args, **kwargs)
+        if not any(self._is_followed(x) for x in tensors):
+            with torch.no_grad():  # of constants
+                return func(*args, **kwargs)
+        return self._run(name, func, args, dict(kwargs))
+
+    def _run(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        operation = Operation(
+            index=len(self.operations),
+            call=self.calls,
+            name=name,
+            func=func,
+            args=self._slotted(args),
+            kwargs={k: self._slotted(v) for k, v in kwargs.items()},
+            inputs=(),
+        )
+        operation.inputs = tuple(_slots((operation.args, operation.kwargs)))
+        operation.constants = tuple(x for x in _tensors((args, kwargs)) if not self.follows[self._seen[id(x)]])
+        if torch.is_autocast_enabled(self.device):
+            operation.autocast = torch.get_autocast_dtype(self.device)
+        operation.differentiable = torch.is_grad_enabled()
+        target = _target(name, args, kwargs)
+        version = _version(target)
+        if target is not None and may_mutate(name, args, kwargs):
+            operation.before = target.detach().clone()
+        torch._C._set_grad_enabled(False)  # noqa: SLF001 # quicker than a context, for each operation
+        try:
+            result = func(*args, **kwargs)
+            outputs = list(_tensors((result,)))
+            if target is not None and _version(target) != version:
+                operation.mutated = self.slot_of(target)
+                outputs = [*outputs, target] if all(x is not target for x in outputs) else outputs
+            else:
+                operation.before = None
+            self.operations.append(operation)
+            operation.outputs = tuple(self._output(x, operation) for x in outputs)
+        finally:
+            torch._C._set_grad_enabled(operation.differentiable)  # noqa: SLF001
+        operation.returned_a_value = not outputs and result is not None
+        if operation.mutated is not None and target is not None and target._is_view():  # noqa: SLF001
+            operation.changes_view = True
+            self._changed_storages.add(target.untyped_storage()._cdata)  # noqa: SLF001
+        self._listener(operation)
+        return result
+
+    def _output(self, tensor: Tensor, operation: Operation) -> Slot:
+        slot = self.slot_of(tensor)
+        if slot is None:
+            slot = self._new(tensor, operation, follows=True)
+        else:  # changed in place, or returned as it was
+            self.follows[slot] = True
+            self.writers[slot].append(operation)
+        if tensor.is_floating_point() and tensor.is_leaf and not tensor.requires_grad and operation.differentiable:
+            tensor.requires_grad_()
+        return slot
+
+    def _new(self, tensor: Tensor, producer: Operation | None, *, follows: bool) -> Slot:
+        slot = Slot(len(self._references))
+        self._references.append(TensorWeakRef(tensor))
+        self._seen[id(tensor)] = slot
+        self.shapes.append(tensor.shape)
+        self.dtypes.append(tensor.dtype)
+        self.writers.append([] if producer is None else [producer])
+        self.follows.append(follows)
+        return slot
+
+    def _is_followed(self, tensor: Tensor) -> bool:
+        slot = self.slot_of(tensor)
+        if tensor.grad_fn is not None:  # whatever is seen runs without a graph
+            return self._was_made_unseen(tensor, slot)
+        if slot is not None:
+            return self.follows[slot]
+        return bool(self._changed_storages) and tensor.untyped_storage()._cdata in self._changed_storages  # noqa: SLF001
+
+    def _was_made_unseen(self, tensor: Tensor, slot: Slot | None) -> bool:
+        """Does a tensor come from followed ones by something that was not seen? Then that becomes an operation."""
+        if slot is not None and any(writer.unseen for writer in self.writers[slot]):
+            return True
+        origins = tuple(dict.fromkeys(s for x in _leaves(tensor) if (s := self.slot_of(x)) is not None and self.follows[s]))
+        if not origins:
+            return False
+        operation = Operation(len(self.operations), self.calls, "unseen", _unseen, (), {}, origins, unseen=True)
+        self.operations.append(operation)
+        slot = self._new(tensor, operation, follows=True)
+        operation.outputs = (slot,)
+        self._listener(operation)
+        return True
+
+    def _slotted(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            slot = self.slot_of(value)
+            return self._new(value, None, follows=False) if slot is None else slot
+        if isinstance(value, tuple | list):
+            return _like(value, [self._slotted(x) for x in value])
+        if isinstance(value, dict):
+            return {k: self._slotted(v) for k, v in value.items()}
+        return value
+
+
+def in_parts(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[..., Any] | None:
+    """The same in Python, for functions that do several things of which each shall be seen."""
+    if func is F.multi_head_attention_forward:
+        return _multi_head_attention
+    if func is Tensor.__iter__:
+        return _iterate
+    if func is F.scaled_dot_product_attention and kwargs.get("enable_gqa"):
+        return _attend_in_groups
+    return None
+
+
+def _iterate(tensor: Tensor) -> Iterator[Tensor]:
+    return iter(tensor.unbind(0))
+
+
+def _unseen() -> Any:
+    raise AssertionError("What was not seen cannot be repeated.")
+
+
+def _attend_in_groups(query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool, **kwargs: Any) -> Tensor:
+    """Grouped queries written out, as torch's documentation of `enable_gqa` defines them."""
+    key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+    value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+    return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
+
+
+def _like(sequence: Any, items: list[Any]) -> Any:
+    if isinstance(sequence, tuple):
+        return type(sequence)(*items) if hasattr(sequence, "_fields") else tuple(items)
+    return items
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+
+
+def _slots(values: Any) -> Iterator[Slot]:
+    for value in values:
+        if isinstance(value, Slot):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _slots(value)
+        elif isinstance(value, dict):
+            yield from _slots(value.values())
+
+
+def _target(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The tensor that a function may change in place."""
+    target = kwargs.get("out", args[0] if args else kwargs.get("input"))
+    return target if isinstance(target, Tensor) else None
+
+
+def _version(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.is_inference() else tensor._version  # noqa: SLF001 # there is no other
+
+
+def _leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors from which one was computed, by its graph."""
+    waiting, known = [tensor.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in known:
+            continue
+        known.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            yield variable
+        waiting.extend(parent for parent, _ in node.next_functions)

@@ -1,0 +1,203 @@
+"""One forward pass of any model, watched, and how it goes on from the tokens of its last attention."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .attention_calls import AttentionCall, AttentionFinder, projected
+from .continuation import Continuation, reads_of, tokens_of
+from .operation_names import MOVES
+from .recorder import Operation, Recorder, Slot
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """The output of a module, or its first input."""
+
+    module: nn.Module
+    at_input: bool = False
+
+    def __str__(self) -> str:
+        return f"{type(self.module).__name__}{' (its input)' if self.at_input else ''}"
+
+
+class WatchedPass:
+    """A forward pass: what it returned, its operations, and how it goes on from the tokens.
+
+    Args:
+        forward: The model, or any function that calls it.
+        arguments: Its positional arguments; tensors are copied, as a model may change them.
+        read_output: Takes the tensor to explain from what the model returned.
+        followed: How many of the arguments are the inputs to explain, from the first on.
+        point: Where the tokens are; None: where they enter an attention.
+        ordinal: Which attention, by its number in time; None: the last.
+        held: Numbers of operations whose results are kept alive until the end.
+
+    Attributes:
+        returned: What the model returned.
+        output: The tensor to explain.
+        output_slot: Its slot; None if it does not depend on the inputs.
+        continuation: How the pass goes on from the tokens; None if there is no attention.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        arguments: tuple[Any, ...],
+        read_output: Callable[[Any], Tensor],
+        *,
+        followed: int = 1,
+        point: HookPoint | None = None,
+        ordinal: int | None = None,
+        held: frozenset[int] = frozenset(),
+    ) -> None:
+        self.continuation: Continuation | None = None
+        self.finder = AttentionFinder()
+        self._point = point
+        self._ordinal = ordinal
+        self._held = held
+        self._kept: list[Tensor] = []
+        self._head: Tensor | None = None
+        self._forgotten = 0
+        copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), arguments)
+        sources = [x for x in pytree.tree_leaves(copies[:followed]) if isinstance(x, Tensor)]
+        self.recorder = Recorder(sources, self._listen)
+        hook = nullcontext() if point is None else exchanged_at(point, self._pass_point)
+        with torch.enable_grad(), hook, self.recorder:
+            self.returned = forward(*copies)
+        output = read_output(self.returned)
+        self.output_slot = self.recorder.slot_of(output) if not output.grad_fn else None
+        self.output = output.detach()
+        self.latent_slot = None if self.output_slot is None else self._latent(self.output_slot)
+        self.latent = None if self.latent_slot is None else self.recorder.tensor(self.latent_slot)
+
+    def finish(self) -> None:
+        """Keep what leads from the tokens to the output, and let go of the rest."""
+        wanted = [slot for slot in (self.output_slot, self.latent_slot) if slot is not None]
+        if self.continuation is not None:
+            self.continuation.finish(wanted)
+        self._kept.clear()
+        self._head = None
+
+    def again(self) -> dict[str, Any] | None:
+        """What another pass must do otherwise, to keep what this one lost; None if nothing was."""
+        found = self.continuation
+        if found is None or self.output_slot is None:
+            return None
+        ordinal = self._ordinal
+        if found.attention is not None and self._point is None and self._ordinal is None:
+            reaching = self._last_that_reaches(self.output_slot)
+            if reaching is None:
+                return None
+            ordinal = reaching.ordinal
+            if ordinal != found.attention.ordinal:
+                return {"ordinal": ordinal, "held": self._held}
+        lost = [*found.lost, *([self.latent_slot] if self.latent is None and self.latent_slot is not None else [])]
+        held = frozenset(op.index for slot in lost for op in self.recorder.writers[slot][:1]) - self._held
+        return {"ordinal": ordinal, "held": self._held | held} if held else None
+
+    def _last_that_reaches(self, output: Slot) -> AttentionCall | None:
+        """The last attention that the output depends on."""
+        attentions = {call.operation: call for call in self.finder.calls}
+        waiting, known, last = [output], set(), None
+        while waiting:
+            for operation in self.recorder.writers[waiting.pop()]:
+                if operation in known:
+                    continue
+                known.add(operation)
+                call = attentions.get(operation)
+                if call is not None and (last is None or call.ordinal > last.ordinal):
+                    last = call
+                waiting.extend(operation.inputs)
+        return last
+
+    def _latent(self, slot: Slot) -> Slot:
+        """What the head reads: of a linear layer that gives the output; else the output itself."""
+        here = slot
+        while self.recorder.writers[here]:
+            operation = self.recorder.writers[here][0]
+            read = projected(self.recorder, operation)
+            if read is not None and operation.name == "linear":
+                return read
+            followed = [one for one in operation.inputs if self.recorder.follows[one]]
+            if operation.name not in MOVES or len(followed) != 1:
+                break
+            here = followed[0]
+        return slot
+
+    def _listen(self, operation: Operation) -> None:
+        if operation.index in self._held:
+            self._kept.extend(x for slot in operation.outputs if (x := self.recorder.tensor(slot)) is not None)
+        if operation.name == "linear" and (read := projected(self.recorder, operation)) is not None:
+            self._head = self.recorder.tensor(read)
+        if self.continuation is not None:
+            self.continuation.add(operation)
+        call = self.finder.found(self.recorder, operation)
+        if call is None:
+            return
+        if self._point is not None:
+            if self.continuation is not None and self.continuation.slot in tokens_of(self.recorder, self.finder.calls, call)[1]:
+                self.continuation.attention = call
+        elif self._ordinal is None or call.ordinal == self._ordinal:
+            self.continuation = self._continue_from(call)
+
+    def _continue_from(self, call: AttentionCall) -> Continuation:
+        tokens, views = tokens_of(self.recorder, self.finder.calls, call)
+        found = Continuation(self.recorder, tokens, reads_of(self.recorder, call.operation, tokens), call, views)
+        for operation in self.recorder.operations[self._forgotten : call.operation.index + 1]:
+            operation.forget()
+        self._forgotten = call.operation.index + 1
+        return found
+
+    def _pass_point(self, value: Any) -> Tensor:
+        if not isinstance(value, Tensor) or value.dim() < 2:
+            found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else str(type(value))
+            raise ValueError(f"Expected {self._point} to hold one tensor with the batch first, got {found}. Pass another layer.")
+        if self.continuation is not None:
+            raise ValueError(
+                f"The layer {self._point} ran more than once in one forward pass, so its tokens are not one set. Pass a "
+                "layer that runs once."
+            )
+        tokens = value.view_as(value)
+        self.continuation = Continuation(self.recorder, self.recorder.follow(tokens), None)
+        return tokens
+
+
+@contextmanager
+def exchanged_at(point: HookPoint, exchange: Callable[[Any], Any]) -> Iterator[None]:
+    """Exchange what a module of this thread's calls returns, or reads, for what `exchange` makes of it.
+
+    At a module's input every argument that is the same tensor as the first is exchanged with it, as attention modules may
+    be given their tokens three times: as query, key and value.
+    """
+    thread = threading.get_ident()
+
+    def at_output(_: nn.Module, __: Any, output: Any) -> Any:
+        return exchange(output) if threading.get_ident() == thread else output
+
+    def at_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        new = exchange(first)
+        return (
+            tuple(new if value is first else value for value in args),
+            {name: new if value is first else value for name, value in kwargs.items()},
+        )
+
+    if point.at_input:
+        hook = point.module.register_forward_pre_hook(at_input, with_kwargs=True)
+    else:
+        hook = point.module.register_forward_hook(at_output)
+    try:
+        yield
+    finally:
+        hook.remove()

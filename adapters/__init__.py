@@ -4,21 +4,15 @@ import importlib.metadata
 import warnings
 
 from ._anatomy import find_anatomy as find_anatomy
-from ._anatomy import known_classes as known_classes
-from ._attention import Attention as Attention
-from ._attention import Projection as Projection
-from ._attention import UnsuitableError as UnsuitableError
 from ._borrow import borrowed as borrowed
 from ._borrow import uncompiled as uncompiled
 from ._cnn_anatomy import cnn_anatomy as cnn_anatomy
 from ._forward import root_module as root_module
-from ._layout import TokenLayout as TokenLayout
-from ._layout import token_layout as token_layout
-from ._recognition import attention_tail_of as attention_tail_of
 from ._site import Site as Site
 from ._site import TokenAnatomy as TokenAnatomy
-from .attention_tail import AttentionTail as AttentionTail
-from .attention_weights import AttentionWeights as AttentionWeights
+from .attention_matrices import AttentionMatrices as AttentionMatrices
+from .attention_matrices import mean_weights as mean_weights
+from .attention_matrices import weights_and_gradients as weights_and_gradients
 from .ca_stream import CAStream as CAStream
 from .collaboration import collaboration as collaboration
 from .collaboration import spatial_collaboration as spatial_collaboration
@@ -29,11 +23,17 @@ from .mhex_maps import MHEXSettings as MHEXSettings
 from .mhex_maps import mhex_maps as mhex_maps
 from .raw_attention_cam import RawAttentionCAM as RawAttentionCAM
 from .raw_attention_cam import raw_attention as raw_attention
+from .recording import Grid as Grid
+from .recording import HookPoint as HookPoint
+from .recording import LastAttention as LastAttention
+from .recording import NotInClosedFormError as NotInClosedFormError
+from .recording import Projection as Projection
+from .recording import Readout as Readout
+from .recording import TokenPass as TokenPass
+from .recording import latents_of as latents_of
+from .recording import DifferentOutputError as DifferentOutputError
 from .reshape_transform import ReshapeTransform as ReshapeTransform
 from .reshape_transform import reshape_transform_for as reshape_transform_for
-from .token_tail import Readout as Readout
-from .token_tail import TokenTail as TokenTail
-from .token_tail import read_latents as read_latents
 
 try:
     importlib.metadata.version("adapters")

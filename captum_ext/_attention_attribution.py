@@ -7,24 +7,14 @@ from typing import Any, ClassVar
 import torch
 from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapters import (
-    AttentionWeights,
-    Readout,
-    TokenAnatomy,
-    borrowed,
-    find_anatomy,
-    known_classes,
-    root_module,
-    token_layout,
-    uncompiled,
-)
+from adapters import AttentionMatrices, Readout, mean_weights, root_module, uncompiled, weights_and_gradients
 
-from ._checks import as_tuple, checked_inputs, image_size_of, samples_where
-from ._features import exactly
-from ._targets import ConceptScore, Score, Target, scores_of
-from ._token_attribution import Tensors
+from ._checks import as_tuple, checked_inputs, is_image, samples_where
+from ._features import full_precision
+from ._targets import Target, scores_of
+from ._token_attribution import Tensors, no_grid
 
 
 class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyped
@@ -39,14 +29,14 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
 
     def __init__(self, forward_func: Callable[..., Any]) -> None:
         if not callable(forward_func):
-            raise TypeError(f"Expected `forward_func` to be a model, got {type(forward_func)}.")
-        _found(root_module(uncompiled(forward_func)), type(self).__name__)
+            raise TypeError(f"Expected `forward_func` to be a model or a function, got {type(forward_func)}.")
+        root_module(uncompiled(forward_func))  # one that is compiled in place is refused
         super().__init__(forward_func)
 
     @staticmethod
     @abstractmethod
-    def _formula(matrices: Sequence[Tensor], row: Tensor) -> Tensor:
-        """The scores of all tokens (batch, tokens), of matrices (batch, tokens, tokens) and a row (batch, rows)."""
+    def _formula(found: AttentionMatrices) -> Tensor:
+        """The scores of all tokens, (batch, tokens)."""
 
     @log_usage()  # type: ignore[untyped-decorator] # captum is untyped
     def attribute(
@@ -79,17 +69,13 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
                 length or out of range, or if no attention has a finite gradient.
         """
         given: tuple[Tensor, ...] = checked_inputs(inputs)
-        forward = uncompiled(self.forward_func)
-        root, anatomy = _found(root_module(forward), type(self).__name__)
-        classes = known_classes(root) if root is forward else None
-        scores = scores_of([target], len(given[0]), classes, given[0].device) if self._of_gradients else []
-        image_size = image_size_of(given[0], anatomy)
         arguments = (*given, *as_tuple(additional_forward_args))
-        with borrowed(root, arguments) as lent:
-            run = AttentionWeights(forward, root, lent, anatomy, last_only=self._last_only)
-            matrices, last = _relevances(run, anatomy, *scores) if scores else _means(run, self._last_only)
-            with exactly(last):
-                tokens = self._formula(matrices, row_read(last, run.class_token, anatomy.prefix))
+        if self._of_gradients:
+            found = self._relevances(given, target, arguments)
+        else:
+            found = mean_weights(self.forward_func, arguments, len(given), last_only=self._last_only)
+        with full_precision(found.row):
+            tokens = self._formula(found)
         finite = torch.isfinite(tokens).all(-1)
         if not bool(finite.all()):
             raise ValueError(
@@ -97,28 +83,24 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
                 "although the inputs are finite. Are the weights finite? In float16 the model may overflow: use "
                 "bfloat16 or float32."
             )
-        layout = token_layout(tokens[..., None], image_size, anatomy, root)
-        answer = tokens if return_tokens or layout.grid is None else layout.to_maps(tokens[:, None])
+        answer = tokens
+        if is_image(given[0]) and not return_tokens:
+            grid = found.run.grid()
+            if grid is None or found.matrices[-1].shape[-1] != found.run.tokens.flatten(1, -2).shape[1]:
+                raise ValueError(no_grid(found.run, given[0]))
+            answer = tokens[:, grid.order.to(tokens.device)].view(-1, 1, grid.height, grid.width)
         return (answer,) if isinstance(inputs, tuple) else answer
 
-
-def row_read(weights: Tensor, class_token: bool, prefix: int) -> Tensor:
-    """From which rows of the last attention a map is read, (batch, rows) with sum 1.
-
-    The class token's; without one that the output reads, all of the patches or words. Those that nobody attends to
-    are padding.
-
-    Args:
-        weights: The last attention's, (batch, rows, tokens).
-        class_token: Does the output read a class token?
-        prefix: How many first tokens are none of the patches or words.
-    """
-    rows = weights.new_zeros(weights.shape[:2])
-    if class_token:
-        rows[:, 0] = 1
-        return rows
-    rows[:, prefix:] = (weights[..., prefix:] > 0).any(1).to(rows)
-    return rows / rows.sum(1, keepdim=True)
+    def _relevances(self, given: tuple[Tensor, ...], target: Target, arguments: tuple[Any, ...]) -> AttentionMatrices:
+        (score,) = scores_of([target], len(given[0]), given[0].device)
+        return weights_and_gradients(
+            self.forward_func,
+            arguments,
+            len(given),
+            lambda readout, weights: _gradients(score, readout, weights),
+            positive_relevance,
+            last_only=self._last_only,
+        )
 
 
 def positive_relevance(weights: Tensor, gradient: Tensor) -> Tensor:
@@ -131,21 +113,7 @@ def through(row: Tensor, matrix: Tensor) -> Tensor:
     return (row[:, None] @ matrix)[:, 0]
 
 
-def _means(run: AttentionWeights, last_only: bool) -> tuple[list[Tensor], Tensor]:
-    """The weights of each layer, means over the heads, and the last ones: only the class token's row where it does."""
-    means = run.seen(lambda weights: weights.mean(1), 1 if last_only and run.class_token else None)
-    return means, means[-1]
-
-
-def _relevances(run: AttentionWeights, anatomy: TokenAnatomy, score: Score) -> tuple[list[Tensor], Tensor]:
-    """The relevance of each layer, and the last weights, means over the heads."""
-    weights, readout = run.with_readout(anatomy.latent if isinstance(score, ConceptScore) else None)
-    gradients = _gradients(score, readout, weights)
-    with exactly(weights[-1]):
-        return [positive_relevance(*pair) for pair in zip(weights, gradients, strict=True)], weights[-1].mean(1)
-
-
-def _gradients(score: Score, readout: Readout, weights: Sequence[Tensor]) -> list[Tensor]:
+def _gradients(score: Callable[[Readout], Tensor], readout: Readout, weights: Sequence[Tensor]) -> list[Tensor]:
     """Those of the score."""
     with torch.enable_grad():
         values = score(readout)
@@ -161,17 +129,3 @@ def _gradients(score: Score, readout: Readout, weights: Sequence[Tensor]) -> lis
             "(torch.no_grad or detach in the model's forward, or reentrant gradient checkpointing)."
         )
     return gradients
-
-
-def _found(root: nn.Module | None, method: str) -> tuple[nn.Module, TokenAnatomy]:
-    if root is None:
-        raise ValueError(f"{method} reads the attention of a model: pass the model itself, not a function.")
-    try:
-        return root, find_anatomy(root)
-    except ValueError as error:
-        raise ValueError(
-            f"{method} reads the attention weights of one transformer that is known here (timm VisionTransformer, Eva "
-            "and Beit, torchvision VisionTransformer, transformers ViT, DeiT, Dinov2, CLIP vision, BERT, RoBERTa and "
-            f"DistilBERT, DINO); this {type(root).__name__} holds none of them, or several. Use CDAM with `layer=`, "
-            "or pass the one transformer."
-        ) from error

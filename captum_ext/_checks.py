@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import TokenAnatomy
-
 
 def positive_int(name: str, value: object) -> int:
     """The value as an int of at least 1.
@@ -44,20 +42,9 @@ def checked_inputs(given: Any) -> tuple[Tensor, ...]:
     return inputs
 
 
-def image_size_of(inputs: Tensor, anatomy: TokenAnatomy | None) -> tuple[int, int] | None:
-    """Height and width of image inputs; None for sequences.
-
-    Raises:
-        ValueError: if the model reads images and these are none.
-    """
-    if anatomy is not None and anatomy.reads_images and inputs.dim() != 4:
-        raise ValueError(
-            f"Expected images (batch, channels, height, width) for {anatomy.family}, got shape {tuple(inputs.shape)}. "
-            "A single image needs a batch axis: `image.unsqueeze(0)`."
-        )
-    if inputs.dim() != 4 or (anatomy is not None and not anatomy.reads_images):
-        return None
-    return inputs.shape[2], inputs.shape[3]
+def is_image(inputs: Tensor) -> bool:
+    """Are inputs images (batch, channels, height, width)?"""
+    return inputs.dim() == 4 and inputs.is_floating_point()
 
 
 def samples_where(samples: Tensor) -> list[int]:

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapters import Attention, AttentionTail, UnsuitableError
-
 
 class Copies(NamedTuple):
     """How m copies of a batch of tensors for the first r tokens lie in memory.
@@ -79,7 +77,7 @@ class LinearFeatures(Features):
 
 
 @dataclass(frozen=True)
-class Path(LinearFeatures):
+class InterpolatedFeatures(LinearFeatures):
     """Features `start + alpha * step`, where `t W` is the step.
 
     Attributes:
@@ -119,7 +117,7 @@ class Path(LinearFeatures):
 
 
 @dataclass(frozen=True)
-class Cloud(LinearFeatures):
+class NoisyFeatures(LinearFeatures):
     """Features `step + deviation * noise W` of noisy tokens, where `t W` is the same.
 
     Attributes:
@@ -154,11 +152,11 @@ class Cloud(LinearFeatures):
         return features, features
 
 
-class Turned(Features):
+class MaterialisedKeys(Features):
     """Keys that are normalised or rotated: written down, with the gradient taken through it."""
 
     def __init__(
-        self, keys: Path | Cloud, bias: Tensor | None, turn: Callable[[Tensor], Tensor], dtype: torch.dtype
+        self, keys: InterpolatedFeatures | NoisyFeatures, bias: Tensor | None, turn: Callable[[Tensor], Tensor], dtype: torch.dtype
     ) -> None:
         self._copies = keys.copies
         before, self._along = keys.written()
@@ -181,18 +179,7 @@ class Turned(Features):
 
 
 @contextmanager
-def exactly(like: Tensor) -> Iterator[None]:
+def full_precision(like: Tensor) -> Iterator[None]:
     """Without gradients, and in the types given even under autocast."""
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         yield
-
-
-def known_attention(tail: AttentionTail) -> Attention:
-    """How the tail's attention computes.
-
-    Raises:
-        UnsuitableError: if that is unknown.
-    """
-    if tail.attention is None:
-        raise UnsuitableError
-    return tail.attention

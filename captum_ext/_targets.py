@@ -17,14 +17,13 @@ Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | Co
 Score = Callable[[Readout], Tensor]
 
 
-def score_of(target: Target, batch: int, classes: int | None = None, device: torch.device | None = None) -> Score:
+def score_of(target: Target, batch: int, device: torch.device | None = None) -> Score:
     """The function that reads a target's scores (copies * batch,) from a readout.
 
     Args:
         target: As in Captum: a class for all samples, one for each (a list or 1-D tensor), tuples of indices for
             outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
         batch: The number of samples.
-        classes: The number of logits, if it is known before the model has run.
         device: Where the outputs are expected.
 
     Raises:
@@ -34,22 +33,16 @@ def score_of(target: Target, batch: int, classes: int | None = None, device: tor
     if isinstance(target, ConceptTarget):
         return ConceptScore(target)
     if target is None:
-        if classes is not None and classes > 1:
-            raise ValueError(
-                f"The model returns {classes} logits, so `target` must say which one to explain; got None."
-            )
         return OutputScore(None)
     rows = _rows(target, batch)
     if any(i < 0 for row in rows for i in row):
         raise ValueError(f"Expected `target` indices of at least 0, got {target}.")
-    if classes is not None and (worst := max(max(row) for row in rows)) >= classes:
-        raise ValueError(f"`target` {worst} is out of range: the model returns {classes} logits, 0 to {classes - 1}.")
     largest = tuple(max(column) for column in zip(*rows, strict=True))
     return OutputScore(torch.tensor(rows, device=device), largest)
 
 
 def scores_of(
-    targets: Sequence[Target] | Tensor, batch: int, classes: int | None = None, device: torch.device | None = None
+    targets: Sequence[Target] | Tensor, batch: int, device: torch.device | None = None
 ) -> list[Score]:
     """The score functions of several targets.
 
@@ -61,7 +54,7 @@ def scores_of(
         raise TypeError(f"Expected `targets` to be a list of targets, got {type(targets)}.")
     if len(targets) == 0:
         raise ValueError("Expected at least one target in `targets`, got none.")
-    return [score_of(target, batch, classes, device) for target in targets]
+    return [score_of(target, batch, device) for target in targets]
 
 
 @dataclass(frozen=True)
@@ -72,9 +65,7 @@ class ConceptScore:
 
     def __call__(self, readout: Readout) -> Tensor:
         """(samples,) similarities."""
-        if readout.latents is not None:
-            return self.target.score(readout.latents)
-        return self.target.score(readout.outputs)
+        return self.target.score(readout.latents)
 
 
 @dataclass(frozen=True)

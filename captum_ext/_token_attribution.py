@@ -1,50 +1,83 @@
 """What the CDAM family shares with Captum: the constructor, the checks before any work, the shape of the result."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from adapters import (
-    AttentionTail,
-    Site,
-    TokenAnatomy,
-    TokenLayout,
-    TokenTail,
-    UnsuitableError,
-    attention_tail_of,
-    borrowed,
-    find_anatomy,
-    known_classes,
-    root_module,
-    token_layout,
-    uncompiled,
-)
+from adapters import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass, root_module, uncompiled
 
-from ._checks import as_tuple, checked_inputs, image_size_of, samples_where
-from ._targets import ConceptScore, Score, Target, scores_of
+from ._checks import as_tuple, checked_inputs, is_image, samples_where
+from ._targets import Score, Target, scores_of
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
 
+CLOSED_FORM = "closed form"
+AUTOGRAD = "autograd from the tokens"
+FULL_RUNS = "full runs of the model"
+
+_closed_form_allowed: ContextVar[bool] = ContextVar("closed_form_allowed", default=True)
+
+
+@contextmanager
+def without_closed_form() -> Iterator[None]:
+    """Inside, maps are computed by automatic differentiation from the tokens on, for comparison.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_ext import CDAM, without_closed_form
+        >>> model, images = timm.create_model("vit_tiny_patch16_224").eval(), torch.randn(1, 3, 224, 224)
+        >>> with without_closed_form():
+        ...     slow = CDAM(model).attribute(images, 7)
+        >>> torch.allclose(slow, CDAM(model).attribute(images, 7), atol=1e-4)
+        True
+    """
+    token = _closed_form_allowed.set(False)
+    try:
+        yield
+    finally:
+        _closed_form_allowed.reset(token)
+
+
+class Path(NamedTuple):
+    """Which way a map is computed, and why not a faster one (None for the fastest)."""
+
+    way: str
+    reason: str | None
+
+
+class Tokens(NamedTuple):
+    """The tokens that are explained, and where they lie.
+
+    Attributes:
+        values: (batch, tokens, channels), or a feature map.
+        order: (height, width) numbers of tokens, flattened, that lie on the places of an image; None without a grid.
+    """
+
+    values: Tensor
+    order: Tensor | None
+
 
 class Formula(Protocol):
-    """A method's formula: scores (targets, batch, tokens), and whether any patch received a gradient."""
+    """A method's formula: scores (targets, batch, tokens)."""
 
-    def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    def by_autograd(self, run: TokenPass, scores: Sequence[Score]) -> Tensor:
         """For any model, by automatic differentiation."""
         ...
 
-    def of_attention(self, tail: AttentionTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
-        """For a model whose last attention is known."""
+    def in_closed_form(self, last: LastAttention, scores: Sequence[Score]) -> Tensor:
+        """For a model whose output reads some rows of a softmax attention, of which the rest is known."""
         ...
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """One call of `attribute` or `attribute_targets`, before it is checked."""
 
     inputs: Tensor | tuple[Tensor, ...]
@@ -59,22 +92,31 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
 
     Args:
         forward_func: The model, or any function that returns its output.
-        layer: The module whose output is the tokens. None: found in the model.
+        layer: The module whose output is the tokens. None: they are what the last attention reads.
+        attention: Which attention, where it is not the last one: its number in time (from the end if negative), or a
+            module in which it runs.
     """
 
-    def __init__(self, forward_func: Callable[..., Any], layer: nn.Module | None = None) -> None:
+    def __init__(
+        self, forward_func: Callable[..., Any], layer: nn.Module | None = None, attention: int | nn.Module | None = None
+    ) -> None:
         if not callable(forward_func):
             raise TypeError(f"Expected `forward_func` to be a model or a function, got {type(forward_func)}.")
         if layer is not None and not isinstance(layer, nn.Module):
             raise TypeError(f"Expected `layer` to be a torch.nn.Module, got {type(layer)}.")
-        root = root_module(uncompiled(forward_func), layer)
-        if layer is not None and root is not None and all(layer is not module for module in root.modules()):
+        if isinstance(attention, bool) or not isinstance(attention, int | nn.Module | None):
+            raise TypeError(f"Expected `attention` to be an int, a torch.nn.Module or None, got {type(attention)}.")
+        if layer is not None and attention is not None:
+            raise ValueError("Expected `layer` or `attention`, got both: each says where the tokens are.")
+        root = root_module(uncompiled(forward_func))
+        part = layer if layer is not None else attention
+        if isinstance(part, nn.Module) and root is not None and all(part is not module for module in root.modules()):
             raise ValueError(
-                f"Expected `layer` to be a part of the model, got a {type(layer).__name__} that is not in this "
-                f"{type(root).__name__}. Take it from the model that is passed."
+                f"Expected `{'attention' if layer is None else 'layer'}` to be a part of the model, got a "
+                f"{type(part).__name__} that is not in this {type(root).__name__}. Take it from the model that is passed."
             )
-        self._finds_layer = layer is None
-        LayerAttribution.__init__(self, forward_func, _found(root).tokens.module if layer is None else layer)
+        self.attention = attention
+        LayerAttribution.__init__(self, forward_func, layer)
         GradientAttribution.__init__(self, forward_func)
 
     def __init_subclass__(cls) -> None:
@@ -87,119 +129,114 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         """True: the gradient is multiplied by the tokens."""
         return True
 
-    def _answer(self, question: Question, formula: Formula, *, graph: bool) -> Any:
-        """Maps (batch, targets, height, width), or scores (batch, targets, tokens); a tuple if the inputs are one."""
-        answer = self._maps(question, formula, graph)
-        return (answer,) if isinstance(question.inputs, tuple) else answer
-
-    def _answer_one(self, question: Question, formula: Formula, *, graph: bool) -> Any:
-        """A map (batch, 1, height, width), or scores (batch, tokens); a tuple if the inputs are one."""
-        answer = self._maps(question, formula, graph)
-        answer = answer if answer.dim() == 4 else answer[:, 0]
-        return (answer,) if isinstance(question.inputs, tuple) else answer
-
-    def _maps(self, question: Question, formula: Formula, graph: bool) -> Tensor:
-        inputs = checked_inputs(question.inputs)
-        forward = uncompiled(self.forward_func)
-        root = root_module(forward, None if self._finds_layer else self.layer)
-        anatomy = _found(root) if self._finds_layer else _anatomy_if_known(root)
-        classes = None if root is None or root is not forward else known_classes(root)
-        scores = scores_of(question.targets, inputs[0].shape[0], classes, inputs[0].device)
-        image_size = image_size_of(inputs[0], anatomy)
-        site = self._site(anatomy, question.attribute_to_layer_input)
-        asks_for_latent = any(isinstance(score, ConceptScore) for score in scores)
-        latent = anatomy.latent if anatomy is not None and asks_for_latent else None
-        arguments = (*inputs, *as_tuple(question.additional_forward_args))
-        known = anatomy if anatomy is not None and site == anatomy.tokens else None
-        found = _from_attention(formula, scores, forward, root, arguments, known, latent)
-        if found is None:
-            with TokenTail(forward, arguments, site, latent=latent, graph=graph) as tail:
-                for score in scores:
-                    score(tail.first)  # a target the output cannot answer is an error before any gradient
-                layout = self._layout(tail.tokens, image_size, anatomy, site, question.return_tokens)
-                parts, alive = formula.of_tail(tail, scores, layout)
-        else:
-            tokens, parts, alive = found
-            layout = self._layout(tokens, image_size, anatomy, site, question.return_tokens)
-        _check_result(parts, alive)
-        parts = parts.transpose(0, 1)
-        return parts if question.return_tokens else layout.to_maps(parts)
-
-    def _site(self, anatomy: TokenAnatomy | None, at_input: bool) -> Site:
-        if anatomy is None or not self._finds_layer:
-            return Site(self.layer, at_input=at_input)
-        if at_input:
-            raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the layer is found.")
-        return anatomy.tokens
-
-    def _layout(
+    def path(
         self,
-        tokens: Tensor,
-        image_size: tuple[int, int] | None,
-        anatomy: TokenAnatomy | None,
-        site: Site,
-        return_tokens: bool,
-    ) -> TokenLayout:
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+    ) -> Path:
+        """Which way the maps of these inputs are computed, and why not a faster one.
+
+        Args:
+            inputs: As for `attribute`.
+            target: Accepted as for `attribute`; the way does not depend on it.
+            additional_forward_args: As for `attribute`.
+            attribute_to_layer_input: As for `attribute`.
+
+        Returns:
+            `.way` ("closed form", "autograd from the tokens" or "full runs of the model") and `.reason`.
+
+        Example:
+            >>> import timm, torch
+            >>> from captum_ext import CDAM
+            >>> CDAM(timm.create_model("vit_tiny_patch16_224").eval()).path(torch.randn(1, 3, 224, 224)).way
+            'closed form'
+        """
+        run = self._run(inputs, additional_forward_args, attribute_to_layer_input)
         try:
-            return token_layout(tokens, image_size, anatomy, site.module)
-        except ValueError:
-            if self._finds_layer or tokens.dim() != 3:
-                raise
-        try:  # a given layer may hold other tokens than the known ones
-            return token_layout(tokens, image_size, None, site.module)
-        except ValueError:
-            if not return_tokens:
-                raise
-        return TokenLayout()
+            LastAttention(run)
+            return Path(CLOSED_FORM, None)
+        except NotInClosedFormError as error:
+            with torch.no_grad():
+                run.checked(run.tokens)
+            return Path(AUTOGRAD, str(error)) if run.reason is None else Path(FULL_RUNS, run.reason)
 
+    def tokens(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+    ) -> Tokens:
+        """The tokens that are explained, and where they lie on an image.
 
-def _from_attention(
-    formula: Formula,
-    scores: Sequence[Score],
-    forward: Callable[..., Any],
-    root: nn.Module | None,
-    arguments: tuple[Any, ...],
-    anatomy: TokenAnatomy | None,
-    latent: Site | None,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The tokens and the formula's results, if the model's last attention is known."""
-    if root is None or anatomy is None:
-        return None
-    with borrowed(root_module(forward), arguments) as given:
-        tail = attention_tail_of(forward, root, given, anatomy, latent)
-        if tail is None:
-            return None
-        try:
-            parts, alive = formula.of_attention(tail, scores)
-            return tail.tokens, parts, alive
-        except UnsuitableError:
-            return None
+        Args:
+            inputs: As for `attribute`.
+            additional_forward_args: As for `attribute`.
+            attribute_to_layer_input: As for `attribute`.
+        """
+        run = self._run(inputs, additional_forward_args, attribute_to_layer_input)
+        grid = run.grid()
+        return Tokens(run.tokens.detach(), None if grid is None else grid.order.view(grid.height, grid.width))
 
-
-def _found(root: nn.Module | None) -> TokenAnatomy:
-    if root is None:
-        raise ValueError(
-            "Without `layer`, `forward_func` must be a model, so that the layer can be found. Pass the model, or the "
-            "`layer` whose output is what enters the last attention."
+    def _run(self, inputs: Any, additional_forward_args: Any, at_input: bool) -> TokenPass:
+        given = checked_inputs(inputs)
+        if at_input and self.layer is None:
+            raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the tokens are found.")
+        return TokenPass(
+            self.forward_func,
+            (*given, *as_tuple(additional_forward_args)),
+            followed=len(given),
+            point=None if self.layer is None else HookPoint(self.layer, at_input),
+            attention=self.attention,
         )
-    return find_anatomy(root)
+
+    def _attribute_many(self, request: Request, formula: Formula) -> Any:
+        """Maps (batch, targets, height, width), or scores (batch, targets, tokens); a tuple if the inputs are one."""
+        maps = self._maps(request, formula)
+        return (maps,) if isinstance(request.inputs, tuple) else maps
+
+    def _attribute_one(self, request: Request, formula: Formula) -> Any:
+        """A map (batch, 1, height, width), or scores (batch, tokens); a tuple if the inputs are one."""
+        maps = self._maps(request, formula)
+        maps = maps if maps.dim() == 4 else maps[:, 0]
+        return (maps,) if isinstance(request.inputs, tuple) else maps
+
+    def _maps(self, request: Request, formula: Formula) -> Tensor:
+        given = checked_inputs(request.inputs)
+        scores = scores_of(request.targets, len(given[0]), given[0].device)
+        run = self._run(request.inputs, request.additional_forward_args, request.attribute_to_layer_input)
+        for score in scores:
+            score(run.readout)  # a target the output cannot answer is an error before any gradient
+        grid = run.grid() if is_image(given[0]) else None
+        if is_image(given[0]) and grid is None and not request.return_tokens:
+            raise ValueError(no_grid(run, given[0]))
+        parts = _scores(formula, run, scores)
+        _check_result(parts, grid)
+        parts = parts.transpose(0, 1)
+        if request.return_tokens or grid is None:
+            return parts
+        return parts[..., grid.order.to(parts.device)].unflatten(-1, (grid.height, grid.width))
 
 
-def _anatomy_if_known(root: nn.Module | None) -> TokenAnatomy | None:
-    try:
-        return None if root is None else find_anatomy(root)
-    except ValueError:
-        return None
+def _scores(formula: Formula, run: TokenPass, scores: Sequence[Score]) -> Tensor:
+    if _closed_form_allowed.get():
+        try:
+            return formula.in_closed_form(LastAttention(run), scores)
+        except NotInClosedFormError:
+            pass
+    return formula.by_autograd(run, scores)
 
 
-def _check_result(parts: Tensor, alive: Tensor) -> None:
+def _check_result(parts: Tensor, grid: Grid | None) -> None:
     finite = torch.isfinite(parts).all(-1).all(0)
     if not bool(finite.all()):
         raise ValueError(
             f"The model's gradient is NaN or infinite for sample(s) {samples_where(~finite)}, although the inputs are "
             "finite. Are the weights finite? In float16 the model may overflow: use bfloat16 or float32."
         )
-    alive = alive.all(0)
+    patches = parts if grid is None else parts[..., grid.order.to(parts.device)]
+    alive = (patches != 0).any(-1).all(0)
     if not bool(alive.all()):
         raise ValueError(
             f"No patch token has a gradient for sample(s) {samples_where(~alive)}: the score asked for does not "
@@ -208,3 +245,12 @@ def _check_result(parts: Tensor, alive: Tensor) -> None:
             "head's weights for this target are zero (an untrained head), or gradients are cut (torch.no_grad or "
             "detach in the model's forward, or reentrant gradient checkpointing)."
         )
+
+
+def no_grid(run: TokenPass, images: Tensor) -> str:
+    """Why tokens are not shown on an image, and what to do."""
+    return (
+        f"Cannot tell how the tokens, of shape {tuple(run.tokens.shape)}, lie on images of shape {tuple(images.shape)}: "
+        "they do not come one by one from the patches of a grid. Were tokens dropped, merged or pooled? Ask for "
+        "`return_tokens=True` for a score of each token."
+    )

@@ -1,8 +1,8 @@
 """Attention map: where the last attention of a transformer looks."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
+
+from adapters import AttentionMatrices
 
 from ._attention_attribution import AttentionAttribution, through
 
@@ -20,12 +20,12 @@ class AttentionMap(AttentionAttribution):
     over the rows of the patches is taken. With a second class token (DeiT's), only the first one's row is.
 
     Args:
-        forward_func: A transformer of timm, torchvision, transformers or DINO, alone or in a module around it; a method
-            of it or a partial. It runs in evaluation mode and is left as found.
+        forward_func: A model, or any function that returns its output. The model runs in evaluation mode and is left
+            unchanged.
 
     Raises:
         TypeError: if `forward_func` is not callable.
-        ValueError: if the transformer is not known, or compiled in place.
+        ValueError: if the model is compiled in place.
 
     Example:
         >>> import timm, torch
@@ -39,6 +39,6 @@ class AttentionMap(AttentionAttribution):
     _last_only = True
 
     @staticmethod
-    def _formula(matrices: Sequence[Tensor], row: Tensor) -> Tensor:
+    def _formula(found: AttentionMatrices) -> Tensor:
         """The row of the last weights, each the mean over the heads, (batch, tokens)."""
-        return through(row, matrices[-1])
+        return through(found.row, found.matrices[-1])

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters import AttentionTail, TokenLayout, TokenTail
+from adapters import LastAttention, TokenPass
 
-from ._attention_relevance import attention_relevance
+from ._autograd import gradient_relevance
+from ._closed_form import closed_form_relevance
+from ._perturbed_tokens import InterpolatedTokens
 from ._targets import Score, Target
-from ._token_attribution import Question, Tensors, TokenAttribution
-from ._token_copies import PathCopies
-from ._token_relevance import gradient_relevance
+from ._token_attribution import Request, Tensors, TokenAttribution
 
 
 class CDAM(TokenAttribution):
@@ -74,8 +74,8 @@ class CDAM(TokenAttribution):
             ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
                 finite, or if no patch has a gradient.
         """
-        question = Question(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
-        answer: Tensors = self._answer_one(question, _Gradient(), graph=True)
+        request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
+        answer: Tensors = self._attribute_one(request, _Gradient())
         return answer
 
     def attribute_targets(
@@ -102,16 +102,16 @@ class CDAM(TokenAttribution):
             TypeError: as for `attribute`.
             ValueError: as for `attribute`.
         """
-        question = Question(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
-        answer: Tensors = self._answer(question, _Gradient(), graph=True)
+        request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
+        answer: Tensors = self._attribute_many(request, _Gradient())
         return answer
 
 
 class _Gradient:
     """The formula."""
 
-    def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
-        return gradient_relevance(tail, scores, layout)
+    def by_autograd(self, run: TokenPass, scores: Sequence[Score]) -> Tensor:
+        return gradient_relevance(run, scores)
 
-    def of_attention(self, tail: AttentionTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
-        return attention_relevance(tail, scores, PathCopies(alphas=[1.0], weights=[1.0]))
+    def in_closed_form(self, last: LastAttention, scores: Sequence[Score]) -> Tensor:
+        return closed_form_relevance(last, scores, InterpolatedTokens(alphas=[1.0], weights=[1.0]))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters import find_anatomy, read_latents, root_module
+from adapters import latents_of
 
 from ._checks import positive_int
 
@@ -80,11 +80,6 @@ class ConceptTarget:
             raise TypeError(f"Expected `images` to be a tensor (examples, ...), got {type(images)}.")
         if images.dim() < 2 or len(images) == 0:
             raise ValueError(f"Expected at least one example (examples, ...), got shape {tuple(images.shape)}.")
-        root = root_module(model)
-        try:
-            latent = None if root is None else find_anatomy(root).latent
-        except ValueError:
-            latent = None
         extra = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
         extra = () if additional_forward_args is None else extra
         batch_size = positive_int("batch_size", batch_size)
@@ -92,7 +87,7 @@ class ConceptTarget:
         for first in range(0, len(images), batch_size):
             rows = slice(first, first + batch_size)
             args = (x[rows] if isinstance(x, Tensor) and x.dim() and len(x) == len(images) else x for x in extra)
-            parts.append(read_latents(model, (images[rows], *args), latent))
+            parts.append(latents_of(model, (images[rows], *args)))
         latents = torch.cat(parts)
         if latents.dim() != 2 or not bool(torch.isfinite(latents).all()):
             raise ValueError(

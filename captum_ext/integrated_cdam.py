@@ -10,14 +10,14 @@ import torch
 from captum.attr._utils.approximation_methods import SUPPORTED_METHODS, approximation_parameters
 from torch import Tensor
 
-from adapters import AttentionTail, TokenLayout, TokenTail
+from adapters import LastAttention, TokenPass
 
-from ._attention_relevance import attention_relevance, attention_scores
+from ._autograd import integrated_relevance, scores_at
 from ._checks import positive_int
+from ._closed_form import closed_form_relevance, closed_form_scores
+from ._perturbed_tokens import InterpolatedTokens
 from ._targets import Score, Target
-from ._token_attribution import Question, Tensors, TokenAttribution
-from ._token_copies import PathCopies, copies_per_pass
-from ._token_relevance import integrated_relevance
+from ._token_attribution import Request, Tensors, TokenAttribution
 
 Baseline = Tensor | float | None
 
@@ -123,9 +123,9 @@ class IntegratedCDAM(TokenAttribution):
             TypeError: if an argument is of the wrong kind.
             ValueError: as for CDAM, or if an argument is out of range.
         """
-        question = Question(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)
-        answer: Tensors = self._answer_one(question, path, graph=False)
+        answer: Tensors = self._attribute_one(request, path)
         return (answer, path.deltas[0]) if return_convergence_delta else answer
 
     @overload
@@ -193,9 +193,9 @@ class IntegratedCDAM(TokenAttribution):
             TypeError: as for `attribute`.
             ValueError: as for `attribute`.
         """
-        question = Question(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)
-        answer: Tensors = self._answer(question, path, graph=False)
+        answer: Tensors = self._attribute_many(request, path)
         return (answer, path.deltas.T) if return_convergence_delta else answer
 
 
@@ -216,32 +216,25 @@ class _Path:
         if isinstance(self.baselines, bool) or not isinstance(self.baselines, Tensor | float | int | None):
             raise TypeError(f"Expected `baselines` to be a tensor, a number or None, got {type(self.baselines)}.")
 
-    def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
-        baseline = self._baseline(tail.tokens)
-        parts, alive = integrated_relevance(
-            tail,
-            scores,
-            layout,
-            baseline=baseline,
-            weights=self.weights,
-            alphas=self.alphas,
-            copies=self._copies(tail.tokens),
-        )
+    def by_autograd(self, run: TokenPass, scores: Sequence[Score]) -> Tensor:
+        self._copies(run.tokens)
+        baseline = self._baseline(run.tokens)
+        parts = integrated_relevance(run, scores, baseline=baseline, weights=self.weights, alphas=self.alphas)
         if self.wants_delta:
-            start = tail.read(baseline)
-            change = torch.stack([(score(tail.first) - score(start)).to(parts.dtype) for score in scores])
-            self.deltas = parts.sum(-1) - change
-        return parts, alive
-
-    def of_attention(self, tail: AttentionTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
-        baseline = None if self.baselines is None else self._baseline
-        at_once = None if self.internal_batch_size is None else self._copies
-        parts, alive = attention_relevance(tail, scores, PathCopies(self.alphas, self.weights, baseline, at_once))
-        if self.wants_delta:
-            ends = PathCopies([0.0, 1.0], [0.0, 0.0], baseline, lambda _: 2)
-            start, end = attention_scores(tail, scores, ends).to(parts.dtype).unbind(1)
+            ends = (scores_at(run, scores, tokens).to(parts.dtype) for tokens in (baseline, run.tokens))
+            start, end = ends
             self.deltas = parts.sum(-1) - (end - start)
-        return parts, alive
+        return parts
+
+    def in_closed_form(self, last: LastAttention, scores: Sequence[Score]) -> Tensor:
+        baseline = None if self.baselines is None else self._baseline(last.tokens)
+        copies = InterpolatedTokens(self.alphas, self.weights, baseline, self._copies(last.tokens))
+        parts = closed_form_relevance(last, scores, copies)
+        if self.wants_delta:
+            ends = InterpolatedTokens([0.0, 1.0], [0.0, 0.0], baseline, 2)
+            start, end = closed_form_scores(last, scores, ends).to(parts.dtype).unbind(1)
+            self.deltas = parts.sum(-1) - (end - start)
+        return parts
 
     def _baseline(self, tokens: Tensor) -> Tensor:
         shape = tuple(tokens.shape)
@@ -257,10 +250,11 @@ class _Path:
             raise ValueError("Expected finite `baselines`, got NaN or infinity.")
         return baseline
 
-    def _copies(self, tokens: Tensor) -> int:
-        batch = tokens.shape[0]
+    def _copies(self, tokens: Tensor) -> int | None:
+        """How many steps to evaluate at once; None: as many as keep memory independent of their number."""
         if self.internal_batch_size is None:
-            return copies_per_pass(tokens, self.n_steps)
+            return None
+        batch = tokens.shape[0]
         if self.internal_batch_size < batch:
             warnings.warn(
                 f"`internal_batch_size` {self.internal_batch_size} is less than the batch of {batch}; one step of the "

@@ -1,8 +1,8 @@
 """Relevance propagation: attention times its gradient, followed through all layers."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
+
+from adapters import AttentionMatrices
 
 from ._attention_attribution import AttentionAttribution, through
 
@@ -20,12 +20,12 @@ class RelevancePropagation(AttentionAttribution):
     over the rows of the patches is taken. With a second class token (DeiT's), only the first one's row is.
 
     Args:
-        forward_func: A transformer of timm, torchvision, transformers or DINO, alone or in a module around it; a method
-            of it or a partial. It runs in evaluation mode and is left as found.
+        forward_func: A model, or any function that returns its output. The model runs in evaluation mode and is left
+            unchanged.
 
     Raises:
         TypeError: if `forward_func` is not callable.
-        ValueError: if the transformer is not known, or compiled in place.
+        ValueError: if the model is compiled in place.
 
     Example:
         >>> import timm, torch
@@ -39,8 +39,14 @@ class RelevancePropagation(AttentionAttribution):
     _last_only = False
 
     @staticmethod
-    def _formula(matrices: Sequence[Tensor], row: Tensor) -> Tensor:
-        """A row of `R = (I + A^_L) ... (I + A^_1)`, which the update multiplies out to, (batch, tokens)."""
-        for part in reversed(matrices):
+    def _formula(found: AttentionMatrices) -> Tensor:
+        """A row of `R = (I + A^_L) ... (I + A^_1)`, which the update multiplies out to, (batch, tokens).
+
+        An attention that pools has no residual path: its part itself is the first factor.
+        """
+        row, layers = found.row, found.matrices
+        if found.pools:
+            row, layers = through(row, layers[-1]), layers[:-1]
+        for part in reversed(layers):
             row = row + through(row, part)
         return row

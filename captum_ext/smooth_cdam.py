@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import AttentionTail, TokenLayout, TokenTail, UnsuitableError
+from adapters import LastAttention, NotInClosedFormError, TokenPass
 
-from ._attention_relevance import attention_relevance
+from ._autograd import smooth_relevance
 from ._checks import positive_int
+from ._closed_form import closed_form_relevance
+from ._perturbed_tokens import NoisyTokens
 from ._targets import Score, Target
-from ._token_attribution import Question, Tensors, TokenAttribution
-from ._token_copies import NoiseCopies, copies_per_pass
-from ._token_relevance import smooth_relevance
+from ._token_attribution import Request, Tensors, TokenAttribution
 
 NOISE_FRACTION = 0.5  # of the tokens' standard deviation; chosen by examples/choose_smooth_noise.py
 
@@ -87,9 +87,9 @@ class SmoothCDAM(TokenAttribution):
             TypeError: if an argument is of the wrong kind.
             ValueError: as for CDAM, or if an argument is out of range.
         """
-        question = Question(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
         formula = _Noise(nt_samples, stdevs, nt_samples_batch_size, generator)
-        answer: Tensors = self._answer_one(question, formula, graph=False)
+        answer: Tensors = self._attribute_one(request, formula)
         return answer
 
     def attribute_targets(
@@ -124,9 +124,9 @@ class SmoothCDAM(TokenAttribution):
             TypeError: as for `attribute`.
             ValueError: as for `attribute`.
         """
-        question = Question(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
         formula = _Noise(nt_samples, stdevs, nt_samples_batch_size, generator)
-        answer: Tensors = self._answer(question, formula, graph=False)
+        answer: Tensors = self._attribute_many(request, formula)
         return answer
 
 
@@ -151,28 +151,22 @@ class _Noise:
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise TypeError(f"Expected `generator` to be a torch.Generator or None, got {type(self.generator)}.")
 
-    def of_tail(self, tail: TokenTail, scores: Sequence[Score], layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    def by_autograd(self, run: TokenPass, scores: Sequence[Score]) -> Tensor:
         return smooth_relevance(
-            tail,
+            run,
             scores,
-            layout,
-            noise=_normals(tail.tokens, self.generator),
-            deviation=self._deviation(tail.tokens),
+            noise=_normals(run.tokens, self.generator),
+            deviation=self._deviation(run.tokens),
             samples=self.nt_samples,
-            copies=self.nt_samples_batch_size or copies_per_pass(tail.tokens, self.nt_samples),
         )
 
-    def of_attention(self, tail: AttentionTail, scores: Sequence[Score]) -> tuple[Tensor, Tensor]:
-        noise = NoiseCopies(
-            self.nt_samples,
-            lambda tokens: _normals(tokens, self.generator),
-            self._deviation,
-            self.nt_samples_batch_size,
-        )
+    def in_closed_form(self, last: LastAttention, scores: Sequence[Score]) -> Tensor:
         before = None if self.generator is None else self.generator.get_state()
+        noise = _normals(last.tokens, self.generator)
+        copies = NoisyTokens(self.nt_samples, noise, self._deviation(last.tokens), self.nt_samples_batch_size)
         try:
-            return attention_relevance(tail, scores, noise)
-        except UnsuitableError:
+            return closed_form_relevance(last, scores, copies)
+        except NotInClosedFormError:
             if self.generator is not None and before is not None:
                 self.generator.set_state(before)  # the noise will be drawn again
             raise

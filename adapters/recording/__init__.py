@@ -1,7 +1,13 @@
 """One forward pass of any model, watched: which operations ran, which attention was the last, how it goes on."""
 
+from .attention_weights import UnreadableAttentionError as UnreadableAttentionError
+from .last_attention import LastAttention as LastAttention
+from .last_attention import Projection as Projection
 from .places import Grid as Grid
+from .rows import NotInClosedFormError as NotInClosedFormError
+from .token_pass import DifferentOutputError as DifferentOutputError
 from .token_pass import NoTokensError as NoTokensError
 from .token_pass import Readout as Readout
 from .token_pass import TokenPass as TokenPass
+from .token_pass import latents_of as latents_of
 from .watched_pass import HookPoint as HookPoint

@@ -145,6 +145,8 @@ class Continuation:
                 wanted.update(operation.inputs)
         self.operations = kept[::-1]
         self.externals = {slot: self.externals[slot] for slot in wanted if slot in self.externals}
+        if any(slot in self.externals for slot in self.lost):
+            self.reasons.append("a tensor that is needed was not kept")
         taken = {**self.externals, self.slot: self.tokens}
         if any(slot in self._versions and _version(x) != self._versions[slot] for slot, x in taken.items()):
             self.reasons.append("a tensor that was read is changed in place later")

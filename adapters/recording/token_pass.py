@@ -1,21 +1,30 @@
 """A model read at the tokens that enter its last attention, and run from there again and again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .._borrow import evaluation_mode, uncompiled
 from .._forward import root_module
 from .._outputs import bare_output
-from .continuation import NotReplayableError
-from .exchange import Exchange
+from .attention_calls import AttentionCall
+from .continuation import NotReplayableError, substituted
+from .operation_names import ELEMENTWISE
 from .places import Grid, grid_of
+from .recorder import Operation, Recorder, Slot
+from .repeat import Repeat, Replacement, with_tokens
 from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at
 
 _MOST_PASSES = 4
+_LAST = frozenset("linear addmm layer_norm rms_norm embedding".split())
+_SECOND = frozenset(
+    "conv1d conv2d conv3d batch_norm group_norm instance_norm max_pool2d avg_pool2d adaptive_avg_pool2d "
+    "adaptive_avg_pool1d adaptive_max_pool2d interpolate pixel_shuffle".split()
+)
 
 
 class Readout(NamedTuple):
@@ -29,6 +38,10 @@ class NoTokensError(ValueError):
     """There are no tokens in this pass."""
 
 
+class DifferentOutputError(Exception):
+    """What was repeated is not what the model returned."""
+
+
 class TokenPass:
     """One forward pass of a model, from which its tokens are known, and how it goes on from them.
 
@@ -40,11 +53,15 @@ class TokenPass:
         arguments: Its positional arguments; the first one has the batch as its first axis.
         followed: How many of the arguments are the inputs to explain, from the first on.
         point: Where the tokens are. None: they are what the last attention reads.
-        ordinal: Which attention reads them, counted in time, from the end if negative.
+        attention: Which attention reads them, if not the last: its number in time, from the end if negative, or a
+            module in which it runs.
+        on_attention: Told of each attention while its tensors live.
 
     Attributes:
         tokens: (batch, ..., channels), or with the channels at another axis.
         channels: The axis of the channels.
+        batch_axis: Where the model had the batch in them.
+        batch: How many samples there are.
         readout: What the model returned in this very pass.
         reason: Why what follows the tokens cannot be repeated without running the whole model; None if it can.
 
@@ -60,36 +77,51 @@ class TokenPass:
         *,
         followed: int = 1,
         point: HookPoint | None = None,
-        ordinal: int | None = None,
+        attention: int | nn.Module | None = None,
+        on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
     ) -> None:
+        self._on_attention = on_attention
         self._forward = uncompiled(forward)
         self._arguments = arguments
         self._point = point
         root = root_module(self._forward)
         training = root is None or any(module.training for module in root.modules())
         self._mode: Callable[[], Any] = evaluation_mode if training else nullcontext
-        self._batch = arguments[0].shape[0]
-        one = self._watch(followed, ordinal)
+        self.batch = arguments[0].shape[0]
+        one = self._watch(followed, attention)
         found = one.continuation
         if found is None:
             raise NoTokensError(self._none_found())
         self.watched, self.continuation = one, found
         self.slot = found.slot
-        self._axis = 0 if point is not None else self._batch_axis()
-        self.tokens = found.tokens.movedim(self._axis, 0)
+        self.batch_axis = 0 if point is not None else self._find_batch_axis()
+        self.tokens = found.tokens.movedim(self.batch_axis, 0)
         self.channels = self._channel_axis()
         self.readout = Readout(one.output, one.output if one.latent is None else one.latent.detach())
         self.reason = found.reasons[0] if found.reasons else None
         if one.output_slot is None or one.output_slot not in found.dependent:
             self.reason = self.reason or "what the model returns is made unseen"
 
-    def _watch(self, followed: int, ordinal: int | None) -> WatchedPass:
+    def _watch(self, followed: int, attention: int | nn.Module | None) -> WatchedPass:
+        within = attention if isinstance(attention, nn.Module) else None
+        ordinal = attention if isinstance(attention, int) else None
+        options: dict[str, Any] | None = {"ordinal": None if ordinal is None or ordinal < 0 else ordinal}
         with torch.inference_mode(False), self._mode():
-            options: dict[str, Any] | None = {"ordinal": None if ordinal is None or ordinal < 0 else ordinal}
             for _ in range(_MOST_PASSES):
                 one = WatchedPass(
-                    self._forward, self._arguments, bare_output, followed=followed, point=self._point, **options
+                    self._forward,
+                    self._arguments,
+                    bare_output,
+                    followed=followed,
+                    point=self._point,
+                    within=within,
+                    on_attention=self._on_attention,
+                    **(options or {}),
                 )
+                if ordinal is not None and not -len(one.finder.calls) <= ordinal < len(one.finder.calls):
+                    raise ValueError(
+                        f"Expected `attention` to be one of the {len(one.finder.calls)} attentions of this model, got {ordinal}."
+                    )
                 if ordinal is not None and ordinal < 0:
                     options, ordinal = {"ordinal": len(one.finder.calls) + ordinal}, None
                     continue
@@ -108,61 +140,185 @@ class TokenPass:
                 self.reason = str(error)
         return self._rerun(tokens)
 
+    def check(self, readout: Readout) -> None:
+        """See whether a readout of the tokens themselves is what the model returned.
+
+        Raises:
+            DifferentOutputError: if it is not.
+        """
+        own, found = self.readout.outputs, readout.outputs.detach()
+        if own.shape != found.shape:
+            raise DifferentOutputError
+        eps = max(torch.finfo(x.dtype).eps for x in (own, found, self.tokens) if x.is_floating_point())
+        finite = torch.isfinite(own)
+        if not bool((torch.isfinite(found) == finite).all()):
+            raise DifferentOutputError
+        error = torch.where(finite, (found - own).abs(), 0).max() if own.numel() else 0
+        if error > eps**0.5 * torch.where(finite, own.abs(), 0).max():
+            raise DifferentOutputError
+
+    def checked(self, tokens: Tensor) -> Readout:
+        """The readout of the tokens themselves, which must be what the model returned.
+
+        Raises:
+            ValueError: if the model returns something else each time.
+        """
+        if self.reason is None:
+            readout = self.read(tokens)
+            try:
+                self.check(readout)
+                return readout
+            except DifferentOutputError:
+                self.reason = "what the model computes was not seen completely"
+        readout = self._rerun(tokens)
+        try:
+            self.check(readout)
+        except DifferentOutputError:
+            raise ValueError(
+                "The model returns something else each time it is called with the same inputs: is something random in it, or "
+                "does it keep a state from one call to the next?"
+            ) from None
+        return readout
+
     def _replayed(self, tokens: Tensor) -> Readout:
         one = self.watched
         with torch.inference_mode(False), torch.set_grad_enabled(tokens.requires_grad):
             outputs, latents = self.continuation.run(
-                tokens.movedim(0, self._axis), [one.output_slot, one.latent_slot]
+                tokens.movedim(0, self.batch_axis), [one.output_slot, one.latent_slot]
             )
         return Readout(outputs, latents)
 
     def _rerun(self, tokens: Tensor) -> Readout:
         """The same by running the model from the beginning, with the tokens exchanged."""
-        reads = frozenset(op for op in self.continuation.all_reads)
-        exchange = Exchange(self.slot, reads, tokens.movedim(0, self._axis))
-        copies = torch.utils._pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), self._arguments)  # noqa: SLF001
+        tokens = tokens.movedim(0, self.batch_axis)
+        reads = self.continuation.all_reads
+        with torch.enable_grad():
+            return self.repeat({read.call: with_tokens(read, self.slot, tokens) for read in reads})
+
+    def repeat(self, replacements: Mapping[int, Replacement]) -> Readout:
+        """What the model returns when it runs again, with some operations replaced.
+
+        Args:
+            replacements: From an operation's `call` to what runs in its place.
+
+        Raises:
+            ValueError: if the model does not run these operations again.
+        """
+        copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), self._arguments)
+        latents: list[Tensor] = []
+        head = self._head()
+
+        def keep(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            latents.append(args[0] if args else kwargs["input"])
+            inner = replacements.get(-1 if head is None else head.call)
+            return func(*args, **kwargs) if inner is None else inner(func, args, kwargs)
+
+        repeat = Repeat(replacements if head is None else {**replacements, head.call: keep})
         hook = nullcontext() if self._point is None else exchanged_at(self._point, lambda value: value.view_as(value))
-        with torch.inference_mode(False), torch.enable_grad(), self._mode(), hook, exchange:
+        with torch.inference_mode(False), self._mode(), hook, repeat:
             output = bare_output(self._forward(*copies))
-        if exchange.exchanged != len(reads):
+        if repeat.replaced < len(replacements):
             raise ValueError(
                 "The model does other things each time it is called with the same inputs, so that its tokens cannot be "
                 "exchanged. Is something random in it?"
             )
-        return Readout(output, output)
+        return Readout(output, latents[-1] if latents else output)
+
+    def _head(self) -> Operation | None:
+        """The linear layer that reads the latent, if one does."""
+        slot = self.watched.latent_slot
+        if slot is None or slot == self.watched.output_slot:
+            return None
+        readers = [op for op in self.watched.recorder.operations if op.name == "linear" and slot in op.inputs]
+        return readers[-1] if readers else None
+
+    def values(self, slots: list[Slot]) -> list[Tensor]:
+        """The values of some tensors on the way from the tokens, without gradients."""
+        with torch.no_grad(), torch.inference_mode(False):
+            return self.continuation.run(self.continuation.tokens, slots)
+
+    def arguments_of(self, operation: Operation) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What an operation on the way from the tokens was called with."""
+        known = self.continuation.externals
+        slots = [slot for slot in dict.fromkeys(operation.inputs) if slot not in known]
+        values = {**known, **dict(zip(slots, self.values(slots), strict=True))}
+        found: tuple[tuple[Any, ...], dict[str, Any]] = substituted(
+            (operation.args, operation.kwargs), lambda slot: values[slot]
+        )
+        return found
+
+    def attentions(self) -> list[AttentionCall]:
+        """The attentions up to the one that the tokens enter through which the output is reached, in order."""
+        last = self.continuation.attention
+        if last is None or self.watched.output_slot is None:
+            return []
+        return [call for call in self.watched.attentions_reaching(self.watched.output_slot) if call.ordinal <= last.ordinal]
 
     def grid(self) -> Grid | None:
         """Where the tokens lie on an image; None if they lie on no grid."""
-        return grid_of(self.watched.recorder, self.slot, self._axis, self._natural(self.channels))
+        return grid_of(self.watched.recorder, self.slot, self.batch_axis, self._natural(self.channels))
 
     def _natural(self, axis: int) -> int:
         """An axis of `tokens` as one of the tensor that the model made."""
         order = list(range(self.tokens.dim()))
-        order.insert(0, order.pop(self._axis))
+        order.insert(0, order.pop(self.batch_axis))
         return order[axis]
 
-    def _batch_axis(self) -> int:
+    def _find_batch_axis(self) -> int:
         shape = self.continuation.tokens.shape
-        if shape[0] == self._batch:
+        if shape[0] == self.batch:
             return 0
-        fits = [axis for axis, size in enumerate(shape[:-1]) if size == self._batch]
+        fits = [axis for axis, size in enumerate(shape[:-1]) if size == self.batch]
         if len(fits) == 1:
             return fits[0]
         raise ValueError(
             f"The tokens of the last attention have shape {tuple(shape)}, in which no axis is the batch of "
-            f"{self._batch}: several inputs or parts of them are tokens together. Pass `layer=` a module whose output "
+            f"{self.batch}: several inputs or parts of them are tokens together. Pass `layer=` a module whose output "
             "has the batch as its first axis."
         )
 
     def _channel_axis(self) -> int:
-        if self._point is not None or not self.continuation.views:
-            return self.tokens.dim() - 1
+        """Where the channels are: told by the layers that read the tokens, or else by what made them."""
+        shape = self.continuation.tokens.shape
+        if len(shape) < 3:
+            return len(shape) - 1
         recorder = self.watched.recorder
-        reads = [op for op in self.continuation.operations if self.continuation.views[0] in op.inputs]
-        convolved = any(op.name.startswith("conv") for op in reads)
-        if not convolved:
-            return self.tokens.dim() - 1
-        return 1 if len(recorder.shapes[self.slot]) > 2 else self.tokens.dim() - 1
+        alike = {self.slot}
+        for operation in self.continuation.operations:
+            read = alike.intersection(operation.inputs)
+            if read and (told := _channels_told_by(operation, len(shape))) is not None:
+                return self._canonical(told)
+            if read and operation.name in ELEMENTWISE:
+                alike.update(slot for slot in operation.outputs if recorder.shapes[slot] == shape)
+        slot = self.slot
+        while recorder.writers[slot]:
+            operation = recorder.writers[slot][0]
+            if (told := _channels_told_by(operation, len(shape))) is not None:
+                return self._canonical(told)
+            followed = [one for one in operation.inputs if recorder.follows[one] and recorder.shapes[one] == shape]
+            if not followed:
+                break
+            slot = followed[0]
+        if self.continuation.views and len(self.continuation.views) > 1:
+            return self._canonical(self._channels_before_views())
+        return self._canonical(1 if len(shape) == 4 and self._point is not None else len(shape) - 1)
+
+    def _channels_before_views(self) -> int:
+        """Followed through the rearrangements between the tokens and the layer that reads them."""
+        recorder = self.watched.recorder
+        shape = recorder.shapes[self.slot]
+        last = next((op for op in self.continuation.operations if self.continuation.views[0] in op.inputs), None)
+        axis = None if last is None else _channels_told_by(last, len(recorder.shapes[self.continuation.views[0]]))
+        axis = len(recorder.shapes[self.continuation.views[0]]) - 1 if axis is None else axis
+        width = recorder.shapes[self.continuation.views[0]][axis]
+        fits = [one for one, size in enumerate(shape) if size == width]
+        return fits[0] if len(fits) == 1 else len(shape) - 1
+
+    def _canonical(self, axis: int) -> int:
+        """An axis of the tensor that the model made as one of `tokens`."""
+        order = list(range(self.tokens.dim()))
+        order.insert(0, order.pop(self.batch_axis))
+        return order.index(axis)
 
     def _none_found(self) -> str:
         if self._point is not None:
@@ -175,3 +331,24 @@ class TokenPass:
             "Of a convolutional network use captum.attr.LayerGradCam or a method of pytorch-grad-cam, or pass `layer=` the "
             "module whose output times gradient you want."
         )
+
+
+def _channels_told_by(operation: Operation, axes: int) -> int | None:
+    """The axis of the channels in what an operation reads, and in what a layer makes."""
+    if operation.name in _LAST:
+        return axes - 1
+    return 1 if operation.name in _SECOND else None
+
+
+def latents_of(forward: Forward, arguments: tuple[Any, ...]) -> Tensor:
+    """What a model's head reads, (batch, channels); without a head that is known, the output itself."""
+    forward = uncompiled(forward)
+    with torch.inference_mode(False), evaluation_mode():
+        options: dict[str, Any] = {}
+        for _ in range(_MOST_PASSES):
+            one = WatchedPass(forward, arguments, bare_output, **options)
+            again = one.again() if one.latent is None else None
+            if again is None:
+                break
+            options = again
+    return (one.output if one.latent is None else one.latent).detach()

@@ -39,7 +39,9 @@ class WatchedPass:
         followed: How many of the arguments are the inputs to explain, from the first on.
         point: Where the tokens are; None: where they enter an attention.
         ordinal: Which attention, by its number in time; None: the last.
+        within: The module in which it runs; None: any.
         held: Numbers of operations whose results are kept alive until the end.
+        on_attention: Told of each attention while its tensors live.
 
     Attributes:
         returned: What the model returned.
@@ -57,8 +59,11 @@ class WatchedPass:
         followed: int = 1,
         point: HookPoint | None = None,
         ordinal: int | None = None,
+        within: nn.Module | None = None,
         held: frozenset[int] = frozenset(),
+        on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
     ) -> None:
+        self._on_attention = on_attention
         self.continuation: Continuation | None = None
         self.finder = AttentionFinder()
         self._point = point
@@ -67,11 +72,14 @@ class WatchedPass:
         self._kept: list[Tensor] = []
         self._head: Tensor | None = None
         self._forgotten = 0
+        self._inside = within is None
+        self._within = within
         copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), arguments)
         sources = [x for x in pytree.tree_leaves(copies[:followed]) if isinstance(x, Tensor)]
         self.recorder = Recorder(sources, self._listen)
         hook = nullcontext() if point is None else exchanged_at(point, self._pass_point)
-        with torch.enable_grad(), hook, self.recorder:
+        inside = nullcontext() if within is None else self._marked(within)
+        with torch.enable_grad(), hook, inside, self.recorder:
             self.returned = forward(*copies)
         output = read_output(self.returned)
         self.output_slot = self.recorder.slot_of(output) if not output.grad_fn else None
@@ -93,31 +101,30 @@ class WatchedPass:
         if found is None or self.output_slot is None:
             return None
         ordinal = self._ordinal
-        if found.attention is not None and self._point is None and self._ordinal is None:
-            reaching = self._last_that_reaches(self.output_slot)
-            if reaching is None:
+        if found.attention is not None and self._point is None and self._ordinal is None and self._within is None:
+            reaching = self.attentions_reaching(self.output_slot)
+            if not reaching:
                 return None
-            ordinal = reaching.ordinal
+            ordinal = reaching[-1].ordinal
             if ordinal != found.attention.ordinal:
                 return {"ordinal": ordinal, "held": self._held}
         lost = [*found.lost, *([self.latent_slot] if self.latent is None and self.latent_slot is not None else [])]
-        held = frozenset(op.index for slot in lost for op in self.recorder.writers[slot][:1]) - self._held
+        makers = (
+            self.recorder.writers[slot][:1] or [op for op in self.recorder.operations if slot in op.inputs] for slot in lost
+        )
+        held = frozenset(op.index for ops in makers for op in ops) - self._held
         return {"ordinal": ordinal, "held": self._held | held} if held else None
 
-    def _last_that_reaches(self, output: Slot) -> AttentionCall | None:
-        """The last attention that the output depends on."""
+    def attentions_reaching(self, output: Slot) -> list[AttentionCall]:
+        """The attentions that the output depends on, in order."""
         attentions = {call.operation: call for call in self.finder.calls}
-        waiting, known, last = [output], set(), None
+        waiting, known = [output], set()
         while waiting:
             for operation in self.recorder.writers[waiting.pop()]:
-                if operation in known:
-                    continue
-                known.add(operation)
-                call = attentions.get(operation)
-                if call is not None and (last is None or call.ordinal > last.ordinal):
-                    last = call
-                waiting.extend(operation.inputs)
-        return last
+                if operation not in known:
+                    known.add(operation)
+                    waiting.extend(operation.inputs)
+        return [call for operation, call in attentions.items() if operation in known]
 
     def _latent(self, slot: Slot) -> Slot:
         """What the head reads: of a linear layer that gives the output; else the output itself."""
@@ -136,6 +143,7 @@ class WatchedPass:
     def _listen(self, operation: Operation) -> None:
         if operation.index in self._held:
             self._kept.extend(x for slot in operation.outputs if (x := self.recorder.tensor(slot)) is not None)
+            self._kept.extend(operation.constants)
         if operation.name == "linear" and (read := projected(self.recorder, operation)) is not None:
             self._head = self.recorder.tensor(read)
         if self.continuation is not None:
@@ -143,19 +151,40 @@ class WatchedPass:
         call = self.finder.found(self.recorder, operation)
         if call is None:
             return
+        if self._on_attention is not None:
+            self._on_attention(self.recorder, call)
         if self._point is not None:
             if self.continuation is not None and self.continuation.slot in tokens_of(self.recorder, self.finder.calls, call)[1]:
                 self.continuation.attention = call
-        elif self._ordinal is None or call.ordinal == self._ordinal:
+        elif self._inside and (self._ordinal is None or call.ordinal == self._ordinal):
             self.continuation = self._continue_from(call)
 
     def _continue_from(self, call: AttentionCall) -> Continuation:
         tokens, views = tokens_of(self.recorder, self.finder.calls, call)
         found = Continuation(self.recorder, tokens, reads_of(self.recorder, call.operation, tokens), call, views)
-        for operation in self.recorder.operations[self._forgotten : call.operation.index + 1]:
+        first = found.operations[0].index if found.operations else call.operation.index
+        for operation in self.recorder.operations[self._forgotten : first]:
             operation.forget()
-        self._forgotten = call.operation.index + 1
+        self._forgotten = first
         return found
+
+    @contextmanager
+    def _marked(self, module: nn.Module) -> Iterator[None]:
+        """Know when a module runs."""
+        thread = threading.get_ident()
+
+        def enter(_: nn.Module, __: Any) -> None:
+            self._inside = self._inside or threading.get_ident() == thread
+
+        def leave(_: nn.Module, __: Any, ___: Any) -> None:
+            self._inside = self._inside and threading.get_ident() != thread
+
+        hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _pass_point(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor) or value.dim() < 2:

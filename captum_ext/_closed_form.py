@@ -1,0 +1,174 @@
+"""Relevance for models whose output reads a few rows of their last attention: at the price of one forward pass.
+
+With the last attention's products `s_i = scale q.k_i` and weights `a = softmax(s)`, its result for the class token is
+`o = sum_i a_i v_i` per head, and what follows is run on that one row. With `g = df/do`,
+
+    ds_i = a_i (v_i.g - o.g)
+    S_i  = sum_heads a_i (t_i Wv).g + scale ds_i (t_i Wk).q        and (t_0 Wq).dq for the class token itself,
+
+where `t` is what the gradient is multiplied with: the tokens, or their difference from the baseline. So no gradient is
+projected back to token space, and keys and values, which are linear in the tokens, are projected once for all steps of
+a path. Of noise, only its products with one vector per head are needed.
+
+Source: Brocki et al. 2024, equations 2, 5 and 6; the rearrangement is ours and exact.
+Shapes: a chunk of m copies and r queries gives M = m * r rows, (batch, heads, M, ...), copy after copy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters import DifferentOutputError, LastAttention, NotInClosedFormError, Readout
+
+from ._features import Copies, full_precision
+from ._perturbed_tokens import Chunk, InterpolatedTokens, NoisyTokens
+from ._targets import Score
+
+
+def closed_form_relevance(
+    last: LastAttention, scores: Sequence[Score], copies: InterpolatedTokens | NoisyTokens
+) -> Tensor:
+    """Weighted sums of relevance over all copies, (targets, batch, tokens), in float32 or wider.
+
+    Args:
+        last: The model's last attention.
+        scores: The targets' score functions.
+        copies: The copies of the tokens.
+
+    Raises:
+        NotInClosedFormError: if the model does not return for the tokens themselves what it returned.
+    """
+    total: Tensor | None = None
+    for chunk in copies.chunks(last):
+        evaluation = Evaluation.of(last, chunk)
+        left = range(len(scores) - 1, -1, -1)
+        parts = torch.stack([evaluation.relevance(score, again=i > 0) for i, score in zip(left, scores, strict=True)])
+        total = parts if total is None else total + parts
+        del evaluation, parts, chunk  # before the next chunk needs the memory
+    if total is None:
+        raise ValueError("Expected at least one copy.")
+    return total
+
+
+def closed_form_scores(last: LastAttention, scores: Sequence[Score], copies: InterpolatedTokens) -> Tensor:
+    """The scores themselves, (targets, copies, batch)."""
+    with torch.no_grad():
+        parts = [
+            torch.stack([score(Evaluation.of(last, chunk).readout) for score in scores]) for chunk in copies.chunks(last)
+        ]
+        return torch.cat(parts, 1).view(len(scores), len(copies), -1)
+
+
+@dataclass
+class Evaluation:
+    """The model's output for some copies of the tokens, with what the formula needs of the way there.
+
+    Attributes:
+        last: The model's last attention.
+        chunk: The copies.
+        tokens: Their rows that are read, a leaf.
+        query: The queries (m * batch, heads, r, width), with the graph from the tokens.
+        vectors: The same by rows.
+        along: Products of the vectors with what the keys are multiplied with.
+        weights: The attention's weights (batch, heads, M, tokens).
+        mixed: The attention's output (m * batch, heads, r, width), a leaf.
+        readout: What the model returns, with the graph from there.
+    """
+
+    last: LastAttention
+    chunk: Chunk
+    tokens: Tensor
+    query: Tensor
+    vectors: Tensor
+    along: Tensor
+    weights: Tensor
+    mixed: Tensor
+    readout: Readout
+
+    @classmethod
+    def of(cls, last: LastAttention, chunk: Chunk) -> "Evaluation":
+        """Evaluate a chunk.
+
+        Raises:
+            NotInClosedFormError: if it holds the tokens themselves and something else comes out than the model returned.
+        """
+        gradients = torch.is_grad_enabled() or chunk.weights.any()
+        copies = chunk.copies
+        tokens = chunk.tokens.requires_grad_()
+        with torch.set_grad_enabled(bool(gradients)):
+            query = last.query(tokens)
+        with full_precision(tokens):
+            vectors = copies.as_rows(query.detach().to(chunk.weights.dtype))
+            products, along = chunk.keys.products(vectors)
+            weights = _masked(last, products, copies).softmax(-1)
+            mixed = chunk.values.mix(weights)
+            if last.value.bias is not None:
+                mixed = mixed + last.value.bias.to(mixed)[:, None]
+            mixed = copies.as_samples(mixed).contiguous()
+        mixed.requires_grad_()
+        with torch.set_grad_enabled(bool(gradients)):
+            readout = last.read(mixed, tokens)
+        if chunk.own is not None:
+            first = chunk.own * copies.batch
+            try:
+                last.run.check(Readout(readout.outputs[first : first + copies.batch], readout.latents))
+            except DifferentOutputError:
+                raise NotInClosedFormError("taken apart, the model returns something else") from None
+        return cls(last, chunk, tokens, query, vectors, along, weights, mixed, readout)
+
+    def relevance(self, score: Score, *, again: bool) -> Tensor:
+        """Scores (batch, tokens), summed over the chunk.
+
+        Args:
+            score: Reads the target's scores.
+            again: Will it be asked for another score? Else memory is freed.
+        """
+        chunk, copies = self.chunk, self.chunk.copies
+        of_mixed, of_tokens = self._gradients(score, again=again)
+        wide = chunk.weights.dtype
+        with full_precision(self.tokens):
+            gradient = copies.as_rows(of_mixed.to(wide)) * chunk.weights.repeat_interleave(copies.rows)[:, None]
+            products, along = chunk.values.products(gradient)
+            value_part = self.weights * along
+            of_weights = products - (self.weights * products).sum(-1, keepdim=True)
+            of_products = self.last.scale * self.weights * of_weights
+            key_part, of_vectors = chunk.keys.pull(of_products, self.vectors, self.along)
+            part = value_part.sum((1, 2)) + key_part
+            weights = chunk.weights.repeat_interleave(copies.batch).view(-1, 1, 1)
+            of_rows = weights * of_tokens.to(wide)
+            if self.query.requires_grad:
+                of_query = copies.as_samples(of_vectors).to(self.query.dtype)
+                (through_query,) = torch.autograd.grad(
+                    self.query, self.tokens, of_query, retain_graph=again, allow_unused=True
+                )
+                of_rows = of_rows if through_query is None else of_rows + through_query.to(wide)
+            own = (chunk.multiplier.to(wide) * of_rows).sum(2).unflatten(0, (-1, copies.batch)).sum(0)
+            rows = self.last.rows
+            if isinstance(rows, Tensor):
+                part.scatter_add_(1, rows.to(part.device)[:, None], own)
+            else:
+                part.index_add_(1, torch.tensor(rows, device=part.device), own)
+        return part
+
+    def _gradients(self, score: Score, *, again: bool) -> tuple[Tensor, Tensor]:
+        """Those of the score by the attention's output and by the tokens' rows behind it."""
+        with torch.enable_grad():
+            total = score(self.readout).sum()
+        ends = (self.mixed, self.tokens)
+        if not total.requires_grad:
+            return torch.zeros_like(self.mixed), torch.zeros_like(self.tokens)
+        found = torch.autograd.grad(total, ends, retain_graph=again, allow_unused=True)
+        of_mixed, of_tokens = (torch.zeros_like(x) if g is None else g for x, g in zip(ends, found, strict=True))
+        return of_mixed, of_tokens
+
+
+def _masked(last: LastAttention, products: Tensor, copies: Copies) -> Tensor:
+    mask, scaled = last.mask, last.scale * products
+    if mask is None:
+        return scaled
+    if mask.shape[-2] > 1:
+        mask = mask.repeat(*[1] * (mask.dim() - 2), copies.number, 1)
+    return scaled + mask.to(scaled)
+

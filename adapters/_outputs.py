@@ -9,7 +9,7 @@ _NAMES = ("logits", "image_embeds", "pooler_output")
 
 
 def bare_output(output: Any) -> Tensor:
-    """The logits of a model's output: a tensor, a tuple, a dictionary or a transformers ModelOutput.
+    """The logits of a model's output: a tensor, a tuple (named or not), a dictionary or a transformers ModelOutput.
 
     By name `logits`, `image_embeds` or `pooler_output`, whichever comes first; else the first tensor.
 
@@ -23,6 +23,10 @@ def bare_output(output: Any) -> Tensor:
             named = output.get(name)
             if isinstance(named, Tensor):
                 return named
+    for name in _NAMES if hasattr(output, "_fields") else ():
+        named = getattr(output, name, None)
+        if isinstance(named, Tensor):
+            return named
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
     for value in values:
         if isinstance(value, Tensor):

@@ -185,7 +185,7 @@ class Continuation:
 
         args, kwargs = substituted((operation.args, operation.kwargs), value)
         with autocast_of(operation, self._recorder):
-            result = operation.func(*args, **kwargs)
+            result = repeated(operation, args, kwargs)
         results = tensors_in(result)
         if operation.mutated is not None and len(results) < len(operation.outputs):
             results.append(value(operation.mutated))
@@ -195,6 +195,13 @@ class Continuation:
             if tensor.shape != self._recorder.shapes[slot]:
                 raise NotReplayableError(f"the shape of what `{operation.name}` returns depends on the tokens' values")
             values[slot] = tensor
+
+
+def repeated(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation returns for other arguments; a view becomes a copy where other strides do not allow it."""
+    if operation.func is Tensor.view and not any(isinstance(x, torch.dtype) for x in args):
+        return Tensor.reshape(*args, **kwargs)
+    return operation.func(*args, **kwargs)
 
 
 def autocast_of(operation: Operation, recorder: Recorder) -> Any:

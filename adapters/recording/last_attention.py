@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .attention_calls import fused_operands, product_before
-from .continuation import Continuation, autocast_of, substituted, tensors_in
+from .continuation import Continuation, autocast_of, repeated, substituted, tensors_in
 from .operation_names import ELEMENTWISE, MOVES
 from .recorder import Operation, Recorder, Slot
 from .rows import Axis, MOST_ROWS, NotInClosedFormError, RowPlan, rows_of
@@ -108,7 +108,7 @@ class LastAttention:
         while moved < len(after) and after[moved].name in MOVES and after[moved].inputs == (here,):
             operation = after[moved]
             following = [s for s in operation.outputs if s == slot or any(s in op.inputs for op in after[moved + 1 :])]
-            if len(following) != 1:
+            if len(following) != 1 or any(here in op.inputs for op in after[moved + 1 :]):
                 break
             here = following[0]
             moved += 1
@@ -477,7 +477,7 @@ def _move(chain: list[Operation], start: Slot, values: Tensor, wanted: Slot) -> 
             results = [value(operation.inputs[0])]
         else:
             args, kwargs = substituted((operation.args, operation.kwargs), value)
-            results = tensors_in(operation.func(*args, **kwargs))
+            results = tensors_in(repeated(operation, args, kwargs))
         known.update(zip(operation.outputs, results, strict=True))
     return known[wanted]
 
@@ -500,7 +500,7 @@ def _turned(
         for operation in chain:
             args, kwargs = substituted((operation.args, operation.kwargs), lambda slot: values[slot])
             with autocast_of(operation, recorder):
-                result = operation.func(*args, **kwargs)
+                result = repeated(operation, args, kwargs)
             values.update(zip(operation.outputs, tensors_in(result), strict=True))
         return values[wanted]
 

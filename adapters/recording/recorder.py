@@ -1,5 +1,6 @@
 """Recording what a forward pass does, operation by operation, without touching the model."""
 
+import contextlib
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -187,13 +188,13 @@ class Recorder(TorchFunctionMode):
 
     def _output(self, tensor: Tensor, operation: Operation) -> Slot:
         slot = self.slot_of(tensor)
-        if slot is None:
-            slot = self._new(tensor, operation, follows=True)
-        else:  # changed in place, or returned as it was
+        if slot is not None:  # changed in place, or returned as it was
             self.follows[slot] = True
             self.writers[slot].append(operation)
-        if tensor.is_floating_point() and tensor.is_leaf and not tensor.requires_grad and operation.differentiable:
-            tensor.requires_grad_()
+            return slot
+        slot = self._new(tensor, operation, follows=True)
+        if tensor.is_floating_point() and operation.differentiable:
+            _mark(tensor)
         return slot
 
     def _new(self, tensor: Tensor, producer: Operation | None, *, follows: bool) -> Slot:
@@ -208,7 +209,7 @@ class Recorder(TorchFunctionMode):
 
     def _is_followed(self, tensor: Tensor) -> bool:
         slot = self.slot_of(tensor)
-        if tensor.grad_fn is not None:  # whatever is seen runs without a graph
+        if has_graph(tensor):  # whatever is seen runs without one
             return self._was_made_unseen(tensor, slot)
         if slot is not None:
             return self.follows[slot]
@@ -254,6 +255,21 @@ def in_parts(
 
 def _iterate(tensor: Tensor) -> Iterator[Tensor]:
     return iter(tensor.unbind(0))
+
+
+def _mark(tensor: Tensor) -> None:
+    """Have it carry a gradient: what then runs unseen shows itself by its graph."""
+    with contextlib.suppress(RuntimeError):  # a view of something that was changed in place
+        if not tensor.requires_grad:
+            tensor.requires_grad_()
+
+
+def has_graph(tensor: Tensor) -> bool:
+    """Was a tensor computed with a graph?"""
+    try:
+        return tensor.requires_grad and tensor.grad_fn is not None
+    except RuntimeError:  # a view made here, without a graph, of something that was changed in place
+        return False
 
 
 def _unseen() -> Any:

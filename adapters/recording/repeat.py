@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from .recorder import Operation, Slot, in_parts
@@ -34,10 +35,15 @@ class Repeat(TorchFunctionMode):
             with self:
                 return parts(*args, **kwargs)
         replacement = self._replacements.get(self.calls)
-        if replacement is None:
-            return func(*args, **kwargs)
-        self.replaced += 1
-        return replacement(func, args, kwargs)
+        with saved_tensors_hooks(_as_it_is, _as_it_is):  # and not those of a checkpoint, which would run it all again
+            if replacement is None:
+                return func(*args, **kwargs)
+            self.replaced += 1
+            return replacement(func, args, kwargs)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def with_tokens(operation: Operation, slot: Slot, tokens: Tensor) -> Replacement:

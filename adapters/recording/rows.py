@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .continuation import autocast_of, substituted, tensors_in
+from .continuation import autocast_of, repeated, substituted, tensors_in
 from .operation_names import ELEMENTWISE, PRODUCTS
 from .recorder import Operation, Recorder, Slot
 
@@ -251,7 +251,7 @@ class RowPlan:
         with autocast_of(operation, self._recorder):
             if rows is None or read is None:
                 args, kwargs = substituted((operation.args, operation.kwargs), value)
-                result = operation.func(*args, **kwargs)
+                result = repeated(operation, args, kwargs)
             elif operation.name in _RESHAPED and made is not None:
                 shape = list(out)
                 shape[made.axis] = made.outer * _number(rows) * made.inner
@@ -260,7 +260,7 @@ class RowPlan:
                 result = self._take(operation, values[read], read, rows, value)
             else:
                 args, kwargs = substituted((operation.args, operation.kwargs), value)
-                result = operation.func(*args, **kwargs)
+                result = repeated(operation, args, kwargs)
         for slot, tensor in zip(operation.outputs, tensors_in(result), strict=True):
             values[slot] = tensor
 

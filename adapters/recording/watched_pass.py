@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from .attention_calls import AttentionCall, AttentionFinder, projected
 from .continuation import Continuation, reads_of, tokens_of
 from .operation_names import MOVES
-from .recorder import Operation, Recorder, Slot
+from .recorder import Operation, Recorder, Slot, has_graph
 
 Forward = Callable[..., Any]
 
@@ -82,7 +82,7 @@ class WatchedPass:
         with torch.enable_grad(), hook, inside, self.recorder:
             self.returned = forward(*copies)
         output = read_output(self.returned)
-        self.output_slot = self.recorder.slot_of(output) if not output.grad_fn else None
+        self.output_slot = None if has_graph(output) else self.recorder.slot_of(output)
         self.output = output.detach()
         self.latent_slot = None if self.output_slot is None else self._latent(self.output_slot)
         self.latent = None if self.latent_slot is None else self.recorder.tensor(self.latent_slot)

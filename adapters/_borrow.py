@@ -155,6 +155,18 @@ def answer_for(answers: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
                     module.__dict__["forward"] = switch.before
 
 
+def modules_of(root: nn.Module) -> list[nn.Module]:
+    """All modules of a model; quicker than `root.modules()`, which makes a name for each."""
+    found: dict[nn.Module, None] = {root: None}
+    waiting = [root]
+    while waiting:
+        for child in waiting.pop()._modules.values():  # noqa: SLF001
+            if child is not None and child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
+
+
 def uncompiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The plain function behind one that torch.compile made, whose compiled graph would not see our taps.
 
@@ -164,8 +176,9 @@ def uncompiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     # By the names of torch's attributes: its compiler's classes take seconds to import.
     forward = getattr(forward, "_orig_mod", getattr(forward, "_torchdynamo_orig_callable", forward))
     if isinstance(forward, nn.Module):
-        for name, module in forward.named_modules():
-            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        compiled = [m for m in modules_of(forward) if "_orig_mod" in m._modules or m._compiled_call_impl is not None]  # noqa: SLF001
+        for name, module in forward.named_modules() if compiled else ():
+            if module is compiled[0]:
                 raise ValueError(
                     f"Expected a model that is not compiled, but {name or 'the model itself'!r} is. Explain the model "
                     "from before compilation, or use `compiled = torch.compile(model)`, which keeps the original."

@@ -73,6 +73,7 @@ def weights_and_gradients(
     combine: Callable[[Tensor, Tensor], Tensor],
     *,
     last_only: bool,
+    latent: bool = False,
 ) -> AttentionMatrices:
     """Matrices of the attention weights and their gradients.
 
@@ -83,8 +84,9 @@ def weights_and_gradients(
         gradients: From what the model returned and the weights of each layer, their gradients.
         combine: From weights and gradient (batch, heads, queries, tokens) the matrix.
         last_only: As above.
+        latent: Is what the head reads wanted?
     """
-    run = TokenPass(forward, arguments, followed=followed)
+    run = TokenPass(forward, arguments, followed=followed, latent=latent)
     calls = run.attentions()
     weights, readout = weights_with_readout(run, calls[-1:] if last_only else calls)
     found = gradients(readout, weights)

@@ -13,7 +13,7 @@ from adapters import AttentionMatrices, Readout, mean_weights, root_module, unco
 
 from ._checks import as_tuple, checked_inputs, is_image, samples_where
 from ._features import full_precision
-from ._targets import Target, scores_of
+from ._targets import ConceptScore, Target, scores_of
 from ._token_attribution import Tensors, no_grid
 
 
@@ -100,6 +100,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             lambda readout, weights: _gradients(score, readout, weights),
             positive_relevance,
             last_only=self._last_only,
+            latent=isinstance(score, ConceptScore),
         )
 
 

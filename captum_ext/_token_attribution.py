@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapters import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass, root_module, uncompiled
 
 from ._checks import as_tuple, checked_inputs, is_image, samples_where
-from ._targets import Score, Target, scores_of
+from ._targets import ConceptScore, Score, Target, scores_of
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
 
@@ -179,7 +179,9 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         grid = run.grid()
         return Tokens(run.tokens.detach(), None if grid is None else grid.order.view(grid.height, grid.width))
 
-    def _run(self, inputs: Any, additional_forward_args: Any, at_input: bool) -> TokenPass:
+    def _run(
+        self, inputs: Any, additional_forward_args: Any, at_input: bool, *, latent: bool = False
+    ) -> TokenPass:
         given = checked_inputs(inputs)
         if at_input and self.layer is None:
             raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the tokens are found.")
@@ -189,6 +191,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             followed=len(given),
             point=None if self.layer is None else HookPoint(self.layer, at_input),
             attention=self.attention,
+            latent=latent,
         )
 
     def _attribute_many(self, request: Request, formula: Formula) -> Any:
@@ -205,7 +208,12 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
     def _maps(self, request: Request, formula: Formula) -> Tensor:
         given = checked_inputs(request.inputs)
         scores = scores_of(request.targets, len(given[0]), given[0].device)
-        run = self._run(request.inputs, request.additional_forward_args, request.attribute_to_layer_input)
+        run = self._run(
+            request.inputs,
+            request.additional_forward_args,
+            request.attribute_to_layer_input,
+            latent=any(isinstance(score, ConceptScore) for score in scores),
+        )
         for score in scores:
             score(run.readout)  # a target the output cannot answer is an error before any gradient
         grid = run.grid() if is_image(given[0]) else None

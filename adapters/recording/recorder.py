@@ -2,6 +2,7 @@
 
 import contextlib
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import TensorWeakRef
 
 from .operation_names import ABOUT_SHAPES, may_mutate, name_of
 
@@ -21,6 +21,9 @@ _multi_head_attention = types.FunctionType(
     {**vars(F), "has_torch_function": lambda *_: False},
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
+
+
+_FIX = getattr(torch._C, "_fix_weakref", None)  # noqa: SLF001 # as torch.utils.weak does, where torch needs it
 
 
 class Slot(int):
@@ -99,7 +102,7 @@ class Recorder(TorchFunctionMode):
         self.follows: list[bool] = []
         self.writers: list[list[Operation]] = []  # who made a tensor, and who changed it
         self.sources: list[Slot] = []
-        self._references: list[TensorWeakRef] = []
+        self._references: list[weakref.ref[Tensor]] = []
         self._seen: dict[int, Slot] = {}
         self._changed_storages: set[int] = set()
         self._listener = listener
@@ -112,12 +115,15 @@ class Recorder(TorchFunctionMode):
 
     def tensor(self, slot: Slot) -> Tensor | None:
         """The tensor of a slot, if it still lives."""
-        return self._references[slot]()
+        found = self._references[slot]()
+        if found is not None and _FIX is not None:
+            _FIX(found)
+        return found
 
     def slot_of(self, tensor: Tensor) -> Slot | None:
         """The slot of a tensor that was seen."""
         slot = self._seen.get(id(tensor))
-        return slot if slot is not None and self._references[slot]() is tensor else None
+        return None if slot is None or self._references[slot]() is not tensor else slot
 
     def follow(self, tensor: Tensor) -> Slot:
         """Follow a tensor from here on, whatever it was computed from."""
@@ -139,26 +145,34 @@ class Recorder(TorchFunctionMode):
         name = name_of(func)
         if name in ABOUT_SHAPES:
             return func(*args, **kwargs)
-        tensors = list(_tensors(args)) + list(_tensors(kwargs.values()))
+        tensors: list[Tensor] = []
+        _collect(args, tensors)
+        if kwargs:
+            _collect(kwargs.values(), tensors)
         if not tensors:
             return func(*args, **kwargs)
-        if not any(self._is_followed(x) for x in tensors):
+        is_followed = self._is_followed
+        if not any([is_followed(x) for x in tensors]):  # all of them: each may have been made unseen
             with torch.no_grad():  # of constants
                 return func(*args, **kwargs)
-        return self._run(name, func, args, dict(kwargs))
+        return self._run(name, func, args, dict(kwargs), tensors)
 
-    def _run(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+    ) -> Any:
+        slots = [self._slot(x) for x in tensors]
+        follows = self.follows
+        in_order = iter(slots)
         operation = Operation(
-            index=len(self.operations),
-            call=self.calls,
-            name=name,
-            func=func,
-            args=self._slotted(args),
-            kwargs={k: self._slotted(v) for k, v in kwargs.items()},
-            inputs=(),
+            len(self.operations),
+            self.calls,
+            name,
+            func,
+            _slotted(args, in_order),
+            {k: _slotted(v, in_order) for k, v in kwargs.items()} if kwargs else {},
+            tuple(slots),
         )
-        operation.inputs = tuple(_slots((operation.args, operation.kwargs)))
-        operation.constants = tuple(x for x in _tensors((args, kwargs)) if not self.follows[self._seen[id(x)]])
+        operation.constants = tuple([x for x, slot in zip(tensors, slots, strict=True) if not follows[slot]])
         if torch.is_autocast_enabled(self.device):
             operation.autocast = torch.get_autocast_dtype(self.device)
         operation.differentiable = torch.is_grad_enabled()
@@ -169,7 +183,8 @@ class Recorder(TorchFunctionMode):
         torch._C._set_grad_enabled(False)  # noqa: SLF001 # quicker than a context, for each operation
         try:
             result = func(*args, **kwargs)
-            outputs = list(_tensors((result,)))
+            outputs: list[Tensor] = []
+            _collect((result,), outputs)
             if target is not None and _version(target) != version:
                 operation.mutated = self.slot_of(target)
                 outputs = [*outputs, target] if all(x is not target for x in outputs) else outputs
@@ -199,7 +214,7 @@ class Recorder(TorchFunctionMode):
 
     def _new(self, tensor: Tensor, producer: Operation | None, *, follows: bool) -> Slot:
         slot = Slot(len(self._references))
-        self._references.append(TensorWeakRef(tensor))
+        self._references.append(weakref.ref(tensor))
         self._seen[id(tensor)] = slot
         self.shapes.append(tensor.shape)
         self.dtypes.append(tensor.dtype)
@@ -229,15 +244,9 @@ class Recorder(TorchFunctionMode):
         self._listener(operation)
         return True
 
-    def _slotted(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            slot = self.slot_of(value)
-            return self._new(value, None, follows=False) if slot is None else slot
-        if isinstance(value, tuple | list):
-            return _like(value, [self._slotted(x) for x in value])
-        if isinstance(value, dict):
-            return {k: self._slotted(v) for k, v in value.items()}
-        return value
+    def _slot(self, tensor: Tensor) -> Slot:
+        slot = self.slot_of(tensor)
+        return self._new(tensor, None, follows=False) if slot is None else slot
 
 
 def in_parts(
@@ -283,30 +292,29 @@ def _attend_in_groups(query: Tensor, key: Tensor, value: Tensor, *args: Any, ena
     return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
 
 
-def _like(sequence: Any, items: list[Any]) -> Any:
-    if isinstance(sequence, tuple):
-        return type(sequence)(*items) if hasattr(sequence, "_fields") else tuple(items)
-    return items
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _collect(values: Any, found: list[Tensor]) -> None:
+    """The tensors in arguments, in order."""
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, tuple | list):
-            yield from _tensors(value)
+            _collect(value, found)
         elif isinstance(value, dict):
-            yield from _tensors(value.values())
+            _collect(value.values(), found)
 
 
-def _slots(values: Any) -> Iterator[Slot]:
-    for value in values:
-        if isinstance(value, Slot):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _slots(value)
-        elif isinstance(value, dict):
-            yield from _slots(value.values())
+def _slotted(value: Any, slots: Iterator[Slot]) -> Any:
+    """Arguments with the tensors replaced by slots, in the same order."""
+    if isinstance(value, Tensor):
+        return next(slots)
+    if isinstance(value, tuple):
+        items = [_slotted(x, slots) for x in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [_slotted(x, slots) for x in value]
+    if isinstance(value, dict):
+        return {k: _slotted(v, slots) for k, v in value.items()}
+    return value
 
 
 def _target(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

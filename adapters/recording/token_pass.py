@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .._borrow import evaluation_mode, uncompiled
+from .._borrow import evaluation_mode, modules_of, uncompiled
 from .._forward import root_module
 from .._outputs import bare_output
 from .attention_calls import AttentionCall
-from .continuation import NotReplayableError, substituted
+from .continuation import NotReplayableError, substituted, tensors_in
 from .operation_names import ELEMENTWISE
 from .places import Grid, grid_of
 from .recorder import Operation, Recorder, Slot
@@ -56,6 +56,7 @@ class TokenPass:
         attention: Which attention reads them, if not the last: its number in time, from the end if negative, or a
             module in which it runs.
         on_attention: Told of each attention while its tensors live.
+        latent: Is what the head reads wanted, too?
 
     Attributes:
         tokens: (batch, ..., channels), or with the channels at another axis.
@@ -79,13 +80,15 @@ class TokenPass:
         point: HookPoint | None = None,
         attention: int | nn.Module | None = None,
         on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
+        latent: bool = False,
     ) -> None:
+        self._latent = latent
         self._on_attention = on_attention
         self._forward = uncompiled(forward)
         self._arguments = arguments
         self._point = point
-        root = root_module(self._forward)
-        training = root is None or any(module.training for module in root.modules())
+        self._root = root = root_module(self._forward)
+        training = root is None or any(module.training for module in modules_of(root))
         self._mode: Callable[[], Any] = evaluation_mode if training else nullcontext
         self.batch = arguments[0].shape[0]
         one = self._watch(followed, attention)
@@ -116,6 +119,8 @@ class TokenPass:
                     point=self._point,
                     within=within,
                     on_attention=self._on_attention,
+                    latent=self._latent,
+                    root=self._root,
                     **(options or {}),
                 )
                 if ordinal is not None and not -len(one.finder.calls) <= ordinal < len(one.finder.calls):
@@ -183,10 +188,9 @@ class TokenPass:
     def _replayed(self, tokens: Tensor) -> Readout:
         one = self.watched
         with torch.inference_mode(False), torch.set_grad_enabled(tokens.requires_grad):
-            outputs, latents = self.continuation.run(
-                tokens.movedim(0, self.batch_axis), [one.output_slot, one.latent_slot]
-            )
-        return Readout(outputs, latents)
+            wanted = [slot for slot in (one.output_slot, one.latent_slot) if slot is not None]
+            found = self.continuation.run(tokens.movedim(0, self.batch_axis), wanted)
+        return Readout(found[0], found[-1])
 
     def _rerun(self, tokens: Tensor) -> Readout:
         """The same by running the model from the beginning, with the tokens exchanged."""
@@ -209,9 +213,11 @@ class TokenPass:
         head = self._head()
 
         def keep(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            latents.append(args[0] if args else kwargs["input"])
             inner = replacements.get(-1 if head is None else head.call)
-            return func(*args, **kwargs) if inner is None else inner(func, args, kwargs)
+            result = func(*args, **kwargs) if inner is None else inner(func, args, kwargs)
+            place = 0 if head is None else head.outputs.index(self.watched.latent_slot)
+            latents.append(tensors_in(result)[place])
+            return result
 
         repeat = Repeat(replacements if head is None else {**replacements, head.call: keep})
         hook = nullcontext() if self._point is None else exchanged_at(self._point, lambda value: value.view_as(value))
@@ -225,12 +231,12 @@ class TokenPass:
         return Readout(output, latents[-1] if latents else output)
 
     def _head(self) -> Operation | None:
-        """The linear layer that reads the latent, if one does."""
+        """The operation that makes the latent."""
         slot = self.watched.latent_slot
         if slot is None or slot == self.watched.output_slot:
             return None
-        readers = [op for op in self.watched.recorder.operations if op.name == "linear" and slot in op.inputs]
-        return readers[-1] if readers else None
+        writers = [op for op in self.watched.recorder.writers[slot] if op.mutated is None and not op.unseen]
+        return writers[0] if writers else None
 
     def values(self, slots: list[Slot]) -> list[Tensor]:
         """The values of some tensors on the way from the tokens, without gradients."""
@@ -256,6 +262,9 @@ class TokenPass:
 
     def grid(self) -> Grid | None:
         """Where the tokens lie on an image; None if they lie on no grid."""
+        if self.tokens.dim() == 4:  # a feature map
+            height, width = (size for axis, size in enumerate(self.tokens.shape) if axis not in (0, self.channels))
+            return Grid(height, width, torch.arange(height * width))
         return grid_of(self.watched.recorder, self.slot, self.batch_axis, self._natural(self.channels))
 
     def _natural(self, axis: int) -> int:
@@ -346,7 +355,7 @@ def latents_of(forward: Forward, arguments: tuple[Any, ...]) -> Tensor:
     with torch.inference_mode(False), evaluation_mode():
         options: dict[str, Any] = {}
         for _ in range(_MOST_PASSES):
-            one = WatchedPass(forward, arguments, bare_output, **options)
+            one = WatchedPass(forward, arguments, bare_output, latent=True, root=root_module(forward), **options)
             again = one.again() if one.latent is None else None
             if again is None:
                 break

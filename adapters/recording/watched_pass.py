@@ -12,10 +12,12 @@ from torch.utils import _pytree as pytree
 
 from .attention_calls import AttentionCall, AttentionFinder, projected
 from .continuation import Continuation, reads_of, tokens_of
-from .operation_names import MOVES
+from .operation_names import ELEMENTWISE, MOVES
 from .recorder import Operation, Recorder, Slot, has_graph
 
 Forward = Callable[..., Any]
+
+_NO_HEADS = MOVES | ELEMENTWISE | frozenset(["softmax", "log_softmax"])
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class WatchedPass:
         within: The module in which it runs; None: any.
         held: Numbers of operations whose results are kept alive until the end.
         on_attention: Told of each attention while its tensors live.
+        latent: Is what the head reads wanted?
+        root: The model, whose modules tell what its head is.
 
     Attributes:
         returned: What the model returned.
@@ -62,7 +66,10 @@ class WatchedPass:
         within: nn.Module | None = None,
         held: frozenset[int] = frozenset(),
         on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
+        latent: bool = False,
+        root: nn.Module | None = None,
     ) -> None:
+        self._latent_wanted = latent
         self._on_attention = on_attention
         self.continuation: Continuation | None = None
         self.finder = AttentionFinder()
@@ -70,7 +77,8 @@ class WatchedPass:
         self._ordinal = ordinal
         self._held = held
         self._kept: list[Tensor] = []
-        self._head: Tensor | None = None
+        self._head: Any = None
+        self._module_calls: dict[Slot, Slot] = {}
         self._forgotten = 0
         self._inside = within is None
         self._within = within
@@ -79,12 +87,13 @@ class WatchedPass:
         self.recorder = Recorder(sources, self._listen)
         hook = nullcontext() if point is None else exchanged_at(point, self._pass_point)
         inside = nullcontext() if within is None else self._marked(within)
-        with torch.enable_grad(), hook, inside, self.recorder:
+        noting = self._noting_modules(root) if latent else nullcontext()
+        with torch.enable_grad(), hook, inside, noting, self.recorder:
             self.returned = forward(*copies)
         output = read_output(self.returned)
         self.output_slot = None if has_graph(output) else self.recorder.slot_of(output)
         self.output = output.detach()
-        self.latent_slot = None if self.output_slot is None else self._latent(self.output_slot)
+        self.latent_slot = None if self.output_slot is None or not latent else self._latent(self.output_slot)
         self.latent = None if self.latent_slot is None else self.recorder.tensor(self.latent_slot)
 
     def finish(self) -> None:
@@ -127,24 +136,70 @@ class WatchedPass:
         return [call for operation, call in attentions.items() if operation in known]
 
     def _latent(self, slot: Slot) -> Slot:
-        """What the head reads: of a linear layer that gives the output; else the output itself."""
+        """What the head reads: the module of the model that made the output, or the linear layer; else the output.
+
+        On the way back from the output what treats each element alone (a softmax, a factor) does not count.
+        """
         here = slot
-        while self.recorder.writers[here]:
-            operation = self.recorder.writers[here][0]
-            read = projected(self.recorder, operation)
-            if read is not None and operation.name == "linear":
+        while True:
+            found = self._module_calls.get(here)
+            same = len(self.recorder.shapes[here]) == len(self.recorder.shapes[slot])
+            if found is not None and found not in self.recorder.sources and same:
+                return self._pooled(found, here)
+            writers = self.recorder.writers[here][:1]
+            if not writers:
+                return slot
+            read = projected(self.recorder, writers[0])
+            if read is not None and writers[0].name == "linear":
                 return read
-            followed = [one for one in operation.inputs if self.recorder.follows[one]]
-            if operation.name not in MOVES or len(followed) != 1:
+            followed = [one for one in writers[0].inputs if self.recorder.follows[one]]
+            if len(set(followed)) != 1 or writers[0].name not in _NO_HEADS:
+                return slot
+            here = followed[0]
+
+    def _pooled(self, read: Slot, made: Slot) -> Slot:
+        """Of a head that reads tokens and pools them itself, the first vector it makes of them."""
+        if len(self.recorder.shapes[read]) < 3:
+            return read
+        here, vector = made, read
+        while self.recorder.writers[here] and len(self.recorder.shapes[here]) == 2:
+            vector = here
+            followed = [one for one in self.recorder.writers[here][0].inputs if self.recorder.follows[one]]
+            if len(set(followed)) != 1:
                 break
             here = followed[0]
-        return slot
+        return vector
+
+    @contextmanager
+    def _noting_modules(self, root: nn.Module | None) -> Iterator[None]:
+        """Note what the model's own modules read and made: those of its first level, or of the one part it passes on to."""
+        thread = threading.get_ident()
+        level = root
+        while level is not None and len(children := list(level.children())) == 1:
+            level = children[0]
+        parts = [] if level is None else [m for m in level.children() if any(p.dim() > 1 for p in m.parameters())]
+
+        def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if threading.get_ident() != thread or not isinstance(output, Tensor) or not args:
+                return
+            read = self.recorder.slot_of(args[0]) if isinstance(args[0], Tensor) else None
+            made = self.recorder.slot_of(output)
+            if read is not None and made is not None:
+                self._module_calls[made] = read
+                self._head = (args[0], output)
+
+        hooks = [part.register_forward_hook(leave) for part in parts]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _listen(self, operation: Operation) -> None:
-        if operation.index in self._held:
+        if self._held and operation.index in self._held:
             self._kept.extend(x for slot in operation.outputs if (x := self.recorder.tensor(slot)) is not None)
             self._kept.extend(operation.constants)
-        if operation.name == "linear" and (read := projected(self.recorder, operation)) is not None:
+        if self._latent_wanted and operation.name == "linear" and (read := projected(self.recorder, operation)) is not None:
             self._head = self.recorder.tensor(read)
         if self.continuation is not None:
             self.continuation.add(operation)

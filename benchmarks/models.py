@@ -1,0 +1,237 @@
+"""Which models are supported: each of the zoo in tests/zoo.py, against the reference in tests/zoo_truth.py.
+
+    .venv/bin/python benchmarks/models.py                            # writes docs/models.md
+    .venv/bin/python benchmarks/models.py --group timm --match swin --out /tmp/swin.md
+
+The models are small and have random weights; nothing is downloaded.
+"""
+
+import argparse
+import csv
+import datetime
+import gc
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+from adapters import reshape_transform_for
+from captum_ext import CDAM, AttentionMap, AttentionRollout, PartialLRP, RelevancePropagation
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import zoo
+import zoo_truth
+
+BASELINES = (AttentionMap, AttentionRollout, RelevancePropagation, PartialLRP)
+EQUAL = 1e-9
+LIBRARIES = {"nn.TransformerEncoder": "torch"}
+MESSAGE = 60
+
+
+@dataclass
+class Row:
+    """What is known of one model."""
+
+    group: str
+    name: str
+    built: bool = True
+    found: str = "-"
+    way: str = "-"
+    truth: str = "-"
+    note: str = ""
+    difference: float | None = None
+    baselines: dict[str, str] = field(default_factory=dict)
+    reshape: str = "-"
+    seconds: float = 0.0
+
+    @property
+    def library(self) -> str:
+        """The library that the model is of, and its version."""
+        name = LIBRARIES.get(self.group, self.group.split()[0])
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return name
+
+    @property
+    def equal(self) -> bool:
+        """Whether the scores are those of the reference."""
+        return self.difference is not None and self.difference <= EQUAL
+
+    @property
+    def agreement(self) -> str:
+        """The largest difference to the reference, or why there is none."""
+        if self.difference is None:
+            return self.truth
+        note = "" if self.equal or not self.note else f" ({self.note})"
+        return f"{self.difference:.0e}{note}"
+
+    def cells(self) -> list[str]:
+        """The row of the table."""
+        baselines = [self.baselines.get(method.__name__, "-") for method in BASELINES]
+        last = [self.reshape, f"{self.seconds:.1f}"]
+        return [self.library, self.name, self.found, self.way, self.agreement, *baselines, *last]
+
+
+HEADER = ["library", "model", "found", "way", "difference", *(method.__name__ for method in BASELINES)]
+HEADER += ["reshape_transform_for", "seconds"]
+
+
+def main() -> None:
+    """Try the models, print each, and write the tables."""
+    parser = argparse.ArgumentParser(description="Which models are supported.")
+    parser.add_argument("--group", help="only this group of the zoo")
+    parser.add_argument("--match", default="", help="only models with this in their name")
+    parser.add_argument("--out", type=Path, default=Path("docs/models.md"), metavar="FILE")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows here too")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    start = time.perf_counter()
+    entries = [entry for entry in zoo.entries(args.group) if args.match in entry.name]
+    rows = []
+    for number, entry in enumerate(entries, 1):
+        rows.append(row_of(entry))
+        print(f"{number}/{len(entries)}", *rows[-1].cells(), sep=" | ", flush=True)
+        gc.collect()
+    args.out.write_text(text(rows, time.perf_counter() - start))
+    if args.csv is not None:
+        write_csv(args.csv, rows)
+    print(summary(rows))
+
+
+def row_of(entry: zoo.Entry) -> Row:
+    """Try everything with one model."""
+    start = time.perf_counter()
+    row = Row(entry.group, entry.name)
+    try:
+        case = entry.make()
+    except Exception as error:
+        row.built = False
+        row.found = f"not built: {message(error)}"
+        return row
+    fill(row, case)
+    row.seconds = time.perf_counter() - start
+    return row
+
+
+def fill(row: Row, case: zoo.Case) -> None:
+    """Try CDAM, the baselines and the reshape_transform with a model."""
+    question = {"target": case.target, "additional_forward_args": case.additional}
+    try:
+        scores = CDAM(case.forward).attribute(case.inputs, return_tokens=True, **question)
+        row.found = "yes"
+    except Exception as error:
+        row.found = f"no: {message(error)}"
+    else:
+        scores = scores[0] if isinstance(scores, tuple) else scores
+        row.way = said(lambda: way_of(case, question))
+        row.truth = said(lambda: compared(row, scores, case))
+    for method in BASELINES:
+        row.baselines[method.__name__] = said(
+            lambda method=method: method(case.forward).attribute(case.inputs, **question)
+        )
+    if any(given.dim() == 4 for given in (case.inputs if isinstance(case.inputs, tuple) else (case.inputs,))):
+        row.reshape = said(lambda: reshape_transform_for(case.model))
+
+
+def way_of(case: zoo.Case, question: dict[str, object]) -> str:
+    """Which way the scores are computed."""
+    explainer = CDAM(case.forward)
+    return explainer.path(case.inputs, **question).way if hasattr(explainer, "path") else "-"
+
+
+def compared(row: Row, scores: Tensor, case: zoo.Case) -> str:
+    """Compare scores with the reference; what to say if they cannot be compared."""
+    truth = zoo_truth.explain(case)
+    if truth.scores is None:
+        return f"no reference: {truth.reason[:MESSAGE]}"
+    row.note = truth.note
+    if truth.scores.numel() != scores.numel():
+        return f"{tuple(scores.shape)} scores, not {tuple(truth.scores.shape)}"
+    row.difference = difference(scores, truth.scores)
+    return "-"
+
+
+def difference(scores: Tensor, truth: Tensor) -> float:
+    """The largest difference, relative to the largest score; windows and grids may come in another order."""
+    if scores.shape != truth.shape:
+        scores, truth = scores.flatten().sort().values, truth.flatten().sort().values
+    return float((scores.double() - truth.double()).abs().max() / truth.double().abs().max())
+
+
+def said(attempt: Callable[[], object]) -> str:
+    """What a call returned if that is text; else "ok", or what the exception says."""
+    try:
+        answer = attempt()
+    except Exception as error:
+        return message(error)
+    return answer if isinstance(answer, str) else "ok"
+
+
+def message(error: Exception) -> str:
+    """The beginning of an error's message, fit for a table."""
+    words = " ".join(str(error).split()).replace("|", "/")
+    return words[:MESSAGE] or type(error).__name__
+
+
+def text(rows: Sequence[Row], seconds: float) -> str:
+    """The page."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers"))
+    parts = [
+        "# Models",
+        "Small models with random weights, one of each class of transformers that classifies images, videos, texts or "
+        "words or predicts words, one of each file of timm that has softmax attention, those of torchvision and "
+        "PyTorch, and re-implementations of others.",
+        summary(rows),
+        "Found: `CDAM(model)` finds the tokens. Difference: the largest to a reference from hooks and autograd, "
+        f"relative to its largest score; equal is at most {EQUAL:.0e}. Models without softmax attention have none.",
+        table(HEADER, [row.cells() for row in rows]),
+        f"{datetime.date.today()}, {libraries}, {seconds / 60:.0f} minutes on the CPU; `python benchmarks/models.py`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many of each group are found, and equal to the reference."""
+    groups = {row.group: [other for other in rows if other.group == row.group] for row in rows}
+    header = ["group", "models", "built", "found", "with reference", "equal"]
+    return table(header, [[name, *counts(group)] for name, group in {**groups, "all": list(rows)}.items()])
+
+
+def counts(rows: Sequence[Row]) -> list[str]:
+    """The numbers of a group."""
+    numbers = [
+        len(rows),
+        sum(row.built for row in rows),
+        sum(row.found == "yes" for row in rows),
+        sum(row.difference is not None for row in rows),
+        sum(row.equal for row in rows),
+    ]
+    return [str(number) for number in numbers]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows, with the group and the full difference."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["group", *HEADER])
+        writer.writerows([row.group, *row.cells()] for row in rows)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

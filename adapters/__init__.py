@@ -3,13 +3,10 @@
 import importlib.metadata
 import warnings
 
-from ._anatomy import find_anatomy as find_anatomy
 from ._borrow import borrowed as borrowed
 from ._borrow import uncompiled as uncompiled
 from ._cnn_anatomy import cnn_anatomy as cnn_anatomy
 from ._forward import root_module as root_module
-from ._site import Site as Site
-from ._site import TokenAnatomy as TokenAnatomy
 from .attention_matrices import AttentionMatrices as AttentionMatrices
 from .attention_matrices import mean_weights as mean_weights
 from .attention_matrices import weights_and_gradients as weights_and_gradients
@@ -34,6 +31,7 @@ from .recording import latents_of as latents_of
 from .recording import DifferentOutputError as DifferentOutputError
 from .reshape_transform import ReshapeTransform as ReshapeTransform
 from .reshape_transform import reshape_transform_for as reshape_transform_for
+from .reshape_transform import target_layer_for as target_layer_for
 
 try:
     importlib.metadata.version("adapters")

@@ -1,8 +1,7 @@
-"""Borrowing a user's model for a moment and giving it back as it was, also when other threads use it meanwhile.
+"""A user's model in evaluation mode for a moment, also when other threads use it meanwhile.
 
-Everything here acts only on calls made by the thread that borrowed, so another thread's forward pass is untouched.
-What must be shared between threads (a module's train flag, a module's replaced forward) is counted: the first borrower
-takes it, the last one gives it back.
+Everything here acts only on calls made by the thread that asked, so another thread's forward pass is untouched. A
+module's train flag, which threads share, is counted: the first one takes it, the last one gives it back.
 """
 
 import threading
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
-from ._site import Site
 
 _lock = threading.Lock()
 _in_evaluation: dict[nn.Module, int] = {}
@@ -81,78 +79,6 @@ def watch_calls(
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def tap(site: Site, exchange: Callable[[Any], Any]) -> Iterator[None]:
-    """Exchange what passes at a site in this thread's calls for what `exchange` makes of it.
-
-    At a module's input, every argument that is the same tensor as the first one is exchanged with it, as attention
-    modules may be given their tokens three times: as query, key and value.
-    """
-    thread = threading.get_ident()
-
-    def at_output(_: nn.Module, __: Any, output: Any) -> Any:
-        return exchange(output) if threading.get_ident() == thread else output
-
-    def at_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() != thread:
-            return None
-        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        new = exchange(first)
-        return (
-            tuple(new if value is first else value for value in args),
-            {name: new if value is first else value for name, value in kwargs.items()},
-        )
-
-    if site.at_input:
-        hook = site.module.register_forward_pre_hook(at_input, with_kwargs=True)
-    else:
-        hook = site.module.register_forward_hook(at_output)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-class _Switch:
-    """Stands in for a module's forward and lets each thread that asked for it answer the call itself."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.before = module.__dict__.get("forward")
-        self.forward = module.forward
-        self.answers: dict[int, Callable[..., Any]] = {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self.answers.get(threading.get_ident())
-        return self.forward(*args, **kwargs) if answer is None else answer(self.forward, *args, **kwargs)
-
-
-@contextmanager
-def answer_for(answers: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Answer this thread's calls of some modules: `answer(forward, *args, **kwargs)` instead of `forward(...)`."""
-    thread = threading.get_ident()
-    try:
-        with _lock:
-            for module, answer in answers.items():
-                switch = module.__dict__.get("forward")
-                if not isinstance(switch, _Switch):
-                    switch = module.__dict__["forward"] = _Switch(module)
-                switch.answers[thread] = answer
-        yield
-    finally:
-        with _lock:
-            for module in answers:
-                switch = module.__dict__.get("forward")
-                if not isinstance(switch, _Switch):  # interrupted before it came
-                    continue
-                switch.answers.pop(thread, None)
-                if switch.answers:
-                    continue
-                if switch.before is None:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = switch.before
 
 
 def modules_of(root: nn.Module) -> list[nn.Module]:

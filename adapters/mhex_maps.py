@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._anatomy import find_anatomy
 from ._borrow import borrowed
-from ._layout import TokenLayout, known_grid
 from .mhex import MHEX, MHEXPass
+from .recording import TokenPass
 
 Activation = Literal["all", "gated"]
 _TOKEN_LAYERS = 3  # deeper ones smooth over the tokens
@@ -110,10 +109,11 @@ def mhex_maps(
 def _arranged(model: MHEX, scores: list[Tensor], images: Tensor, mask: Tensor | None) -> list[Tensor]:
     """Scores of tokens (batch, tokens): those of patches as maps, those of padding 0."""
     if images.dim() == 4:
-        anatomy = find_anatomy(model.backbone)
-        size = (images.shape[2], images.shape[3])
-        layout = TokenLayout(prefix=anatomy.prefix, grid=known_grid(scores[0].shape[1], anatomy, size))
-        return [layout.to_maps(one) for one in scores]
+        grid = TokenPass(model.backbone, (images[:1],)).grid()  # one image shows where the tokens of all lie
+        if grid is None:
+            raise ValueError(f"The tokens of this {type(model.backbone).__name__} lie on no image grid.")
+        order = grid.order.to(images.device)
+        return [one[:, order].unflatten(1, (grid.height, grid.width)) for one in scores]
     return scores if mask is None else [one * mask.to(one) for one in scores]
 
 

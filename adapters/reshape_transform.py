@@ -1,24 +1,36 @@
 """pytorch-grad-cam's `reshape_transform`, read from the model instead of written by hand."""
 
-import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ._anatomy import find_anatomy
-from ._layout import known_grid
-from ._site import TokenAnatomy
+from ._borrow import evaluation_mode
+from .recording import Grid, TokenPass
+
+_USUAL_SIZE = 224
 
 
 @dataclass(frozen=True)
 class ReshapeTransform:
-    """Turns a transformer layer's activations (batch, tokens, channels) into (batch, channels, height, width)."""
+    """Turns a transformer layer's activations (batch, tokens, channels) into (batch, channels, height, width).
 
-    anatomy: TokenAnatomy
-    image_size: tuple[int, int] | None
+    Attributes:
+        grid: How the patches lay in a pass with images of `image_size`.
+        count: How many tokens there were.
+        image_size: Height and width of these images in pixels.
+        size_was_given: Are other numbers of tokens an error?
+    """
+
+    grid: Grid
+    count: int
+    image_size: tuple[int, int]
+    size_was_given: bool
 
     def __call__(self, activations: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """The patch tokens on their grid, prefix tokens dropped.
+        """The patch tokens on their grid, other tokens dropped.
 
         Raises:
             ValueError: if the tokens do not form the grid.
@@ -29,41 +41,47 @@ class ReshapeTransform:
                 f"Expected the activations of a transformer layer, (batch, tokens, channels), got shape "
                 f"{tuple(tokens.shape)}. Choose a target layer such as the last block's norm."
             )
-        patches = tokens[:, self.anatomy.prefix :]
-        return patches.transpose(1, 2).reshape(len(tokens), -1, *self._grid(tokens.shape[1]))
+        if tokens.shape[1] == self.count:
+            patches = tokens[:, self.grid.order.to(tokens.device)]
+            return patches.transpose(1, 2).reshape(len(tokens), -1, self.grid.height, self.grid.width)
+        side = self._side(tokens.shape[1])
+        first = int(self.grid.order.min())
+        return tokens[:, first : first + side * side].transpose(1, 2).reshape(len(tokens), -1, side, side)
 
-    def _grid(self, count: int) -> tuple[int, int]:
-        if self.image_size is not None:
-            return known_grid(count, self.anatomy, self.image_size)
-        if self.anatomy.image_size is not None:
-            with contextlib.suppress(ValueError):  # the image has another size than the model was made for
-                return known_grid(count, self.anatomy, self.anatomy.image_size)
-        patches = count - self.anatomy.prefix
+    def _side(self, count: int) -> int:
+        """Rows and columns of images of another size."""
+        others = self.count - len(self.grid.order)
+        if self.size_was_given:
+            raise ValueError(
+                f"The layer holds {count} tokens, but with images of {self.image_size[0]} x {self.image_size[1]} this model "
+                f"has {self.count}: {others} others and a {self.grid.height} x {self.grid.width} grid of patches."
+            )
+        patches = count - others
         side = round(max(patches, 0) ** 0.5)
         if side * side == patches:
-            return side, side
+            return side
         raise ValueError(
-            f"{count} tokens less {self.anatomy.prefix} prefix tokens are {patches} patches, which is not a square "
-            f"grid. Say how large the images are: reshape_transform_for(model, image_size=(height, width))."
+            f"{count} tokens less {others} that are no patches are {patches} patches, which is not a square grid. Say how "
+            "large the images are: reshape_transform_for(model, image_size=(height, width))."
         )
 
 
 def reshape_transform_for(model: nn.Module, image_size: tuple[int, int] | None = None) -> ReshapeTransform:
     """The `reshape_transform` that pytorch-grad-cam needs for a Vision Transformer.
 
-    Reads the number of prefix tokens (class, distillation, registers) and the patch size from the model; the grid
-    follows from the activations.
+    Seen in one pass with an empty image: which tokens are patches, and on what grid they lie.
 
     Args:
-        model: A Vision Transformer of timm, torchvision, transformers or DINO, or a model that holds one.
-        image_size: Height and width in pixels. Without it, the model's own image size, or a square.
+        model: A Vision Transformer, or a model that holds one.
+        image_size: Height and width in pixels. Without it, the model's own image size where it says one, or 224; images of
+            another size must then have a square grid.
 
     Returns:
         A callable from (batch, tokens, channels) to (batch, channels, height, width).
 
     Raises:
         TypeError: if `model` is not a module.
-        ValueError: if the model holds no known Vision Transformer.
+        ValueError: if there is no attention in it, if it does not take such images, or if its tokens lie on no grid.
 
     Example:
         >>> import timm
@@ -74,7 +92,82 @@ def reshape_transform_for(model: nn.Module, image_size: tuple[int, int] | None =
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected `model` to be a torch.nn.Module, got {type(model)}.")
-    anatomy = find_anatomy(model)
-    if not anatomy.reads_images:
-        raise ValueError(f"{anatomy.family} reads text, so its tokens form no image grid.")
-    return ReshapeTransform(anatomy, image_size)
+    run, size = _empty_pass(model, image_size)
+    grid = run.grid()
+    if grid is None:
+        raise ValueError(
+            f"The tokens of this {type(model).__name__}, of shape {tuple(run.tokens.shape)}, lie on no image grid. A "
+            "reshape_transform must be written by hand for it."
+        )
+    return ReshapeTransform(grid, run.tokens.flatten(1, -2).shape[1], size, image_size is not None)
+
+
+def target_layer_for(model: nn.Module, image_size: tuple[int, int] | None = None) -> nn.Module:
+    """The module whose output is the tokens that enter the last attention, as target layer of a CAM.
+
+    Args:
+        model: As for `reshape_transform_for`.
+        image_size: As for `reshape_transform_for`.
+
+    Raises:
+        ValueError: as for `reshape_transform_for`, or if no module returns these tokens.
+
+    Example:
+        >>> import timm
+        >>> from adapters import target_layer_for
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> target_layer_for(model) is model.blocks[-1].norm1
+        True
+    """
+    run, size = _empty_pass(model, image_size)
+    found: list[nn.Module] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.shape == run.tokens.shape and torch.equal(output, run.tokens):
+            found.append(module)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad(), evaluation_mode():
+            model(_empty_image(model, size))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise ValueError(f"No module of this {type(model).__name__} returns the tokens of its last attention.")
+    return found[-1]
+
+
+def _empty_pass(model: nn.Module, image_size: tuple[int, int] | None) -> tuple[TokenPass, tuple[int, int]]:
+    size = image_size or next(_own_sizes(model), (_USUAL_SIZE, _USUAL_SIZE))
+    image = _empty_image(model, size)
+    try:
+        return TokenPass(model, (image,)), size
+    except (RuntimeError, TypeError, AttributeError, AssertionError, NotImplementedError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"This {type(model).__name__} does not take images of shape {tuple(image.shape)} ({error}). Say how large they "
+            "are: reshape_transform_for(model, image_size=(height, width))."
+        ) from error
+
+
+def _empty_image(model: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Some image with the channels of the first convolution; its values do not matter."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    ramp = torch.linspace(-1, 1, channels * size[0] * size[1], device=like.device, dtype=torch.float32)
+    return ramp.view(1, channels, *size).to(like.dtype)
+
+
+def _own_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
+    """The image sizes that a model says it is made for."""
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            for name in ("img_size", "image_size"):
+                size = getattr(holder, name, None)
+                if isinstance(size, int) and not isinstance(size, bool):
+                    yield size, size
+                elif isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(one, int) for one in size):
+                    yield size[0], size[1]
+        settings = getattr(module, "pretrained_cfg", None)
+        if isinstance(settings, dict) and len(settings.get("input_size") or ()) == 3:
+            yield settings["input_size"][1], settings["input_size"][2]

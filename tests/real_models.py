@@ -84,6 +84,13 @@ def output_of(module, run):
     return seen[-1]
 
 
+def input_of(module, run):
+    seen = []
+    with hooked(module.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))):
+        run()
+    return seen[-1]
+
+
 def class_token_of(module, run):
     return output_of(module, run)[:, 0]
 
@@ -94,7 +101,7 @@ def timm_latents(model, inputs):
 
 def distilled_case():
     case = timm_case(deit.VisionTransformerDistilled(**small()), 2)
-    return replace(case, latents=partial(class_token_of, case.model.norm, partial(case.model, case.inputs)))
+    return replace(case, latents=partial(case.model, case.inputs))  # of two heads, no one reads what is explained
 
 
 def timm_case(model, prefix, size=(32, 32), find_site=lambda model: model.blocks[-1].norm1, enters=False):
@@ -102,6 +109,11 @@ def timm_case(model, prefix, size=(32, 32), find_site=lambda model: model.blocks
     inputs = images(*size)
     grid = (size[0] // PATCH, size[1] // PATCH)
     return Case(model, inputs, find_site(model), prefix, grid, partial(timm_latents, model, inputs), enters)
+
+
+def pooling_case(model, prefix, find_site):
+    """Its last attention pools."""
+    return timm_case(model, prefix, find_site=find_site, enters=True)
 
 
 def small(**options):
@@ -254,9 +266,11 @@ TIMM_CASES = {
     "timm-avg-include-prefix": lambda: timm_case(vit(global_pool="avg", pool_include_prefix=True), 1),
     "timm-avgmax": lambda: timm_case(vit(global_pool="avgmax"), 1),
     "timm-max": lambda: timm_case(vit(global_pool="max"), 1),
-    "timm-map": lambda: timm_case(vit(global_pool="map"), 1),
-    "timm-map-no-class-token": lambda: timm_case(vit(global_pool="map", class_token=False), 0),
-    "timm-prr": lambda: timm_case(vit(global_pool="prr"), 1),
+    "timm-map": lambda: pooling_case(vit(global_pool="map"), 0, lambda model: model.attn_pool.kv),
+    "timm-map-no-class-token": lambda: pooling_case(
+        vit(global_pool="map", class_token=False), 0, lambda model: model.attn_pool.kv
+    ),
+    "timm-prr": lambda: pooling_case(vit(global_pool="prr"), 1, lambda model: model.attn_pool),
     "timm-dynamic-nonsquare": lambda: timm_case(vit(dynamic_img_size=True, reg_tokens=1), 2, (32, 48)),
     "timm-static-nonsquare": lambda: timm_case(vit(img_size=(48, 32)), 1, (48, 32)),
     "timm-res-post": lambda: timm_case(
@@ -354,6 +368,10 @@ def transformers_case(model, backbone, last_layer, norm, prefix=1, size=(32, 32)
     site = getattr(last_layer(base), norm)
 
     def latents():
+        if hasattr(model, "cls_classifier"):  # of two heads, no one reads what is explained
+            return model(inputs)[0] if isinstance(model(inputs), tuple) else model(inputs).logits
+        if hasattr(model, "classifier"):
+            return input_of(model.classifier, lambda: model(inputs))
         rows = output_of(final, lambda: model(inputs))
         return rows if rows.ndim == 2 else rows[:, 0]
 
@@ -512,7 +530,7 @@ def hf_distilbert():
     return text_case(
         transformers.DistilBertForSequenceClassification(config),
         lambda model: model.distilbert.transformer.layer[-1].attention,
-        lambda model, run: class_token_of(model.distilbert.transformer.layer[-1], run),
+        lambda model, run: input_of(model.classifier, run),
     )
 
 
@@ -694,6 +712,8 @@ def hub_case(model, find_backbone, prefix=1, size=(32, 32)):
     backbone = find_backbone(model)
     inputs = images(*size)
     latents = partial(class_token_of, backbone.norm, partial(model, inputs))
+    if isinstance(model, LinearClassifierWrapper):
+        latents = partial(input_of, model.linear_head, partial(model, inputs))
     return Case(model, inputs, backbone.blocks[-1].norm1, prefix, (size[0] // PATCH, size[1] // PATCH), latents)
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from contracts import left_as_found
 from real_models import build, hooked, images
-from test_attention_tail import differ, generally, same, seeded
+from test_closed_form import differ, same, seeded
 from torch import nn
 
-from adapters import attention_tail_of, find_anatomy, root_module
-from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM
+from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM, without_closed_form
+from captum_ext._token_attribution import CLOSED_FORM
 
 MODEL = build("timm").model
 HEAD = nn.Linear(5, 4).double().eval()
@@ -81,7 +81,7 @@ FAST = {
     "by hand": by_hand,
     "partial of a function": functools.partial(of_a_global),
 }
-WHOLE = {
+OTHERS = {
     "function inside": lambda x: (lambda part: MODEL(part))(x),
     "function behind": lambda x: of_a_global(x),
     "object": lambda x: OBJECT.model(x),
@@ -108,32 +108,18 @@ def explained(forward, layer=LAYER):
 
 
 def is_right(forward):
-    with generally():
+    with without_closed_form():
         expected = explained(forward)
     actual = explained(forward)
     same(actual, expected)
     return actual
 
 
-def rows_read(forward):
-    """How many first tokens the output reads; None if the model is explained as a whole."""
-    root = root_module(forward, LAYER)
-    tail = None if root is None else attention_tail_of(forward, root, (images(),), find_anatomy(root))
-    return None if tail is None else tail.rows
-
-
-@pytest.mark.parametrize("forward", FAST.values(), ids=FAST)
-def test_a_model_in_a_function_takes_the_fast_way(forward):
-    assert root_module(forward, LAYER) is MODEL
-    assert rows_read(forward) == 1
-    with left_as_found(MODEL):
-        is_right(forward)
-
-
-@pytest.mark.parametrize("forward", WHOLE.values(), ids=WHOLE)
-def test_a_function_that_cannot_be_taken_apart_is_explained_as_a_whole(forward):
-    assert rows_read(forward) is None
-    is_right(forward)
+@pytest.mark.parametrize("layer", [None, LAYER], ids=["found", "given"])
+@pytest.mark.parametrize("forward", [*FAST.values(), *OTHERS.values()], ids=[*FAST, *OTHERS])
+def test_a_model_in_a_function_takes_the_fast_way(forward, layer):
+    assert CDAM(forward, layer).path(images()).way == CLOSED_FORM
+    same(explained(forward, layer), is_right(forward))
 
 
 SETTINGS = {
@@ -173,12 +159,6 @@ def test_a_head_beside_the_model_is_evaluated_and_left_as_found():
     same(explained(forward), before)
     assert dropout.training
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_function_made_anew_for_each_call_is_checked_once(monkeypatch):
-    explained(closed_over(MODEL))
-    monkeypatch.setattr("adapters._recognition._examine", None)
-    explained(closed_over(MODEL))
 
 
 def test_a_layer_that_runs_twice_behind_a_function_is_an_error():

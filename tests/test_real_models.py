@@ -386,33 +386,29 @@ def torchvision_swin():
     return torchvision.models.SwinTransformer([4, 4], 16, [1, 2], [2, 4], [2, 2], num_classes=5)
 
 
-@pytest.mark.parametrize("make", [timm_swin, torchvision_swin])
-def test_swin_is_refused_with_the_argument_to_pass(make):
-    with pytest.raises(ValueError, match="layer="):
-        CDAM(make())
-
-
 @pytest.mark.parametrize("method", [CDAM, SmoothCDAM, IntegratedCDAM])
 def test_a_cnn_is_refused_with_another_method(method):
     with pytest.raises(ValueError, match="LayerGradCam"):
-        method(torchvision.models.resnet18())
+        method(torchvision.models.resnet18().eval()).attribute(torch.randn(1, 3, 64, 64), 1)
 
 
 def parallel_things():
     return vit(block_fn=timm.models.vision_transformer.ParallelThingsBlock)
 
 
-def test_a_block_with_several_attentions_is_refused_with_the_argument_to_pass():
-    with pytest.raises(ValueError, match="layer="):
-        CDAM(parallel_things())
-
-
-def test_one_of_several_attentions_can_be_chosen():
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_of_several_attentions_can_be_chosen(number):
     model = randomised(parallel_things())
-    layer = model.blocks[-1].attns[1].norm
-    product = LayerGradientXActivation(model, layer).attribute(images(), 1)
-    scores = CDAM(model, layer=layer).attribute(images(), 1, return_tokens=True)
-    same(scores, product.sum(-1))
+    branch = model.blocks[-1].attns[number]
+    expected = LayerGradientXActivation(model, branch.norm).attribute(images(), 1).sum(-1)
+    choices = [{"layer": branch.norm}, {"attention": branch}, {"attention": number - 2}, {"attention": 2 + number}]
+    for choice in choices if number == 0 else [*choices, {}]:
+        same(CDAM(model, **choice).attribute(images(), 1, return_tokens=True), expected)
+
+
+def test_an_attention_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="one of the 4 attentions"):
+        CDAM(randomised(parallel_things()), attention=4).attribute(images(), 1)
 
 
 @pytest.mark.parametrize("make", [timm_swin, torchvision_swin])

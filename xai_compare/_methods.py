@@ -11,7 +11,7 @@ from captum import attr
 from torch import Tensor, nn
 
 import captum_ext
-from adapters import CAStream, cnn_anatomy, find_anatomy, reshape_transform_for
+from adapters import CAStream, cnn_anatomy, reshape_transform_for, target_layer_for
 from quantus_metrics import explain_func
 
 from ._names import chosen, from_entry_points, spelled
@@ -180,11 +180,10 @@ class _Cam:
     def __call__(self, model: nn.Module, target_layers: list[nn.Module] | None = None) -> Any:
         cls = getattr(importlib.import_module("pytorch_grad_cam"), self.name)
         try:
-            anatomy = find_anatomy(model)
+            transform = reshape_transform_for(model)
+            return cls(model, target_layers or [target_layer_for(model)], reshape_transform=transform)
         except ValueError:
             return cls(model, **({"target_layers": target_layers} if target_layers else _feature_map(model)))
-        layers = target_layers or [anatomy.tokens.module]
-        return cls(model, layers, reshape_transform=reshape_transform_for(model))
 
 
 _averaged: WeakKeyDictionary[nn.Module, tuple[str, bool]] = WeakKeyDictionary()  # by model, as finding it takes a pass

@@ -165,8 +165,11 @@ class LastAttention:
         wanted = [self.run.watched.output_slot, *([self.run.watched.latent_slot] if self.run.watched.latent_slot is not None else [])]
         if any(slot not in self._after.axes and slot not in externals for slot in wanted):
             raise NotInClosedFormError("what is explained is made before the attention")
-        if self._after.axes.get(self.run.watched.output_slot) is not None:
-            raise NotInClosedFormError("the output reads all tokens")
+        for slot in wanted:
+            axis = self._after.axes.get(slot)
+            if axis is not None and axis.stop is None:
+                raise NotInClosedFormError("the output reads all tokens")
+            self._after.settle(slot)
         picked = self._after.picked
         if picked is None and queries[2] > MOST_ROWS:
             raise NotInClosedFormError("the output reads all tokens")

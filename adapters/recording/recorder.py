@@ -26,6 +26,15 @@ _multi_head_attention = types.FunctionType(
 _FIX = getattr(torch._C, "_fix_weakref", None)  # noqa: SLF001 # as torch.utils.weak does, where torch needs it
 
 
+# What is made like another tensor depends on that one's shape or type only, and is recorded so.
+_AS_ANOTHER: dict[str, Callable[[Tensor, Tensor], tuple[Any, str, tuple[Any, ...]]]] = {
+    "type_as": lambda x, y: (Tensor.to, "to", (x, y.dtype)),
+    "expand_as": lambda x, y: (Tensor.expand, "expand", (x, tuple(y.shape))),
+    "view_as": lambda x, y: (Tensor.view, "view", (x, tuple(y.shape))),
+    "reshape_as": lambda x, y: (Tensor.reshape, "reshape", (x, tuple(y.shape))),
+}
+
+
 class Slot(int):
     """The number of a tensor in a recording; stands for it in an operation's arguments."""
 
@@ -145,6 +154,8 @@ class Recorder(TorchFunctionMode):
         name = name_of(func)
         if name in ABOUT_SHAPES:
             return func(*args, **kwargs)
+        if name in _AS_ANOTHER and len(args) == 2 and isinstance(args[1], Tensor):
+            func, name, args = _AS_ANOTHER[name](*args)
         tensors: list[Tensor] = []
         _collect(args, tensors)
         if kwargs:

@@ -34,11 +34,16 @@ class NotInClosedFormError(Exception):
 
 
 class Axis(NamedTuple):
-    """The axis on which rows lie; of one that holds more, how many before and after each block of rows."""
+    """The axis on which rows lie; of one that holds more, how many before and after each block of rows.
+
+    Of a part of the rows, `start` and `stop` are the first one and the one behind the last; None: there are all.
+    """
 
     axis: int
     outer: int = 1
     inner: int = 1
+    start: int = 0
+    stop: int | None = None
 
 
 class RowPlan:
@@ -94,8 +99,22 @@ class RowPlan:
         if not with_rows:
             self._made(operation, None)
             return
-        axis = self._axis_of(operation, with_rows)
+        try:
+            axis = self._axis_of(operation, with_rows)
+        except NotInClosedFormError:
+            parts = [self.axes[slot] for slot in with_rows]
+            if any(part is None or part.stop is None for part in parts):
+                raise
+            for slot in with_rows:  # a few rows were picked, which here come together
+                self.settle(slot)
+            axis = None
         self._made(operation, axis)
+
+    def settle(self, slot: Slot) -> None:
+        """A part of the rows counts as picked."""
+        axis = self.axes.get(slot)
+        if axis is not None and axis.stop is not None:
+            self._pick(range(axis.start, axis.stop))
 
     def _made(self, operation: Operation, axis: Axis | None) -> None:
         for slot in operation.outputs:
@@ -124,19 +143,26 @@ class RowPlan:
             kept = len(out) == len(shape)
             return axis if kept else axis._replace(axis=axis.axis - sum(dim < axis.axis for dim in dims))
         if name in _RESHAPED:
-            return _reshaped(axis, shape, out, self._count)
+            return _reshaped(axis, shape, out, len(self._range(axis)))
         if name in _VIEWED:
             return self._viewed(operation, axis, shape)
-        if name == "cat" and len(with_rows) == len(set(operation.inputs)):
+        if name == "cat" and len(with_rows) == len(operation.inputs):
             dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else 0)
+            axes = [self.axes[one] for one in operation.inputs]
             if dim % len(shape) != axis.axis:
-                return axis
+                if len(set(axes)) == 1:
+                    return axis
+            else:
+                return self._joined(axis, [one for one in axes if one is not None])
+        if name == "stack" and len({self.axes.get(one) for one in operation.inputs}) == 1:
+            dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else 0) % (len(shape) + 1)
+            return axis._replace(axis=axis.axis + (dim <= axis.axis))
         if name == "__getitem__":
             return self._taken(operation, axis, shape)
         if name == "select":
             dim, index = operation.args[1] % len(shape), operation.args[2]
             if dim == axis.axis:
-                self._pick([index])
+                self._pick([self._range(axis)[index]])
                 return None
             return axis._replace(axis=axis.axis - (dim < axis.axis))
         raise NotInClosedFormError(f"`{name}` is not known to keep tokens apart, so the output may read all of them")
@@ -188,16 +214,30 @@ class RowPlan:
                 made += 1
                 continue
             if source == axis.axis:
-                if isinstance(one, int):
-                    self._pick([one])
-                elif one == slice(None):
-                    result = axis._replace(axis=made)
+                kept = self._range(axis)[one]
+                if isinstance(kept, int):
+                    self._pick([kept])
+                elif kept.step == 1 and len(kept):
+                    whole = len(kept) == self._count
+                    result = axis._replace(axis=made, start=0 if whole else kept.start, stop=None if whole else kept.stop)
                 else:
-                    self._pick(list(range(self._count))[one])
-                    result = axis._replace(axis=made)
+                    raise NotInClosedFormError("the output reads some tokens in between")
             made += not isinstance(one, int)
             source += 1
         return result
+
+    def _range(self, axis: Axis) -> range:
+        """The rows that lie on an axis."""
+        return range(axis.start, self._count if axis.stop is None else axis.stop)
+
+    def _joined(self, axis: Axis, parts: list[Axis]) -> Axis:
+        """Parts of the rows put together again."""
+        ranges = [self._range(part) for part in parts]
+        follow = all(a.stop == b.start for a, b in zip(ranges, ranges[1:], strict=False))
+        if not follow or len({part._replace(start=0, stop=None) for part in parts}) != 1:
+            raise NotInClosedFormError("tokens are put together with others")
+        whole = (ranges[0].start, ranges[-1].stop) == (0, self._count)
+        return axis._replace(start=0 if whole else ranges[0].start, stop=None if whole else ranges[-1].stop)
 
     def _taken_each(self, index: list[Any], axis: Axis) -> None:
         """One row of each sample, as `x[torch.arange(batch), last]`."""
@@ -254,7 +294,7 @@ class RowPlan:
                 result = repeated(operation, args, kwargs)
             elif operation.name in _RESHAPED and made is not None:
                 shape = list(out)
-                shape[made.axis] = made.outer * _number(rows) * made.inner
+                shape[made.axis] = made.outer * self._number(made, rows) * made.inner
                 result = values[read].reshape(shape)
             elif operation.name in ("__getitem__", "select"):
                 result = self._take(operation, values[read], read, rows, value)
@@ -270,7 +310,16 @@ class RowPlan:
             return external
         if axis.outer != 1 or axis.inner != 1:
             raise NotInClosedFormError("tokens of several samples lie on one axis")
-        return rows_of(external, place, rows, len(out))
+        if isinstance(rows, Tensor):
+            if axis.stop is not None:
+                raise NotInClosedFormError("tokens that differ between samples are taken apart")
+            return rows_of(external, place, rows, len(out))
+        here = self._range(axis)
+        return rows_of(external, place, [row - axis.start for row in rows if row in here])
+
+    def _number(self, axis: Axis, rows: list[int] | Tensor) -> int:
+        """How many of the rows lie on an axis."""
+        return 1 if isinstance(rows, Tensor) else sum(row in self._range(axis) for row in rows)
 
     def _take(
         self, operation: Operation, tensor: Tensor, read: Slot, rows: list[int] | Tensor, value: Any
@@ -278,8 +327,8 @@ class RowPlan:
         axis = self.axes[read]
         assert axis is not None  # noqa: S101
         if operation.name == "select":
-            dim = operation.args[1] % tensor.dim()
-            return tensor.select(dim, _place(operation.args[2], rows, self._count) if dim == axis.axis else operation.args[2])
+            dim, index = operation.args[1] % tensor.dim(), operation.args[2]
+            return tensor.select(dim, self._places(axis, index, rows)[0] if dim == axis.axis else index)
         index = _full_index(operation.args[1], tensor.dim())
         if any(isinstance(i, Slot) for i in index):
             return tensor[:, 0]
@@ -288,13 +337,19 @@ class RowPlan:
             if one is None:
                 continue
             if source == axis.axis and one != slice(None):
-                if isinstance(one, int):
-                    index[number] = _place(one, rows, self._count)
-                else:
-                    places = [_place(row, rows, self._count) for row in list(range(self._count))[one]]
-                    index[number] = slice(places[0], places[-1] + 1)
+                places = self._places(axis, one, rows)
+                index[number] = places[0] if isinstance(one, int) else slice(places[0], places[-1] + 1) if places else slice(0)
             source += 1
         return tensor[tuple(index)]
+
+    def _places(self, axis: Axis, index: int | slice, rows: list[int] | Tensor) -> list[int]:
+        """Where the rows that an index takes lie among those there are."""
+        if isinstance(rows, Tensor):
+            raise NotInClosedFormError("tokens that differ between samples are taken apart")
+        here = self._range(axis)
+        taken = here[index]
+        present = [row for row in rows if row in here]
+        return [place for place, row in enumerate(present) if row in (taken if isinstance(taken, range) else (taken,))]
 
 
 def rows_of(tensor: Tensor, axis: int, rows: list[int] | Tensor, dims: int | None = None) -> Tensor:
@@ -306,14 +361,6 @@ def rows_of(tensor: Tensor, axis: int, rows: list[int] | Tensor, dims: int | Non
         index = rows.to(tensor.device).view(-1, *[1] * (dims - 1))
         return torch.take_along_dim(tensor, index, axis)
     return tensor.index_select(axis, torch.tensor(rows, device=tensor.device))
-
-
-def _place(row: int, rows: list[int] | Tensor, count: int) -> int:
-    return 0 if isinstance(rows, Tensor) else rows.index(row % count)
-
-
-def _number(rows: list[int] | Tensor) -> int:
-    return 1 if isinstance(rows, Tensor) else len(rows)
 
 
 def _normalized(operation: Operation, shape: torch.Size) -> Any:

@@ -1,8 +1,7 @@
 """The fast way: which models take it, that it equals the general one, is never stale and costs what it should."""
 
 import functools
-import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,34 +17,24 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters import attention_tail_of, find_anatomy, root_module
-from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, SmoothCDAM
-from captum_ext._attention_relevance import attention_relevance
-from captum_ext._token_copies import NoiseCopies
+from adapters import LastAttention, TokenPass, latents_of
+from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, SmoothCDAM, without_closed_form
+from captum_ext._closed_form import closed_form_relevance
+from captum_ext._perturbed_tokens import NoisyTokens
+from captum_ext._token_attribution import AUTOGRAD, CLOSED_FORM
 
-WAYS = {
-    "class token, 1 row": """timm timm-48px-depth3 timm-1register timm-4registers timm-4registers-no-embed-class
-        timm-unfused timm-4registers-unfused timm-layer-scale timm-no-qkv-bias timm-no-proj-bias timm-qk-norm
-        timm-qk-norm-unfused timm-scale-attn-norm timm-scale-mlp-norm timm-gated-attention timm-swiglu timm-rms-norm
-        timm-pre-norm timm-no-final-norm timm-token-fc-norm timm-drop-rates timm-dynamic-nonsquare
-        timm-static-nonsquare timm-res-post timm-checkpointing timm-checkpointing-qk-norm timm-depth1 timm-no-head
-        timm-mlp-head timm-hook-on-first-block timm-wrapped-softmax-dict timm-attention-mask timm-frozen
-        eva-rope-registers eva-token-layer-scale eva-dinov3 eva-rope-attention eva-mixed-rope eva-post-norm
-        beit-rel-pos-token beit-no-rel-pos-token hf-vit hf-vit-tuple hf-vit-no-qkv-bias hf-vit-nonsquare-interpolated
-        hf-deit hf-clip-projection hf-bert hf-bert-tuple hf-roberta hf-distilbert dino dino-linear
-        dino-linear-nonsquare dinov2 dinov2-registers dinov2-registers-linear torchvision torchvision-pre-logits
-        torchvision-conv-stem""",
-    "class token, 2 rows": "timm-distilled hf-deit-teacher-tuple hf-deit-teacher",
-    "all tokens": """timm-avg timm-avg-no-class-token timm-avg-only-registers timm-avg-include-prefix timm-avgmax
-        timm-max timm-map timm-map-no-class-token timm-prr timm-subclass-pool eva-avg eva02 beit-rel-pos
-        beit-shared-rel-pos hf-dinov2 hf-dinov2-nonsquare hf-dinov2-swiglu hf-dinov2-registers hf-clip-classifier
-        hf-bert-chunked dinov2-registers-wrapper""",
-    "own attention, 1 row": """timm-diff-attention timm-low-rank-adapter timm-weight-norm timm-hook-on-attention
-        timm-hook-on-qkv hf-vit-eager hf-bert-eager""",
-    "own attention, all tokens": "timm-low-rank-avg",
-    "general": """timm-parallel-scaling timm-diff-parallel-scaling timm-hook-on-head timm-hook-on-block
-        timm-subclass-skip""",
-}
+CLOSED = """timm timm-48px-depth3 timm-1register timm-4registers timm-4registers-no-embed-class timm-unfused
+    timm-4registers-unfused timm-distilled timm-layer-scale timm-no-qkv-bias timm-no-proj-bias timm-qk-norm
+    timm-qk-norm-unfused timm-scale-attn-norm timm-scale-mlp-norm timm-gated-attention timm-swiglu timm-rms-norm
+    timm-pre-norm timm-no-final-norm timm-token-fc-norm timm-drop-rates timm-map timm-map-no-class-token
+    timm-dynamic-nonsquare timm-static-nonsquare timm-res-post timm-checkpointing timm-checkpointing-qk-norm timm-depth1
+    timm-no-head timm-mlp-head timm-weight-norm timm-hook-on-attention timm-hook-on-head timm-hook-on-block
+    timm-hook-on-first-block timm-wrapped-softmax-dict timm-attention-mask timm-subclass-pool timm-subclass-skip
+    timm-frozen eva-rope-registers eva-token-layer-scale eva-dinov3 eva-rope-attention eva-mixed-rope eva-post-norm
+    beit-rel-pos-token beit-no-rel-pos-token hf-vit hf-vit-eager hf-vit-tuple hf-vit-no-qkv-bias
+    hf-vit-nonsquare-interpolated hf-deit hf-deit-teacher-tuple hf-deit-teacher hf-clip-projection hf-bert hf-bert-tuple
+    hf-bert-eager hf-roberta hf-distilbert dino dino-linear dino-linear-nonsquare dinov2 dinov2-registers
+    dinov2-registers-linear torchvision torchvision-pre-logits torchvision-conv-stem""".split()
 
 
 def made(name):
@@ -56,29 +45,14 @@ def made(name):
     return timm_case(model, 1)
 
 
-def tail_of(case):
-    root = root_module(case.model)
-    return attention_tail_of(case.model, root, (case.inputs, *case.extra), find_anatomy(root))
-
-
 def way(case):
-    tail = tail_of(case)
-    if tail is None:
-        return "general"
-    rows = "all tokens" if tail.reads_all else f"{tail.rows} row{'s' * (tail.rows > 1)}"
-    return f"own attention, {rows}" if not tail.algebra else rows if tail.reads_all else f"class token, {rows}"
+    return CDAM(case.model).path(case.inputs, additional_forward_args=case.forward_args).way
 
 
 def test_every_model_takes_its_way():
-    expected = {name: kind for kind, names in WAYS.items() for name in names.split()}
-    assert {name: way(made(name)) for name in [*CASES, "timm-low-rank-avg"]} == expected
-
-
-@contextmanager
-def generally():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("captum_ext._token_attribution.attention_tail_of", lambda *_, **__: None)
-        yield
+    ways = {name: way(made(name)) for name in [*CASES, "timm-low-rank-avg"]}
+    assert [name for name in CASES if ways[name] == CLOSED_FORM] == [name for name in CASES if name in CLOSED]
+    assert set(ways.values()) == {CLOSED_FORM, AUTOGRAD}
 
 
 def same(actual, expected):
@@ -103,18 +77,28 @@ def explained(case):
 
 def is_right(case):
     """Compares all methods with the general way, and CDAM with plain autograd."""
-    with generally():
+    with without_closed_form():
         expected = explained(case)
     actual = explained(case)
     same(actual, expected)
-    same(actual[:1], [expected_cdam(case, logit(case, 1))])
+    at_projection = as_read_by_the_projection(case)
+    same(actual[:1], [expected_cdam(at_projection, logit(at_projection, 1))])
     return actual
 
 
-@pytest.mark.parametrize("name", [name for kind in WAYS if kind != "general" for name in WAYS[kind].split()])
+def as_read_by_the_projection(case):
+    """The case with its tokens where the last block's projection reads them."""
+    blocks = getattr(case.model, "blocks", None)
+    if blocks is None or not hasattr(blocks[-1].attn, "qkv") or not isinstance(blocks[-1].attn.qkv, nn.Linear):
+        return case
+    return replace(case, site=blocks[-1].attn.qkv, enters=True)
+
+
+@pytest.mark.parametrize("name", CLOSED)
 def test_the_fast_way_equals_the_general_one(name):
     case = made(name)
-    vector = torch.randn(case.latents().shape[1], generator=seeded(), dtype=torch.float64)
+    width = latents_of(case.model, (case.inputs, *case.extra)).shape[1]
+    vector = torch.randn(width, generator=seeded(), dtype=torch.float64)
     targets = [0, per_sample_targets(case), ConceptTarget(vector, "cosine")]
     path = {"baselines": random_baseline(case), "n_steps": 4, "method": "gausslegendre"}
 
@@ -123,7 +107,7 @@ def test_the_fast_way_equals_the_general_one(name):
         noisy = SmoothCDAM(case.model).attribute_targets(*given, nt_samples=3, generator=seeded())
         return [*IntegratedCDAM(case.model).attribute_targets(*given, **path).unbind(1), *noisy.unbind(1)]
 
-    with generally():
+    with without_closed_form():
         expected = both()
     same(both(), expected)
 
@@ -181,7 +165,6 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-@pytest.mark.filterwarnings("ignore:.*does not compute what its structure says")
 def test_a_changed_model_is_explained_as_it_is_now(change, monkeypatch):
     case = build("timm")
     before = explained(case)
@@ -245,11 +228,18 @@ def test_a_hook_is_respected_while_it_is_there(path):
     same(explained(case), before)
 
 
-@pytest.mark.parametrize("name", ["timm", "timm-res-post", "hf-bert"])
+ATTENTIONS = {
+    "timm": lambda model: model.blocks[-1].attn,
+    "timm-res-post": lambda model: model.blocks[-1].attn,
+    "hf-bert": lambda model: model.bert.encoder.layer[-1].attention.self,
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
 def test_a_hook_in_front_of_the_attention_is_respected(name):
     case = build(name)
     before = explained(case)
-    attention = find_anatomy(case.model).attention
+    attention = ATTENTIONS[name](case.model)
     with hooked(attention.register_forward_pre_hook(lambda _, args: (args[0] + 2 * args[0].sin(), *args[1:]))):
         differ(is_right(case), before)
 
@@ -353,7 +343,6 @@ TRAPS = {
 
 
 @pytest.mark.parametrize(("path", "make"), TRAPS.values(), ids=TRAPS)
-@pytest.mark.filterwarnings("ignore:.*does not compute what its structure says")
 def test_weights_that_are_zero_at_first_do_not_fool_the_check(path, make):
     case = make()
     parameter = case.model.get_parameter(path)
@@ -370,14 +359,8 @@ def test_a_scale_that_fused_attention_does_not_read_is_not_read_here_either():
 
 
 @pytest.mark.parametrize("attention", [Cosine, Detached], ids=["other values", "other gradients"])
-def test_an_attention_that_computes_something_else_is_named_once(attention):
-    case = hub_case(attention)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            is_right(case)
-    (message,) = [str(warning.message) for warning in caught]
-    assert "blocks.1.attn) of this" in message
+def test_an_attention_that_computes_something_else_is_explained_as_it_is(attention):
+    is_right(hub_case(attention))
 
 
 KINDS = ["timm", "timm-avg", "timm-low-rank-adapter"]
@@ -442,13 +425,16 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", [*KINDS, "timm-qk-norm", "timm-distilled", "hf-vit"])
+FIRST = dict.fromkeys([*KINDS, "timm-qk-norm", "timm-distilled"], lambda model: model.blocks[0])
+FIRST["hf-vit"] = lambda model: model.vit.layers[0] if hasattr(model.vit, "layers") else model.vit.encoder.layer[0]
+
+
+@pytest.mark.parametrize("name", FIRST)
 def test_work_on_the_host_and_before_the_last_block_does_not_grow(name):
     case, calls = build(name), []
     cdam, integrated, smooth = (method(case.model) for method in (CDAM, IntegratedCDAM, SmoothCDAM))
-    before, first = explained(case), find_anatomy(case.model).blocks[0]
+    before, first = explained(case), FIRST[name](case.model)
     first.register_forward_hook(lambda _, __, output: (output * 1.5 + output.sin(), calls.append(1))[0])
-    assert way(case) != "general"
     differ(is_right(case), before)
 
     def cost(method, *args, **options):
@@ -487,7 +473,7 @@ def partial_case():
 @pytest.mark.parametrize("make", [method_case, sequence_case, partial_case, lambda: build("timm-wrapped-softmax-dict")])
 def test_wrapped_models_take_the_fast_way(make):
     case = make()
-    assert way(case) == "class token, 1 row"
+    assert way(case) == CLOSED_FORM
     is_right(case)
 
 
@@ -496,7 +482,7 @@ def test_data_parallel_is_explained():
     same(explained(replace(case, model=nn.DataParallel(case.model))), explained(case))
 
 
-NOISY = ["timm", "timm-qk-norm", "eva-rope-registers", "timm-distilled", "hf-bert", "timm-avg"]
+NOISY = ["timm", "timm-qk-norm", "eva-rope-registers", "timm-distilled", "hf-bert"]
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -509,14 +495,13 @@ def test_smooth_cdam_of_given_noise_is_its_definition(name):
         noisy = tokens + sigma * noise
         expected += (noisy * gradients(case, noisy, logit(case, target))).sum(-1) / len(drawn)
     left = iter(drawn)
-    copies = NoiseCopies(len(drawn), lambda _: lambda to: to.copy_(next(left)), lambda _: sigma, at_once=2)
+    copies = NoisyTokens(len(drawn), lambda to: to.copy_(next(left)), sigma, at_once=2)
 
     def score(readout):
         return readout.outputs.unflatten(0, (-1, len(rows)))[:, rows, target].flatten()
 
-    scores, reached = attention_relevance(tail_of(case), [score], copies)
-    same([scores[0]], [expected])
-    assert reached.all()
+    run = TokenPass(case.model, (case.inputs, *case.extra))
+    same(closed_form_relevance(LastAttention(run), [score], copies), [expected])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:transformers")
@@ -526,5 +511,5 @@ def test_hooks_that_transformers_leaves_behind_change_nothing():
     case.model(case.inputs, output_hidden_states=True, output_attentions=True)
     case.model.set_attn_implementation("sdpa")
     assert any(module._forward_hooks for module in case.model.modules())
-    assert way(case) == "class token, 1 row"
+    assert way(case) == CLOSED_FORM
     is_right(case)

@@ -168,6 +168,7 @@ def _own_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
                     yield size, size
                 elif isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(one, int) for one in size):
                     yield size[0], size[1]
+    for module in model.modules():
         settings = getattr(module, "pretrained_cfg", None)
         if isinstance(settings, dict) and len(settings.get("input_size") or ()) == 3:
             yield settings["input_size"][1], settings["input_size"][2]

@@ -196,12 +196,14 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
 
     def _attribute_many(self, request: Request, formula: Formula) -> Any:
         """Maps (batch, targets, height, width), or scores (batch, targets, tokens); a tuple if the inputs are one."""
-        maps = self._maps(request, formula)
+        with torch.inference_mode(False):
+            maps = self._maps(request, formula)
         return (maps,) if isinstance(request.inputs, tuple) else maps
 
     def _attribute_one(self, request: Request, formula: Formula) -> Any:
         """A map (batch, 1, height, width), or scores (batch, tokens); a tuple if the inputs are one."""
-        maps = self._maps(request, formula)
+        with torch.inference_mode(False):
+            maps = self._maps(request, formula)
         maps = maps if maps.dim() == 4 else maps[:, 0]
         return (maps,) if isinstance(request.inputs, tuple) else maps
 

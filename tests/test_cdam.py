@@ -4,6 +4,7 @@ import pytest
 import torch
 from toy_models import PAIR_TOKENS, PairModel, PatchModel, tiny_vit
 
+from adapters import target_layer_for
 from captum_ext import CDAM
 
 
@@ -58,7 +59,11 @@ def test_residual_path_keeps_its_own_value():
 
 def test_the_layer_found_is_the_norm_before_the_last_attention():
     model = tiny_vit()
-    assert CDAM(model).layer is model.blocks[-1].norm1
+    x = torch.randn(2, 3, 32, 32)
+    assert target_layer_for(model) is model.blocks[-1].norm1
+    expected = model.blocks[-1].norm1(model.blocks[0](model.norm_pre(model._pos_embed(model.patch_embed(x)))))
+    torch.testing.assert_close(CDAM(model).tokens(x).values, expected.detach())
+    assert CDAM(model).tokens(x).order.tolist() == torch.arange(1, 17).view(4, 4).tolist()
 
 
 @pytest.mark.parametrize("wrap", [lambda m: torch.nn.Sequential(m, torch.nn.Linear(5, 2)), lambda m: m.forward])
@@ -71,7 +76,16 @@ def test_finds_the_transformer_inside_another_model(wrap):
     assert given.abs().sum() > 0
 
 
-def test_two_transformers_need_a_layer():
-    both = torch.nn.ModuleDict({"left": tiny_vit(), "right": tiny_vit()})
-    with pytest.raises(ValueError, match=r"holds 2 transformers.*layer="):
-        CDAM(both)
+class Both(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.right, self.left = tiny_vit(), tiny_vit()
+
+    def forward(self, x):
+        return self.left(x) - self.right(x)
+
+
+def test_of_two_transformers_the_last_to_run_is_explained_and_the_other_can_be_chosen():
+    model, x = Both().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(CDAM(model).attribute(x, 1), -CDAM(model.right).attribute(x, 1))
+    torch.testing.assert_close(CDAM(model, attention=model.left).attribute(x, 1), CDAM(model.left).attribute(x, 1))

@@ -7,31 +7,9 @@ from hypothesis import strategies as st
 from toy_models import tiny_vit
 
 from adapters import reshape_transform_for
-from adapters._layout import fit_grid
 from captum_ext import CDAM
 
 sizes = st.integers(1, 5)
-
-
-@given(rows=st.integers(1, 20), columns=st.integers(1, 20), patch=st.integers(1, 16), prefix=st.integers(0, 5))
-def test_inferred_grid_is_the_true_one_or_an_error(rows, columns, patch, prefix):
-    count, image, found = prefix + rows * columns, (rows * patch, columns * patch), ""
-    try:
-        found = fit_grid(count, image)
-    except ValueError as error:
-        found = str(error)  # which names all grids that fit
-    assert found == (prefix, (rows, columns)) or f"{prefix} + {rows} x {columns}" in found
-
-
-def test_a_usual_vision_transformer_is_inferred():
-    assert fit_grid(197, (224, 224)) == (1, (14, 14))
-    assert fit_grid(201, (224, 224)) == (5, (14, 14))
-    assert fit_grid(1370, (518, 518)) == (1, (37, 37))
-
-
-def test_tokens_that_fit_no_grid_name_their_number():
-    with pytest.raises(ValueError, match=r"how 150 tokens lie on an image of 224 x 224.*none.*return_tokens=True"):
-        fit_grid(150, (224, 224))
 
 
 @settings(max_examples=15, deadline=None)
@@ -60,8 +38,9 @@ def test_pruned_tokens_are_an_error_that_counts():
     model = tiny_vit()
     model.norm_pre.register_forward_hook(lambda _, __, tokens: tokens[:, :-3])
     x = torch.randn(1, 3, 32, 32)
-    with pytest.raises(ValueError, match=r"holds 14 tokens.*1 prefix tokens and a 4 x 4 grid.*has 17"):
+    with pytest.raises(ValueError, match=r"tokens, of shape \(1, 14, 32\).*Ask for\s+`return_tokens=True`"):
         CDAM(model).attribute(x, 0)
+    assert CDAM(model).attribute(x, 0, return_tokens=True).shape == (1, 14)
 
 
 @pytest.mark.parametrize(("registers", "image"), [(0, (32, 32)), (4, (32, 32)), (1, (16, 40)), (0, (24, 8))])

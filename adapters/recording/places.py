@@ -11,6 +11,7 @@ from .continuation import substituted, tensors_in
 from .operation_names import ELEMENTWISE, MOVES
 from .recorder import Operation, Recorder, Slot
 
+_MAPS = frozenset("conv2d avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate".split())
 _BY_INDEX = frozenset(["gather", "index_select", "take_along_dim"])
 _NORMS = frozenset(["layer_norm", "rms_norm", "normalize", "group_norm", "batch_norm", "linear", "addmm", "embedding"])
 
@@ -108,7 +109,7 @@ def _is_map(recorder: Recorder, slot: Slot) -> bool:
     if slot in recorder.sources:
         return len(recorder.shapes[slot]) == 4
     writers = recorder.writers[slot]
-    return bool(writers) and writers[0].name == "conv2d" and len(recorder.shapes[slot]) == 4
+    return bool(writers) and writers[0].name in _MAPS and len(recorder.shapes[slot]) == 4
 
 
 def _kept_places(recorder: Recorder, operation: Operation, slot: Slot) -> list[Slot]:

@@ -143,7 +143,8 @@ class RowPlan:
             kept = len(out) == len(shape)
             return axis if kept else axis._replace(axis=axis.axis - sum(dim < axis.axis for dim in dims))
         if name in _RESHAPED:
-            return _reshaped(axis, shape, out, len(self._range(axis)))
+            made = _reshaped(axis, shape, out, len(self._range(axis)))
+            return made._replace(start=axis.start, stop=axis.stop)
         if name in _VIEWED:
             return self._viewed(operation, axis, shape)
         if name == "cat" and len(with_rows) == len(operation.inputs):
@@ -360,7 +361,7 @@ def rows_of(tensor: Tensor, axis: int, rows: list[int] | Tensor, dims: int | Non
         tensor = tensor[(None,) * (dims - tensor.dim())].expand(len(rows), *[-1] * (dims - 1))
         index = rows.to(tensor.device).view(-1, *[1] * (dims - 1))
         return torch.take_along_dim(tensor, index, axis)
-    return tensor.index_select(axis, torch.tensor(rows, device=tensor.device))
+    return tensor.index_select(axis, torch.tensor(rows, dtype=torch.long, device=tensor.device))
 
 
 def _normalized(operation: Operation, shape: torch.Size) -> Any:

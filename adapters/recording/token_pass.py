@@ -91,7 +91,14 @@ class TokenPass:
         training = root is None or any(module.training for module in modules_of(root))
         self._mode: Callable[[], Any] = evaluation_mode if training else nullcontext
         self.batch = arguments[0].shape[0]
-        one = self._watch(followed, attention)
+        try:
+            one = self._watch(followed, attention)
+        except Exception as error:
+            if _lacks_batch(arguments[0], root):
+                raise ValueError(_no_batch_axis(arguments[0])) from error
+            raise
+        if any(op.name == "conv2d" and len(one.recorder.shapes[op.inputs[0]]) == 3 for op in one.recorder.operations):
+            raise ValueError(_no_batch_axis(arguments[0]))
         found = one.continuation
         if found is None:
             raise NoTokensError(self._none_found())
@@ -340,6 +347,19 @@ class TokenPass:
             "Of a convolutional network use captum.attr.LayerGradCam or a method of pytorch-grad-cam, or pass `layer=` the "
             "module whose output times gradient you want."
         )
+
+
+def _lacks_batch(inputs: Tensor, root: nn.Module | None) -> bool:
+    """Is this one image for a model that reads batches of them?"""
+    images = root is not None and any(isinstance(module, nn.Conv2d) for module in modules_of(root))
+    return images and inputs.dim() == 3 and inputs.is_floating_point()
+
+
+def _no_batch_axis(inputs: Tensor) -> str:
+    return (
+        f"Expected images (batch, channels, height, width), got shape {tuple(inputs.shape)}. A single image needs a batch "
+        "axis: `image.unsqueeze(0)`."
+    )
 
 
 def _channels_told_by(operation: Operation, axes: int) -> int | None:

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from contextvars import copy_context
 from contextlib import contextmanager
 
 import numpy as np
@@ -83,7 +84,7 @@ def in_threads(functions):
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(functions)]
+    threads = [threading.Thread(target=copy_context().run, args=(run, *pair)) for pair in enumerate(functions)]
     for thread in threads:
         thread.start()
     for thread in threads:

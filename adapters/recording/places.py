@@ -57,10 +57,11 @@ def grid_of(recorder: Recorder, slot: Slot, batch_axis: int, channel_axis: int) 
         if found is None:
             return None
         first, height, width = found
-    elif bool((first != first[:, :1]).any()):
-        return None
     else:
-        first = first[:, 0]
+        label = first.max(1).values  # constants may be among the channels
+        if bool(((first != label[:, None]) & (first != 0)).any()):
+            return None
+        first = label
     order = torch.full((height * width + 1,), -1, dtype=torch.long)
     order[first] = torch.arange(len(first))
     counts = torch.bincount(first, minlength=height * width + 1)[1:]

@@ -43,7 +43,7 @@ class Repeat(TorchFunctionMode):
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
+    return tensor.detach()  # or what an operation returns would be kept by its own graph
 
 
 def with_tokens(operation: Operation, slot: Slot, tokens: Tensor) -> Replacement:
@@ -59,9 +59,9 @@ def with_tokens(operation: Operation, slot: Slot, tokens: Tensor) -> Replacement
 def _put(recorded: Any, given: Any, slot: Slot, tokens: Tensor) -> Any:
     if isinstance(recorded, Slot):
         return tokens.clone() if recorded == slot else given
-    if isinstance(recorded, tuple | list):
+    if isinstance(recorded, tuple | list) and isinstance(given, tuple | list):
         items = [_put(x, y, slot, tokens) for x, y in zip(recorded, given, strict=True)]
         return type(given)(items) if type(given) in (tuple, list) else type(given)(*items)
-    if isinstance(recorded, dict):
+    if isinstance(recorded, dict) and isinstance(given, dict):
         return {name: _put(value, given[name], slot, tokens) for name, value in recorded.items()}
     return given

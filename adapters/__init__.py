@@ -20,6 +20,7 @@ from .mhex_maps import MHEXSettings as MHEXSettings
 from .mhex_maps import mhex_maps as mhex_maps
 from .raw_attention_cam import RawAttentionCAM as RawAttentionCAM
 from .raw_attention_cam import raw_attention as raw_attention
+from .recording import DifferentOutputError as DifferentOutputError
 from .recording import Grid as Grid
 from .recording import HookPoint as HookPoint
 from .recording import LastAttention as LastAttention
@@ -28,7 +29,6 @@ from .recording import Projection as Projection
 from .recording import Readout as Readout
 from .recording import TokenPass as TokenPass
 from .recording import latents_of as latents_of
-from .recording import DifferentOutputError as DifferentOutputError
 from .reshape_transform import ReshapeTransform as ReshapeTransform
 from .reshape_transform import reshape_transform_for as reshape_transform_for
 from .reshape_transform import target_layer_for as target_layer_for

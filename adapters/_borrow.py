@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
-
 _lock = threading.Lock()
 _in_evaluation: dict[nn.Module, int] = {}
 

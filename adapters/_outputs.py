@@ -18,13 +18,8 @@ def bare_output(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping):
-        for name in _NAMES:
-            named = output.get(name)
-            if isinstance(named, Tensor):
-                return named
-    for name in _NAMES if hasattr(output, "_fields") else ():
-        named = getattr(output, name, None)
+    for name in _NAMES if isinstance(output, Mapping) or hasattr(output, "_fields") else ():
+        named = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(named, Tensor):
             return named
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()

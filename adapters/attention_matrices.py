@@ -36,7 +36,9 @@ class AttentionMatrices(NamedTuple):
     run: TokenPass
 
 
-def mean_weights(forward: Callable[..., Any], arguments: tuple[Any, ...], followed: int, *, last_only: bool) -> AttentionMatrices:
+def mean_weights(
+    forward: Callable[..., Any], arguments: tuple[Any, ...], followed: int, *, last_only: bool
+) -> AttentionMatrices:
     """The attention weights, means over the heads.
 
     Args:
@@ -110,7 +112,9 @@ def _mean(recorder: Recorder, call: AttentionCall, batch: int) -> Tensor | Unrea
             found = recorder.tensor(call.softmax.outputs[0])
             found = found if found is not None or call.weights is None else recorder.tensor(call.weights)
             if found is None:
-                return UnreadableAttentionError("The weights of an attention are not there any more when they are used.")
+                return UnreadableAttentionError(
+                    "The weights of an attention are not there any more when they are used."
+                )
             weights = found
         try:
             return by_heads(weights.detach(), batch).mean(1)
@@ -131,8 +135,10 @@ def _check_fit(matrices: list[Tensor]) -> None:
     for matrix in matrices[:-1]:
         if matrix.shape[1:] != (tokens, tokens):
             raise UnreadableAttentionError(
-                f"The attentions of this model look at different tokens ({matrix.shape[1]} x {matrix.shape[2]} in one layer, "
-                f"{tokens} tokens in the last), so their weights cannot be followed from layer to layer. Take AttentionMap, "
+                f"The attentions of this model look at different tokens ({matrix.shape[1]} x {matrix.shape[2]} "
+                f"in one layer, "
+                f"{tokens} tokens in the last), so their weights cannot be followed from layer to layer. Take "
+                f"AttentionMap, "
                 "which needs the last one only, or CDAM."
             )
 

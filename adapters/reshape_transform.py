@@ -1,5 +1,6 @@
 """pytorch-grad-cam's `reshape_transform`, read from the model instead of written by hand."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,16 +54,16 @@ class ReshapeTransform:
         others = self.count - len(self.grid.order)
         if self.size_was_given:
             raise ValueError(
-                f"The layer holds {count} tokens, but with images of {self.image_size[0]} x {self.image_size[1]} this model "
-                f"has {self.count}: {others} others and a {self.grid.height} x {self.grid.width} grid of patches."
+                f"The layer holds {count} tokens, but with images of {self.image_size[0]} x {self.image_size[1]} "
+                f"this model has {self.count}: {others} others and a {self.grid.height} x {self.grid.width} grid of patches."
             )
         patches = count - others
-        side = round(max(patches, 0) ** 0.5)
+        side: int = math.isqrt(max(patches, 0))
         if side * side == patches:
             return side
         raise ValueError(
-            f"{count} tokens less {others} that are no patches are {patches} patches, which is not a square grid. Say how "
-            "large the images are: reshape_transform_for(model, image_size=(height, width))."
+            f"{count} tokens less {others} that are no patches are {patches} patches, which is not a square "
+            "grid. Say how large the images are: reshape_transform_for(model, image_size=(height, width))."
         )
 
 
@@ -73,8 +74,8 @@ def reshape_transform_for(model: nn.Module, image_size: tuple[int, int] | None =
 
     Args:
         model: A Vision Transformer, or a model that holds one.
-        image_size: Height and width in pixels. Without it, the model's own image size where it says one, or 224; images of
-            another size must then have a square grid.
+        image_size: Height and width in pixels. Without it, the model's own image size where it says one, or 224; images
+            of another size must then have a square grid.
 
     Returns:
         A callable from (batch, tokens, channels) to (batch, channels, height, width).
@@ -143,9 +144,18 @@ def _empty_pass(model: nn.Module, image_size: tuple[int, int] | None) -> tuple[T
     image = _empty_image(model, size)
     try:
         return TokenPass(model, (image,)), size
-    except (RuntimeError, TypeError, AttributeError, AssertionError, NotImplementedError, KeyError, IndexError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        NotImplementedError,
+        KeyError,
+        IndexError,
+    ) as error:
         raise ValueError(
-            f"This {type(model).__name__} does not take images of shape {tuple(image.shape)} ({error}). Say how large they "
+            f"This {type(model).__name__} does not take images of shape {tuple(image.shape)} ({error}). Say how "
+            f"large they "
             "are: reshape_transform_for(model, image_size=(height, width))."
         ) from error
 

@@ -30,7 +30,12 @@ def gradient_relevance(run: TokenPass, scores: Sequence[Score]) -> Tensor:
 
 
 def smooth_relevance(
-    run: TokenPass, scores: Sequence[Score], *, noise: Callable[[Tensor], object], deviation: float | Tensor, samples: int
+    run: TokenPass,
+    scores: Sequence[Score],
+    *,
+    noise: Callable[[Tensor], object],
+    deviation: float | Tensor,
+    samples: int,
 ) -> Tensor:
     """Smooth CDAM: the mean over samples of `sum_j T'_ij df(T')/dT'_ij`, `T' = T + deviation * noise`.
 

@@ -56,7 +56,8 @@ def closed_form_scores(last: LastAttention, scores: Sequence[Score], copies: Int
     """The scores themselves, (targets, copies, batch)."""
     with torch.no_grad():
         parts = [
-            torch.stack([score(Evaluation.of(last, chunk).readout) for score in scores]) for chunk in copies.chunks(last)
+            torch.stack([score(Evaluation.of(last, chunk).readout) for score in scores])
+            for chunk in copies.chunks(last)
         ]
         return torch.cat(parts, 1).view(len(scores), len(copies), -1)
 
@@ -92,7 +93,7 @@ class Evaluation:
         """Evaluate a chunk.
 
         Raises:
-            NotInClosedFormError: if it holds the tokens themselves and something else comes out than the model returned.
+            NotInClosedFormError: if it holds the tokens themselves and does not give what the model returned.
         """
         gradients = torch.is_grad_enabled() or chunk.weights.any()
         copies = chunk.copies
@@ -171,4 +172,3 @@ def _masked(last: LastAttention, products: Tensor, copies: Copies) -> Tensor:
     if mask.shape[-2] > 1:
         mask = mask.repeat(*[1] * (mask.dim() - 2), copies.number, 1)
     return scaled + mask.to(scaled)
-

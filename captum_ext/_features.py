@@ -156,7 +156,11 @@ class MaterialisedKeys(Features):
     """Keys that are normalised or rotated: written down, with the gradient taken through it."""
 
     def __init__(
-        self, keys: InterpolatedFeatures | NoisyFeatures, bias: Tensor | None, turn: Callable[[Tensor], Tensor], dtype: torch.dtype
+        self,
+        keys: InterpolatedFeatures | NoisyFeatures,
+        bias: Tensor | None,
+        turn: Callable[[Tensor], Tensor],
+        dtype: torch.dtype,
     ) -> None:
         self._copies = keys.copies
         before, self._along = keys.written()

@@ -41,9 +41,7 @@ def score_of(target: Target, batch: int, device: torch.device | None = None) -> 
     return OutputScore(torch.tensor(rows, device=device), largest)
 
 
-def scores_of(
-    targets: Sequence[Target] | Tensor, batch: int, device: torch.device | None = None
-) -> list[Score]:
+def scores_of(targets: Sequence[Target] | Tensor, batch: int, device: torch.device | None = None) -> list[Score]:
     """The score functions of several targets.
 
     Raises:

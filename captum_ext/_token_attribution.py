@@ -113,7 +113,8 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         if isinstance(part, nn.Module) and root is not None and all(part is not module for module in root.modules()):
             raise ValueError(
                 f"Expected `{'attention' if layer is None else 'layer'}` to be a part of the model, got a "
-                f"{type(part).__name__} that is not in this {type(root).__name__}. Take it from the model that is passed."
+                f"{type(part).__name__} that is not in this {type(root).__name__}. Take it from the model that "
+                f"is passed."
             )
         self.attention = attention
         LayerAttribution.__init__(self, forward_func, layer)
@@ -179,9 +180,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         grid = run.grid()
         return Tokens(run.tokens.detach(), None if grid is None else grid.order.view(grid.height, grid.width))
 
-    def _run(
-        self, inputs: Any, additional_forward_args: Any, at_input: bool, *, latent: bool = False
-    ) -> TokenPass:
+    def _run(self, inputs: Any, additional_forward_args: Any, at_input: bool, *, latent: bool = False) -> TokenPass:
         given = checked_inputs(inputs)
         if at_input and self.layer is None:
             raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the tokens are found.")
@@ -226,7 +225,8 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         parts = parts.transpose(0, 1)
         if request.return_tokens or grid is None:
             return parts
-        return parts[..., grid.order.to(parts.device)].unflatten(-1, (grid.height, grid.width))
+        maps: Tensor = parts[..., grid.order.to(parts.device)].unflatten(-1, (grid.height, grid.width))
+        return maps
 
 
 def _scores(formula: Formula, run: TokenPass, scores: Sequence[Score]) -> Tensor:
@@ -260,7 +260,8 @@ def _check_result(parts: Tensor, grid: Grid | None) -> None:
 def no_grid(run: TokenPass, images: Tensor) -> str:
     """Why tokens are not shown on an image, and what to do."""
     return (
-        f"Cannot tell how the tokens, of shape {tuple(run.tokens.shape)}, lie on images of shape {tuple(images.shape)}: "
+        f"Cannot tell how the tokens, of shape {tuple(run.tokens.shape)}, lie on images of shape "
+        f"{tuple(images.shape)}: "
         "they do not come one by one from the patches of a grid. Were tokens dropped, merged or pooled? Ask for "
         "`return_tokens=True` for a score of each token."
     )

@@ -2,8 +2,8 @@
 
 import random
 import threading
-from contextvars import copy_context
 from contextlib import contextmanager
+from contextvars import copy_context
 
 import numpy as np
 import torch

@@ -23,18 +23,81 @@ from captum_ext._closed_form import closed_form_relevance
 from captum_ext._perturbed_tokens import NoisyTokens
 from captum_ext._token_attribution import AUTOGRAD, CLOSED_FORM
 
-CLOSED = """timm timm-48px-depth3 timm-1register timm-4registers timm-4registers-no-embed-class timm-unfused
-    timm-4registers-unfused timm-distilled timm-layer-scale timm-no-qkv-bias timm-no-proj-bias timm-qk-norm
-    timm-qk-norm-unfused timm-scale-attn-norm timm-scale-mlp-norm timm-gated-attention timm-swiglu timm-rms-norm
-    timm-pre-norm timm-no-final-norm timm-token-fc-norm timm-drop-rates timm-map timm-map-no-class-token
-    timm-dynamic-nonsquare timm-static-nonsquare timm-res-post timm-checkpointing timm-checkpointing-qk-norm timm-depth1
-    timm-no-head timm-mlp-head timm-weight-norm timm-hook-on-attention timm-hook-on-head timm-hook-on-block
-    timm-hook-on-first-block timm-wrapped-softmax-dict timm-attention-mask timm-subclass-pool timm-subclass-skip
-    timm-frozen eva-rope-registers eva-token-layer-scale eva-dinov3 eva-rope-attention eva-mixed-rope eva-post-norm
-    beit-rel-pos-token beit-no-rel-pos-token hf-vit hf-vit-eager hf-vit-tuple hf-vit-no-qkv-bias
-    hf-vit-nonsquare-interpolated hf-deit hf-deit-teacher-tuple hf-deit-teacher hf-clip-projection hf-bert hf-bert-tuple
-    hf-bert-eager hf-roberta hf-distilbert dino dino-linear dino-linear-nonsquare dinov2 dinov2-registers
-    dinov2-registers-linear torchvision torchvision-pre-logits torchvision-conv-stem""".split()
+CLOSED = [
+    "timm",
+    "timm-48px-depth3",
+    "timm-1register",
+    "timm-4registers",
+    "timm-4registers-no-embed-class",
+    "timm-unfused",
+    "timm-4registers-unfused",
+    "timm-distilled",
+    "timm-layer-scale",
+    "timm-no-qkv-bias",
+    "timm-no-proj-bias",
+    "timm-qk-norm",
+    "timm-qk-norm-unfused",
+    "timm-scale-attn-norm",
+    "timm-scale-mlp-norm",
+    "timm-gated-attention",
+    "timm-swiglu",
+    "timm-rms-norm",
+    "timm-pre-norm",
+    "timm-no-final-norm",
+    "timm-token-fc-norm",
+    "timm-drop-rates",
+    "timm-map",
+    "timm-map-no-class-token",
+    "timm-dynamic-nonsquare",
+    "timm-static-nonsquare",
+    "timm-res-post",
+    "timm-checkpointing",
+    "timm-checkpointing-qk-norm",
+    "timm-depth1",
+    "timm-no-head",
+    "timm-mlp-head",
+    "timm-weight-norm",
+    "timm-hook-on-attention",
+    "timm-hook-on-head",
+    "timm-hook-on-block",
+    "timm-hook-on-first-block",
+    "timm-wrapped-softmax-dict",
+    "timm-attention-mask",
+    "timm-subclass-pool",
+    "timm-subclass-skip",
+    "timm-frozen",
+    "eva-rope-registers",
+    "eva-token-layer-scale",
+    "eva-dinov3",
+    "eva-rope-attention",
+    "eva-mixed-rope",
+    "eva-post-norm",
+    "beit-rel-pos-token",
+    "beit-no-rel-pos-token",
+    "hf-vit",
+    "hf-vit-eager",
+    "hf-vit-tuple",
+    "hf-vit-no-qkv-bias",
+    "hf-vit-nonsquare-interpolated",
+    "hf-deit",
+    "hf-deit-teacher-tuple",
+    "hf-deit-teacher",
+    "hf-clip-projection",
+    "hf-bert",
+    "hf-bert-tuple",
+    "hf-bert-eager",
+    "hf-roberta",
+    "hf-distilbert",
+    "dino",
+    "dino-linear",
+    "dino-linear-nonsquare",
+    "dinov2",
+    "dinov2-registers",
+    "dinov2-registers-linear",
+    "torchvision",
+    "torchvision-pre-logits",
+    "torchvision-conv-stem",
+]
 
 
 def made(name):

@@ -2,9 +2,9 @@
 
 import copy
 import functools
-from contextlib import nullcontext
 import gc
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from contracts import left_as_found
 from real_models import build, hooked, images
 from test_closed_form import differ, same, seeded
 from torch import nn

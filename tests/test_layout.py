@@ -72,7 +72,11 @@ def test_reshape_transform_follows_a_dynamic_size():
         (lambda: reshape_transform_for("vit"), TypeError, "torch.nn.Module"),
         (lambda: reshape_transform_for(torch.nn.Conv2d(3, 3, 1)), ValueError, "LayerGradCam"),
         (lambda: reshape_transform_for(tiny_vit())(torch.zeros(2, 5)), ValueError, r"got shape \(2, 5\)"),
-        (lambda: reshape_transform_for(tiny_vit(), (64, 32))(torch.zeros(1, 17, 2)), ValueError, "does not take images"),
+        (
+            lambda: reshape_transform_for(tiny_vit(), (64, 32))(torch.zeros(1, 17, 2)),
+            ValueError,
+            "does not take images",
+        ),
     ],
 )
 def test_wrong_use_of_the_reshape_transform_is_named(call, error, words):

@@ -78,7 +78,10 @@ _FUSED = frozenset(["scaled_dot_product_attention"])
 
 def fused_operands(operation: Operation) -> tuple[Slot, Slot, Slot]:
     """Queries, keys and values of a fused attention."""
-    given = [*operation.args[:3], *(operation.kwargs[name] for name in ("query", "key", "value") if name in operation.kwargs)]
+    given = [
+        *operation.args[:3],
+        *(operation.kwargs[name] for name in ("query", "key", "value") if name in operation.kwargs),
+    ]
     return given[0], given[1], given[2]
 
 
@@ -139,7 +142,7 @@ def _projections(
     return None
 
 
-_SUMS = frozenset("add add_ sub sub_ cat concat stack __add__ __iadd__".split())
+_SUMS = frozenset(["add", "add_", "sub", "sub_", "cat", "concat", "stack", "__add__", "__iadd__"])
 
 
 def projected(recorder: Recorder, operation: Operation) -> Slot | None:

@@ -36,7 +36,8 @@ def fused_weights(
                 products = products.masked_fill(~attn_mask, -float("inf"))
             else:
                 products = products + attn_mask.to(wide)
-        return products.softmax(-1)
+        weights: Tensor = products.softmax(-1)
+        return weights
 
 
 def fused_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -56,9 +57,11 @@ def by_heads(weights: Tensor, batch: int) -> Tensor:
     if weights.dim() == 4 and weights.shape[0] == batch:
         return weights
     if weights.dim() == 3 and weights.shape[0] % batch == 0:
-        return weights.unflatten(0, (batch, -1))
+        heads: Tensor = weights.unflatten(0, (batch, -1))
+        return heads
     raise UnreadableAttentionError(
-        f"An attention of this model has weights of shape {tuple(weights.shape)}, which is not (batch, heads, queries, tokens) "
+        f"An attention of this model has weights of shape {tuple(weights.shape)}, which is not (batch, heads, "
+        f"queries, tokens) "
         f"for a batch of {batch}: it looks at parts of the tokens alone. Take CDAM, which needs no attention weights."
     )
 
@@ -171,4 +174,3 @@ def _gradient_rows(run: TokenPass, queries: int) -> Tensor:
     direction = torch.linspace(-1, 1, outputs.numel(), device=outputs.device).sin().view_as(outputs)
     (gradient,) = torch.autograd.grad(outputs, leaf, direction.to(outputs.dtype), allow_unused=True)
     return everything if gradient is None else (gradient != 0).any(-1).any(1).any(0)
-

@@ -1,5 +1,6 @@
 """What a model computes from some tokens on, as recorded operations that can run again for other tokens."""
 
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -12,9 +13,10 @@ from .attention_calls import AttentionCall, projected, query_of, value_projectio
 from .operation_names import VIEWS
 from .recorder import Operation, Recorder, Slot
 
+_SCALINGS = frozenset(["mul", "mul_", "div", "div_"])  # as norms end with
 _PRODUCTS_OF_GATES = frozenset(["mul", "mul_", "multiply"])
 _CLIMBED = (VIEWS | frozenset(["roll", "pad"])) - frozenset(
-    "to type type_as float half bfloat16 double contiguous clone".split()
+    ["to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone"]
 )
 
 
@@ -95,7 +97,9 @@ class Continuation:
         if operation.returned_a_value:
             self.reasons.append(f"the model's code reads a number from what follows the tokens (`{operation.name}`)")
         if operation.unseen:
-            self.reasons.append("a part of the model runs unseen (TorchScript, a torch.autograd.Function, a backward hook)")
+            self.reasons.append(
+                "a part of the model runs unseen (TorchScript, a torch.autograd.Function, a backward hook)"
+            )
         self.operations.append(operation)
         self.dependent.update(operation.outputs)
 
@@ -282,18 +286,17 @@ def comes_from(recorder: Recorder, slot: Slot, origin: Slot) -> bool:
 
 def _step_before(recorder: Recorder, slot: Slot) -> Slot | None:
     """What a linear layer read, of which a tensor is the result, normalised or split."""
-    shape = recorder.shapes[slot]
-    while True:
-        writers = recorder.writers[slot][:1]
-        if not writers:
-            return None
-        read = projected(recorder, writers[0])
+    rows = math.prod(recorder.shapes[slot][:-1])
+    while recorder.writers[slot]:
+        operation = recorder.writers[slot][0]
+        read = projected(recorder, operation)
         if read is not None:
-            return read if recorder.shapes[read][:-1] == shape[:-1] else None
-        followed = [one for one in writers[0].inputs if recorder.follows[one]]
-        if len(set(followed)) != 1:
+            return read if math.prod(recorder.shapes[read][:-1]) == rows else None
+        followed = [one for one in operation.inputs if recorder.follows[one]]
+        if not followed or (len(set(followed)) > 1 and operation.name not in _SCALINGS):
             return None
         slot = followed[0]
+    return None
 
 
 def _view_of(recorder: Recorder, slot: Slot) -> Slot | None:
@@ -305,14 +308,21 @@ def _view_of(recorder: Recorder, slot: Slot) -> Slot | None:
     return inputs[0] if len(inputs) == 1 and len(writers[0].inputs) == 1 else None
 
 
-def reads_of(recorder: Recorder, operation: Operation, slot: Slot) -> frozenset[Operation]:
-    """The operations by which tokens enter an attention, or a later operation: those that read them and lead to it."""
+def reads_of(
+    recorder: Recorder, operation: Operation, slot: Slot, others: frozenset[Operation] = frozenset()
+) -> frozenset[Operation]:
+    """The operations by which tokens enter an attention, or a later operation: those that read them and lead to it.
+
+    What leads to it through other attentions does not count: in an encoder-decoder all layers read the same words.
+    """
     writers = recorder.writers[slot]
     first = writers[0].index if writers else -1
-    return frozenset(op for op in _ancestors(recorder, operation, slot, first) if slot in op.inputs)
+    return frozenset(op for op in _ancestors(recorder, operation, slot, first, others) if slot in op.inputs)
 
 
-def _ancestors(recorder: Recorder, last: Operation, slot: Slot, first: int) -> set[Operation]:
+def _ancestors(
+    recorder: Recorder, last: Operation, slot: Slot, first: int, others: frozenset[Operation]
+) -> set[Operation]:
     """What leads to an operation, and ran after a time, without what leads to the slot."""
     found: set[Operation] = {last}
     waiting = list(last.inputs)
@@ -323,7 +333,7 @@ def _ancestors(recorder: Recorder, last: Operation, slot: Slot, first: int) -> s
             continue
         known.add(one)
         for operation in recorder.writers[one]:
-            if first < operation.index < last.index and operation not in found:
+            if first < operation.index < last.index and operation not in found and operation not in others:
                 found.add(operation)
                 waiting.extend(operation.inputs)
     return found

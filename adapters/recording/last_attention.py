@@ -1,4 +1,4 @@
-"""A model's last attention taken apart: its projections, and what follows it, evaluated for the rows the output reads."""
+"""A model's last attention taken apart: its projections, and what follows it for the rows that the output reads."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from .attention_calls import fused_operands, product_before
 from .continuation import Continuation, autocast_of, repeated, substituted, tensors_in
 from .operation_names import ELEMENTWISE, MOVES
 from .recorder import Operation, Recorder, Slot
-from .rows import Axis, MOST_ROWS, NotInClosedFormError, RowPlan, rows_of
+from .rows import MOST_ROWS, Axis, NotInClosedFormError, RowPlan, rows_of
 from .token_pass import Readout, TokenPass
 
 Turn = Callable[[Tensor], Tensor]
@@ -119,7 +119,9 @@ class LastAttention:
         rest = after[moved:]
         turn = None
         if rest:
-            turn = functools.partial(_turned, self._recorder, self._found.externals, rest, here, slot, token_axis, self._batch)
+            turn = functools.partial(
+                _turned, self._recorder, self._found.externals, rest, here, slot, token_axis, self._batch
+            )
         if token_axis == 1 and features.dim() == 2 and not rest:
             raise NotInClosedFormError("the heads do not lie in front of the tokens")
         return Projection(
@@ -137,7 +139,9 @@ class LastAttention:
         queries = recorder.shapes[self._query]
         before = {*self._core, *_between(found, recorder, self._query)}
         leads = _leading(found, set(attention.operation.inputs))
-        after = [op for op in found.operations if op not in leads and op is not attention.operation and op not in before]
+        after = [
+            op for op in found.operations if op not in leads and op is not attention.operation and op not in before
+        ]
         chain = [op for op in found.operations if op in set(_between(found, recorder, self._query))]
         externals = {**found.externals}
         self._query_plan: RowPlan | None = None
@@ -162,7 +166,7 @@ class LastAttention:
         if not direct:
             del start[found.slot]
         self._after = RowPlan(recorder, after, start, queries[2], externals)
-        wanted = [self.run.watched.output_slot, *([self.run.watched.latent_slot] if self.run.watched.latent_slot is not None else [])]
+        wanted = self._wanted()
         if any(slot not in self._after.axes and slot not in externals for slot in wanted):
             raise NotInClosedFormError("what is explained is made before the attention")
         for slot in wanted:
@@ -227,7 +231,9 @@ class LastAttention:
         slopes, more = slopes[seen], more[seen]
         scale = float(slopes[0])
         eps = torch.finfo(self._recorder.dtypes[product.outputs[0]]).eps ** 0.5
-        if bool(((slopes - scale).abs() > eps * abs(scale)).any()) or bool(((more - scale).abs() > eps * abs(scale)).any()):
+        if bool(((slopes - scale).abs() > eps * abs(scale)).any()) or bool(
+            ((more - scale).abs() > eps * abs(scale)).any()
+        ):
             raise NotInClosedFormError("the products are changed by more than a factor and a mask before the softmax")
         mask = at(0.0)
         return scale, None if not bool((mask != 0).any()) else mask
@@ -258,7 +264,7 @@ class LastAttention:
     # Going on from the attention
 
     def own_rows(self, tokens: Tensor) -> Tensor:
-        """The rows of tokens (..., tokens, channels) that the queries and what follows read; None of them: the first."""
+        """The rows of tokens (..., tokens, channels) that the queries and what follows read."""
         return rows_of(tokens, 1, self.rows)
 
     def query(self, rows: Tensor) -> Tensor:
@@ -272,9 +278,10 @@ class LastAttention:
                 query = query.expand(self._batch, -1, -1, -1)
             return query.repeat(copies, 1, 1, 1)
         plan = self._query_plan
-        return self._of_copies(
+        found: Tensor = self._of_copies(
             lambda own: plan.run({self._found.slot: self._natural(own)}, self.rows, [self._query])[0], copies, rows
         )
+        return found
 
     def read(self, attended: Tensor, rows: Tensor) -> Readout:
         """What the model returns.
@@ -284,8 +291,7 @@ class LastAttention:
             rows: The same rows of the tokens, (copies * batch, rows, channels).
         """
         copies = len(rows) // self._batch
-        wanted = [self.run.watched.output_slot, self.run.watched.latent_slot]
-        wanted = [slot for slot in wanted if slot is not None]
+        wanted = self._wanted()
 
         def follow(of_attention: Tensor, own: Tensor) -> tuple[Tensor, ...]:
             given = {self._output: of_attention.to(self._recorder.dtypes[self._output])}
@@ -296,6 +302,10 @@ class LastAttention:
 
         found = self._of_copies(follow, copies, attended, rows)
         return Readout(found[0], found[-1])
+
+    def _wanted(self) -> list[Slot]:
+        """The slots of the output and of the latent, if that is wanted."""
+        return [slot for slot in (self.run.watched.output_slot, self.run.watched.latent_slot) if slot is not None]
 
     def _natural(self, rows: Tensor) -> Tensor:
         return rows if run_axis(self.run) == 0 else rows.transpose(0, 1)
@@ -309,7 +319,9 @@ class LastAttention:
             try:
                 found = torch.vmap(function)(*many)
             except (RuntimeError, NotImplementedError) as error:
-                raise NotInClosedFormError(f"what follows the attention cannot be run for several copies: {error}") from error
+                raise NotInClosedFormError(
+                    f"what follows the attention cannot be run for several copies: {error}"
+                ) from error
         if isinstance(found, Tensor):
             return found.flatten(0, 1)
         return tuple(x.flatten(0, 1) for x in found)
@@ -337,7 +349,11 @@ def _operands(recorder: Recorder, found: Continuation) -> tuple[Slot, Slot, Slot
         query, key, value = fused_operands(operation)
         return query, key, value, [operation]
     product = product_before(recorder, attention.softmax)
-    if product is None or product.name not in ("matmul", "__matmul__") or operation.name not in ("matmul", "__matmul__"):
+    if (
+        product is None
+        or product.name not in ("matmul", "__matmul__")
+        or operation.name not in ("matmul", "__matmul__")
+    ):
         raise NotInClosedFormError("the attention's products are not matrix products of queries and keys")
     if len(product.inputs) != 2 or operation.inputs != (attention.weights, attention.value):
         raise NotInClosedFormError("the attention's products are not matrix products of queries and keys")
@@ -365,7 +381,7 @@ def _operands(recorder: Recorder, found: Continuation) -> tuple[Slot, Slot, Slot
     return query, key, attention.value, kept
 
 
-_NOTHING = frozenset("dropout to type_as float half bfloat16 double contiguous clone".split())
+_NOTHING = frozenset(["dropout", "to", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone"])
 
 
 def _transposed(recorder: Recorder, slot: Slot) -> Slot:
@@ -523,7 +539,9 @@ def _is_linear(chain: list[Operation], recorder: Recorder, start: Slot) -> bool:
         reads = [slot for slot in operation.inputs if slot in dependent]
         numbers = [x for x in operation.args if isinstance(x, int | float)]
         if operation.name in ("mul", "mul_", "multiply", "div", "div_", "true_divide"):
-            right = len(reads) == 1 and (not operation.name.startswith(("div", "true")) or operation.args[0] == reads[0])
+            right = len(reads) == 1 and (
+                not operation.name.startswith(("div", "true")) or operation.args[0] == reads[0]
+            )
         elif operation.name in ("add", "add_", "sub", "cat", "stack"):
             right = len(reads) == len(operation.inputs) and (operation.name in ("cat", "stack") or not numbers)
         else:

@@ -11,7 +11,7 @@ from .continuation import substituted, tensors_in
 from .operation_names import ELEMENTWISE, MOVES
 from .recorder import Operation, Recorder, Slot
 
-_MAPS = frozenset("conv2d avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate".split())
+_MAPS = frozenset(["conv2d", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"])
 _BY_INDEX = frozenset(["gather", "index_select", "take_along_dim"])
 _NORMS = frozenset(["layer_norm", "rms_norm", "normalize", "group_norm", "batch_norm", "linear", "addmm", "embedding"])
 
@@ -43,9 +43,10 @@ def grid_of(recorder: Recorder, slot: Slot, batch_axis: int, channel_axis: int) 
         return None
     start, size = labels
     for operation, read, made in steps:
-        start = _moved(recorder, operation, read, made, start)
-        if start is None:
+        moved = _moved(recorder, operation, read, made, start)
+        if moved is None:
             return None
+        start = moved
     rest = [axis for axis in range(len(shape)) if axis not in (batch_axis, channel_axis)]
     table = start.permute(batch_axis, *rest, channel_axis).flatten(1, -2)
     first = table[0]
@@ -122,7 +123,11 @@ def _kept_places(recorder: Recorder, operation: Operation, slot: Slot) -> list[S
             return []
         return followed
     if operation.name in ELEMENTWISE or operation.name in _NORMS:
-        return [one for one in followed if recorder.shapes[one][:-1] == shape[:-1] and len(shape) > 2 or recorder.shapes[one] == shape]
+        return [
+            one
+            for one in followed
+            if (recorder.shapes[one][:-1] == shape[:-1] and len(shape) > 2) or recorder.shapes[one] == shape
+        ]
     return [one for one in followed if recorder.shapes[one] == shape and operation.name in _SAME]
 
 

@@ -4,8 +4,7 @@ import contextlib
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -88,7 +87,9 @@ class Operation:
 class Listener(Protocol):
     """Is told of each operation when it has run, while its tensors live."""
 
-    def __call__(self, operation: Operation) -> None: ...
+    def __call__(self, operation: Operation) -> None:
+        """Is told of one."""
+        ...
 
 
 class Recorder(TorchFunctionMode):
@@ -162,8 +163,8 @@ class Recorder(TorchFunctionMode):
             _collect(kwargs.values(), tensors)
         if not tensors:
             return func(*args, **kwargs)
-        is_followed = self._is_followed
-        if not any([is_followed(x) for x in tensors]):  # all of them: each may have been made unseen
+        followed = [self._is_followed(x) for x in tensors]  # all of them: each may have been made unseen
+        if not any(followed):
             with torch.no_grad():  # of constants
                 return func(*args, **kwargs)
         return self._run(name, func, args, dict(kwargs), tensors)
@@ -245,7 +246,9 @@ class Recorder(TorchFunctionMode):
         """Does a tensor come from followed ones by something that was not seen? Then that becomes an operation."""
         if slot is not None and any(writer.unseen for writer in self.writers[slot]):
             return True
-        origins = tuple(dict.fromkeys(s for x in _leaves(tensor) if (s := self.slot_of(x)) is not None and self.follows[s]))
+        origins = tuple(
+            dict.fromkeys(s for x in _leaves(tensor) if (s := self.slot_of(x)) is not None and self.follows[s])
+        )
         if not origins:
             return False
         operation = Operation(len(self.operations), self.calls, "unseen", _unseen, (), {}, origins, unseen=True)
@@ -260,9 +263,7 @@ class Recorder(TorchFunctionMode):
         return self._new(tensor, None, follows=False) if slot is None else slot
 
 
-def in_parts(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Callable[..., Any] | None:
+def in_parts(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
     """The same in Python, for functions that do several things of which each shall be seen."""
     if func is F.multi_head_attention_forward:
         return _multi_head_attention

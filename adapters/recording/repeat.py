@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from .operation_names import name_of
 from .recorder import Operation, Slot, in_parts
 
 Replacement = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -50,6 +51,11 @@ def with_tokens(operation: Operation, slot: Slot, tokens: Tensor) -> Replacement
     """The operation reads other tokens in a slot's place."""
 
     def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is not operation.func and not name_of(func).endswith("_as"):  # which are recorded as others
+            raise ValueError(
+                "The model does other things each time it is called with the same inputs, so that its tokens cannot be "
+                "exchanged. Is something random in it?"
+            )
         args, kwargs = _put((operation.args, operation.kwargs), (args, kwargs), slot, tokens)
         return func(*args, **kwargs)
 

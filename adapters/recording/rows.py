@@ -7,6 +7,7 @@ picked, and repeats the operations for these. An operation that is not known to 
 are needed.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -21,12 +22,31 @@ from .recorder import Operation, Recorder, Slot
 MOST_ROWS = 8
 
 _VIEWED = frozenset(
-    "transpose permute t T mT H mH adjoint swapaxes swapdims movedim moveaxis squeeze unsqueeze chunk split "
-    "split_with_sizes tensor_split unbind".split()
+    [
+        "transpose",
+        "permute",
+        "t",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "adjoint",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "moveaxis",
+        "squeeze",
+        "unsqueeze",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "unbind",
+    ]
 )
-_RESHAPED = frozenset("view reshape flatten unflatten view_as reshape_as ravel".split())
-_REDUCED = frozenset("mean sum var std norm vector_norm amax amin".split())
-_EXPANDED = frozenset("expand expand_as".split())
+_RESHAPED = frozenset(["view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel"])
+_REDUCED = frozenset(["mean", "sum", "var", "std", "norm", "vector_norm", "amax", "amin"])
+_EXPANDED = frozenset(["expand", "expand_as"])
 
 
 class NotInClosedFormError(Exception):
@@ -84,6 +104,7 @@ class RowPlan:
 
     @property
     def picked(self) -> list[int] | Tensor | None:
+        """The rows that are picked."""
         if self._each is not None:
             if self._picks:
                 raise NotInClosedFormError("the output reads rows that differ between samples, and others")
@@ -135,7 +156,11 @@ class RowPlan:
             return axis
         if name in PRODUCTS and name in ("matmul", "__matmul__") and operation.args[0] == slot and len(with_rows) == 1:
             other = operation.args[1]
-            if self.axes.get(other, "external") == "external" and len(self._recorder.shapes[other]) == 2 and axis.axis < len(shape) - 1:
+            if (
+                self.axes.get(other, "external") == "external"
+                and len(self._recorder.shapes[other]) == 2
+                and axis.axis < len(shape) - 1
+            ):
                 return axis
         if name == "normalize" and axis.axis not in _dims(operation, len(shape), 1, 2):
             return axis
@@ -193,7 +218,9 @@ class RowPlan:
         found = set()
         for view in tensors_in(operation.func(*args, **kwargs)):
             fits = [
-                i for i in range(view.dim()) if view.stride(i) == empty.stride(axis.axis) and view.shape[i] == shape[axis.axis]
+                i
+                for i in range(view.dim())
+                if view.stride(i) == empty.stride(axis.axis) and view.shape[i] == shape[axis.axis]
             ]
             if len(fits) != 1:
                 raise NotInClosedFormError(f"`{operation.name}` takes tokens apart")
@@ -207,7 +234,8 @@ class RowPlan:
         index = _full_index(operation.args[1], len(shape))
         tensors = [i for i in index if isinstance(i, Slot)]
         if tensors:
-            return self._taken_each(index, axis)
+            self._take_each(index, axis)
+            return None
         source = made = 0
         result: Axis | None = None
         for one in index:
@@ -220,7 +248,9 @@ class RowPlan:
                     self._pick([kept])
                 elif kept.step == 1 and len(kept):
                     whole = len(kept) == self._count
-                    result = axis._replace(axis=made, start=0 if whole else kept.start, stop=None if whole else kept.stop)
+                    result = axis._replace(
+                        axis=made, start=0 if whole else kept.start, stop=None if whole else kept.stop
+                    )
                 else:
                     raise NotInClosedFormError("the output reads some tokens in between")
             made += not isinstance(one, int)
@@ -234,13 +264,13 @@ class RowPlan:
     def _joined(self, axis: Axis, parts: list[Axis]) -> Axis:
         """Parts of the rows put together again."""
         ranges = [self._range(part) for part in parts]
-        follow = all(a.stop == b.start for a, b in zip(ranges, ranges[1:], strict=False))
+        follow = all(a.stop == b.start for a, b in itertools.pairwise(ranges))
         if not follow or len({part._replace(start=0, stop=None) for part in parts}) != 1:
             raise NotInClosedFormError("tokens are put together with others")
         whole = (ranges[0].start, ranges[-1].stop) == (0, self._count)
         return axis._replace(start=0 if whole else ranges[0].start, stop=None if whole else ranges[-1].stop)
 
-    def _taken_each(self, index: list[Any], axis: Axis) -> None:
+    def _take_each(self, index: list[Any], axis: Axis) -> None:
         """One row of each sample, as `x[torch.arange(batch), last]`."""
         fits = (
             axis == Axis(1)
@@ -248,9 +278,15 @@ class RowPlan:
             and all(i == slice(None) for i in index[2:])
         )
         if not fits:
-            raise NotInClosedFormError("the output reads tokens by an index that is not known to be one for each sample")
+            raise NotInClosedFormError(
+                "the output reads tokens by an index that is not known to be one for each sample"
+            )
         samples, rows = (self._externals[i] for i in index[:2])
-        if rows.is_floating_point() or rows.dtype is torch.bool or not torch.equal(samples, torch.arange(len(samples)).to(samples)):
+        if (
+            rows.is_floating_point()
+            or rows.dtype is torch.bool
+            or not torch.equal(samples, torch.arange(len(samples)).to(samples))
+        ):
             raise NotInClosedFormError("the output reads tokens by an index that is not one for each sample")
         if self._each is not None and not torch.equal(self._each, rows % self._count):
             raise NotInClosedFormError("the output reads several tokens of each sample")
@@ -322,9 +358,7 @@ class RowPlan:
         """How many of the rows lie on an axis."""
         return 1 if isinstance(rows, Tensor) else sum(row in self._range(axis) for row in rows)
 
-    def _take(
-        self, operation: Operation, tensor: Tensor, read: Slot, rows: list[int] | Tensor, value: Any
-    ) -> Tensor:
+    def _take(self, operation: Operation, tensor: Tensor, read: Slot, rows: list[int] | Tensor, value: Any) -> Tensor:
         axis = self.axes[read]
         assert axis is not None  # noqa: S101
         if operation.name == "select":
@@ -339,7 +373,9 @@ class RowPlan:
                 continue
             if source == axis.axis and one != slice(None):
                 places = self._places(axis, one, rows)
-                index[number] = places[0] if isinstance(one, int) else slice(places[0], places[-1] + 1) if places else slice(0)
+                index[number] = (
+                    places[0] if isinstance(one, int) else slice(places[0], places[-1] + 1) if places else slice(0)
+                )
             source += 1
         return tensor[tuple(index)]
 
@@ -382,7 +418,13 @@ def _reshaped(axis: Axis, shape: torch.Size, out: torch.Size, count: int) -> Axi
     after = math.prod(shape[axis.axis + 1 :]) * axis.inner
     for place in range(len(out)):
         left, right = math.prod(out[:place]), math.prod(out[place + 1 :])
-        if left and right and before % left == 0 and after % right == 0 and (before // left) * count * (after // right) == out[place]:
+        if (
+            left
+            and right
+            and before % left == 0
+            and after % right == 0
+            and (before // left) * count * (after // right) == out[place]
+        ):
             return Axis(place, before // left, after // right)
     raise NotInClosedFormError("a reshaping takes tokens apart")
 

@@ -20,10 +20,23 @@ from .repeat import Repeat, Replacement, with_tokens
 from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at
 
 _MOST_PASSES = 4
-_LAST = frozenset("linear addmm layer_norm rms_norm embedding".split())
+_LAST = frozenset(["linear", "addmm", "layer_norm", "rms_norm", "embedding"])
 _SECOND = frozenset(
-    "conv1d conv2d conv3d batch_norm group_norm instance_norm max_pool2d avg_pool2d adaptive_avg_pool2d "
-    "adaptive_avg_pool1d adaptive_max_pool2d interpolate pixel_shuffle".split()
+    [
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "batch_norm",
+        "group_norm",
+        "instance_norm",
+        "max_pool2d",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool1d",
+        "adaptive_max_pool2d",
+        "interpolate",
+        "pixel_shuffle",
+    ]
 )
 
 
@@ -132,7 +145,8 @@ class TokenPass:
                 )
                 if ordinal is not None and not -len(one.finder.calls) <= ordinal < len(one.finder.calls):
                     raise ValueError(
-                        f"Expected `attention` to be one of the {len(one.finder.calls)} attentions of this model, got {ordinal}."
+                        f"Expected `attention` to be one of the {len(one.finder.calls)} attentions of this "
+                        f"model, got {ordinal}."
                     )
                 if ordinal is not None and ordinal < 0:
                     options, ordinal = {"ordinal": len(one.finder.calls) + ordinal}, None
@@ -187,7 +201,8 @@ class TokenPass:
             self.check(readout)
         except DifferentOutputError:
             raise ValueError(
-                "The model returns something else each time it is called with the same inputs: is something random in it, or "
+                "The model returns something else each time it is called with the same inputs: is something "
+                "random in it, or "
                 "does it keep a state from one call to the next?"
             ) from None
         return readout
@@ -265,7 +280,9 @@ class TokenPass:
         last = self.continuation.attention
         if last is None or self.watched.output_slot is None:
             return []
-        return [call for call in self.watched.attentions_reaching(self.watched.output_slot) if call.ordinal <= last.ordinal]
+        return [
+            call for call in self.watched.attentions_reaching(self.watched.output_slot) if call.ordinal <= last.ordinal
+        ]
 
     def grid(self) -> Grid | None:
         """Where the tokens lie on an image; None if they lie on no grid."""
@@ -339,12 +356,15 @@ class TokenPass:
     def _none_found(self) -> str:
         if self._point is not None:
             return (
-                f"The layer {self._point} did not run in the forward pass of this thread. Is it part of the model? A model "
+                f"The layer {self._point} did not run in the forward pass of this thread. Is it part of the "
+                f"model? A model "
                 "that is spread over devices (nn.DataParallel) must be passed as its `.module`."
             )
         return (
-            "No attention was seen in this forward pass: no softmax of products of queries and keys that weights values. "
-            "Of a convolutional network use captum.attr.LayerGradCam or a method of pytorch-grad-cam, or pass `layer=` the "
+            "No attention was seen in this forward pass: no softmax of products of queries and keys that weights "
+            "values. "
+            "Of a convolutional network use captum.attr.LayerGradCam or a method of pytorch-grad-cam, or pass "
+            "`layer=` the "
             "module whose output times gradient you want."
         )
 
@@ -357,7 +377,8 @@ def _lacks_batch(inputs: Tensor, root: nn.Module | None) -> bool:
 
 def _no_batch_axis(inputs: Tensor) -> str:
     return (
-        f"Expected images (batch, channels, height, width), got shape {tuple(inputs.shape)}. A single image needs a batch "
+        f"Expected images (batch, channels, height, width), got shape {tuple(inputs.shape)}. A single image "
+        f"needs a batch "
         "axis: `image.unsqueeze(0)`."
     )
 

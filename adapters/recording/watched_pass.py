@@ -119,7 +119,8 @@ class WatchedPass:
                 return {"ordinal": ordinal, "held": self._held}
         lost = [*found.lost, *([self.latent_slot] if self.latent is None and self.latent_slot is not None else [])]
         makers = (
-            self.recorder.writers[slot][:1] or [op for op in self.recorder.operations if slot in op.inputs] for slot in lost
+            self.recorder.writers[slot][:1] or [op for op in self.recorder.operations if slot in op.inputs]
+            for slot in lost
         )
         held = frozenset(op.index for ops in makers for op in ops) - self._held
         return {"ordinal": ordinal, "held": self._held | held} if held else None
@@ -172,7 +173,7 @@ class WatchedPass:
 
     @contextmanager
     def _noting_modules(self, root: nn.Module | None) -> Iterator[None]:
-        """Note what the model's own modules read and made: those of its first level, or of the one part it passes on to."""
+        """Note what the modules of the model's first level read and made, or those of the one part it consists of."""
         thread = threading.get_ident()
         level = root
         while level is not None and len(children := list(level.children())) == 1:
@@ -199,7 +200,11 @@ class WatchedPass:
         if self._held and operation.index in self._held:
             self._kept.extend(x for slot in operation.outputs if (x := self.recorder.tensor(slot)) is not None)
             self._kept.extend(operation.constants)
-        if self._latent_wanted and operation.name == "linear" and (read := projected(self.recorder, operation)) is not None:
+        if (
+            self._latent_wanted
+            and operation.name == "linear"
+            and (read := projected(self.recorder, operation)) is not None
+        ):
             self._head = self.recorder.tensor(read)
         if self.continuation is not None:
             self.continuation.add(operation)
@@ -209,14 +214,20 @@ class WatchedPass:
         if self._on_attention is not None:
             self._on_attention(self.recorder, call)
         if self._point is not None:
-            if self.continuation is not None and self.continuation.slot in tokens_of(self.recorder, self.finder.calls, call)[1]:
+            if (
+                self.continuation is not None
+                and self.continuation.slot in tokens_of(self.recorder, self.finder.calls, call)[1]
+            ):
                 self.continuation.attention = call
         elif self._inside and (self._ordinal is None or call.ordinal == self._ordinal):
             self.continuation = self._continue_from(call)
 
     def _continue_from(self, call: AttentionCall) -> Continuation:
         tokens, views = tokens_of(self.recorder, self.finder.calls, call)
-        found = Continuation(self.recorder, tokens, reads_of(self.recorder, call.operation, tokens), call, views)
+        others = frozenset(other.operation for other in self.finder.calls if other is not call)
+        found = Continuation(
+            self.recorder, tokens, reads_of(self.recorder, call.operation, tokens, others), call, views
+        )
         first = found.operations[0].index if found.operations else call.operation.index
         for operation in self.recorder.operations[self._forgotten : first]:
             operation.forget()
@@ -242,16 +253,22 @@ class WatchedPass:
                 hook.remove()
 
     def _pass_point(self, value: Any) -> Tensor:
+        calls = self.recorder.calls  # of what follows only one is made again when the model runs again
         if not isinstance(value, Tensor) or value.dim() < 2:
             found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else str(type(value))
-            raise ValueError(f"Expected {self._point} to hold one tensor with the batch first, got {found}. Pass another layer.")
+            raise ValueError(
+                f"Expected {self._point} to hold one tensor with the batch first, got {found}. Pass another layer."
+            )
         if self.continuation is not None:
             raise ValueError(
-                f"The layer {self._point} ran more than once in one forward pass, so its tokens are not one set. Pass a "
+                f"The layer {self._point} ran more than once in one forward pass, so its tokens are not one set. "
+                f"Pass a "
                 "layer that runs once."
             )
+        self.recorder.calls = calls
         tokens = value.view_as(value)
         self.continuation = Continuation(self.recorder, self.recorder.follow(tokens), None)
+        self.recorder.calls = calls + 1
         return tokens
 
 
@@ -259,8 +276,8 @@ class WatchedPass:
 def exchanged_at(point: HookPoint, exchange: Callable[[Any], Any]) -> Iterator[None]:
     """Exchange what a module of this thread's calls returns, or reads, for what `exchange` makes of it.
 
-    At a module's input every argument that is the same tensor as the first is exchanged with it, as attention modules may
-    be given their tokens three times: as query, key and value.
+    At a module's input every argument that is the same tensor as the first is exchanged with it, as attention modules
+    may be given their tokens three times: as query, key and value.
     """
     thread = threading.get_ident()
 

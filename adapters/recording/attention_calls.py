@@ -151,16 +151,12 @@ def projected(recorder: Recorder, operation: Operation) -> Slot | None:
         named = [operation.kwargs[name] for name in ("input", "mat1") if name in operation.kwargs]
         position = 1 if operation.name == "addmm" else 0
         read = operation.args[position] if len(operation.args) > position else named[0]
-        if operation.name.startswith("conv") and _groups(operation) > 1:
-            return None
+        weight = operation.kwargs.get("weight", operation.args[1] if len(operation.args) > 1 else None)
+        if operation.name.startswith("conv") and isinstance(weight, Slot) and recorder.shapes[weight][1] == 1:
+            return None  # each channel alone
         return read if isinstance(read, Slot) and recorder.follows[read] else None
     if operation.name in PRODUCTS:
         followed = [slot for slot in operation.inputs if recorder.follows[slot]]
         others = [slot for slot in operation.inputs if not recorder.follows[slot]]
         return followed[0] if len(followed) == 1 and others else None
     return None
-
-
-def _groups(operation: Operation) -> int:
-    groups = operation.kwargs.get("groups", operation.args[6] if len(operation.args) > 6 else 1)
-    return int(groups)

@@ -200,7 +200,6 @@ ABOUT_SHAPES = frozenset(
         "is_complex",
         "is_contiguous",
         "element_size",
-        "type",
         "get_device",
         "is_pinned",
         "__len__",

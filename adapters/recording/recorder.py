@@ -153,7 +153,7 @@ class Recorder(TorchFunctionMode):
             with self:
                 return parts(*args, **kwargs)
         name = name_of(func)
-        if name in ABOUT_SHAPES:
+        if name in ABOUT_SHAPES or (name == "type" and len(args) == 1 and not kwargs):
             return func(*args, **kwargs)
         if name in _AS_ANOTHER and len(args) == 2 and isinstance(args[1], Tensor):
             func, name, args = _AS_ANOTHER[name](*args)

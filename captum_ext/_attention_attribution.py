@@ -70,10 +70,11 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
         """
         given: tuple[Tensor, ...] = checked_inputs(inputs)
         arguments = (*given, *as_tuple(additional_forward_args))
-        if self._of_gradients:
-            found = self._relevances(given, target, arguments)
-        else:
-            found = mean_weights(self.forward_func, arguments, len(given), last_only=self._last_only)
+        with torch.inference_mode(False), torch.enable_grad():
+            if self._of_gradients:
+                found = self._relevances(given, target, arguments)
+            else:
+                found = mean_weights(self.forward_func, arguments, len(given), last_only=self._last_only)
         with full_precision(found.row):
             tokens = self._formula(found)
         finite = torch.isfinite(tokens).all(-1)

@@ -238,7 +238,9 @@ def test_an_untrained_head_is_an_error_not_a_blank_map(method, options):
 
 
 @each_method
-def test_a_layer_behind_the_last_attention_is_an_error(method, options):
+def test_a_layer_behind_the_last_attention_is_an_error(method, options, way):
+    if way == "full runs":
+        return  # a given layer is not exchanged again
     model = tiny_vit()
     with pytest.raises(ValueError, match="behind the last attention"):
         method(model, model.blocks[-1].norm2).attribute(IMAGES, TARGETS, **options)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .attention_calls import AttentionCall
 from .last_attention import LastAttention
+from .repeat import Replacement
 from .rows import NotInClosedFormError
 from .token_pass import Readout, TokenPass
 
@@ -76,25 +77,27 @@ def weights_with_readout(run: TokenPass, calls: list[AttentionCall]) -> tuple[li
     """
     kept: list[Tensor] = []
 
-    def keep(weights: Tensor) -> Tensor:
-        if not kept:
+    def keep(weights: Tensor, *, differentiable: bool) -> Tensor:
+        if not torch.is_grad_enabled():
             weights = weights.detach().requires_grad_()
-            torch.set_grad_enabled(True)
+            torch.set_grad_enabled(differentiable)  # and not where the model's own code forbids it
         kept.append(weights)
         return weights
 
-    def fused(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value, arguments = fused_arguments(args, kwargs)
-        weights = keep(fused_weights(**arguments))
-        return weights.to(value.dtype) @ value
+    def replaced(call: AttentionCall) -> Replacement:
+        differentiable = call.operation.differentiable
 
-    def softmax(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return keep(func(*args, **kwargs))
+        def fused(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            value, arguments = fused_arguments(args, kwargs)
+            weights = keep(fused_weights(**arguments), differentiable=differentiable)
+            return weights.to(value.dtype) @ value
 
-    replacements = {
-        call.operation.call if call.softmax is None else call.softmax.call: fused if call.softmax is None else softmax
-        for call in calls
-    }
+        def softmax(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return keep(func(*args, **kwargs), differentiable=differentiable)
+
+        return fused if call.softmax is None else softmax
+
+    replacements = {(call.softmax or call.operation).call: replaced(call) for call in calls}
     with torch.no_grad():
         readout = run.repeat(replacements)
     run.check(readout)

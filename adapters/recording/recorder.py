@@ -135,6 +135,10 @@ class Recorder(TorchFunctionMode):
         slot = self._seen.get(id(tensor))
         return None if slot is None or self._references[slot]() is not tensor else slot
 
+    def stop_telling(self) -> None:
+        """Let go of the listener, which holds the recorder."""
+        self._listener = _nobody
+
     def follow(self, tensor: Tensor) -> Slot:
         """Follow a tensor from here on, whatever it was computed from."""
         slot = self.slot_of(tensor)
@@ -291,6 +295,10 @@ def has_graph(tensor: Tensor) -> bool:
         return tensor.requires_grad and tensor.grad_fn is not None
     except RuntimeError:  # a view made here, without a graph, of something that was changed in place
         return False
+
+
+def _nobody(operation: Operation) -> None:
+    del operation
 
 
 def _unseen() -> Any:

@@ -51,7 +51,7 @@ def with_tokens(operation: Operation, slot: Slot, tokens: Tensor) -> Replacement
     """The operation reads other tokens in a slot's place."""
 
     def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is not operation.func and not name_of(func).endswith("_as"):  # which are recorded as others
+        if name_of(func) != operation.name and not name_of(func).endswith("_as"):  # which are recorded as others
             raise ValueError(
                 "The model does other things each time it is called with the same inputs, so that its tokens cannot be "
                 "exchanged. Is something random in it?"

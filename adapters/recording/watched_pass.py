@@ -103,6 +103,7 @@ class WatchedPass:
             self.continuation.finish(wanted)
         self._kept.clear()
         self._head = None
+        self.recorder.stop_telling()
 
     def again(self) -> dict[str, Any] | None:
         """What another pass must do otherwise, to keep what this one lost; None if nothing was."""

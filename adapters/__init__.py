@@ -1,4 +1,4 @@
-"""Everything that knows a model family: where its tokens are, and how to run it from there on."""
+"""Everything that runs or knows a model: its passes watched, its tokens, its wrappers."""
 
 import importlib.metadata
 import warnings

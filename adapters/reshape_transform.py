@@ -55,7 +55,8 @@ class ReshapeTransform:
         if self.size_was_given:
             raise ValueError(
                 f"The layer holds {count} tokens, but with images of {self.image_size[0]} x {self.image_size[1]} "
-                f"this model has {self.count}: {others} others and a {self.grid.height} x {self.grid.width} grid of patches."
+                f"this model has {self.count}: {others} others and a {self.grid.height} x {self.grid.width} grid of "
+                "patches."
             )
         patches = count - others
         side: int = math.isqrt(max(patches, 0))

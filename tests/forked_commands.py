@@ -35,6 +35,7 @@ class Commands:
     def start(self, arguments, processes=1):
         self._count += 1
         log = self._folder / f"log{self._count}"
+        log.touch()  # a job may be killed before it opens it
         return Job(
             self._ask({"arguments": [str(one) for one in arguments], "processes": processes, "log": str(log)}), log
         )

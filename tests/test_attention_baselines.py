@@ -424,7 +424,7 @@ def test_a_wrong_target_leaves_the_model_as_found(method, target):
     model.patch_embed.register_forward_hook(lambda *_: calls.append(1))
     with left_as_found(model), pytest.raises((TypeError, ValueError), match="target"):
         method(model).attribute(IMAGES, target)
-    assert len(calls) <= 1
+    assert len(calls) <= 2
 
 
 def test_threads_share_a_model_in_training_mode():

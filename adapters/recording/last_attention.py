@@ -312,7 +312,8 @@ class LastAttention:
 
     def _of_copies(self, function: Callable[..., Any], copies: int, *tensors: Tensor) -> Any:
         """A function of one batch for several, each by itself: samples of different copies do not meet."""
-        with torch.inference_mode(False):
+        allowed = torch.set_grad_enabled(torch.is_grad_enabled())
+        with torch.inference_mode(False), allowed:
             if copies == 1:
                 return function(*tensors)
             many = [x.unflatten(0, (copies, self._batch)) for x in tensors]

@@ -243,7 +243,8 @@ class TokenPass:
 
         repeat = Repeat(replacements if head is None else {**replacements, head.call: keep})
         hook = nullcontext() if self._point is None else exchanged_at(self._point, lambda value: value.view_as(value))
-        with torch.inference_mode(False), self._mode(), hook, repeat:
+        allowed = torch.set_grad_enabled(torch.is_grad_enabled())  # entering the other mode would allow gradients
+        with torch.inference_mode(False), allowed, self._mode(), hook, repeat:
             output = bare_output(self._forward(*copies))
         if repeat.replaced < len(replacements):
             raise ValueError(
@@ -262,7 +263,7 @@ class TokenPass:
 
     def values(self, slots: list[Slot]) -> list[Tensor]:
         """The values of some tensors on the way from the tokens, without gradients."""
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             return self.continuation.run(self.continuation.tokens, slots)
 
     def arguments_of(self, operation: Operation) -> tuple[tuple[Any, ...], dict[str, Any]]:

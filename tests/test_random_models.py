@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM
 
 STEPS, SAMPLES, DEVIATION = 4, 3, 0.1
-MOST_REFUSED = 0.05
+MOST_REFUSED = 0.03
 KINDS = {"cdam": CDAM, "integrated": IntegratedCDAM, "smooth": SmoothCDAM}
 BLANK = 1e-12  # a map that is zero may be refused
 SMALL = 1e-6  # differences are relative to the largest score, or to this

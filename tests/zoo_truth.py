@@ -50,6 +50,8 @@ class Truth:
     """The tokens of the last attention and their scores, or why there are none.
 
     The note says what is not the usual: that keys read another tensor than values, or queries a part of the tokens.
+    `module` holds the same for the input of the module that holds the projections: there, what reads the tokens on
+    another way than by the three projections counts too (gates, compressed keys and values, a class token as query).
     """
 
     tokens: Tensor | None = None
@@ -57,14 +59,16 @@ class Truth:
     layer: str = ""
     reason: str = ""
     note: str = ""
+    module: "Truth | None" = None
 
 
 @dataclass
 class Call:
-    """One call of a module."""
+    """One call of a module: the `count`-th."""
 
     name: str
     softmax: bool = False
+    count: int = 0
 
 
 @dataclass
@@ -114,6 +118,7 @@ def _explain(case: Case) -> Truth:
         truth = _differentiated(case, chosen, last)
         if truth is not None:
             truth.note = _note(record, last)
+            truth.module = _at_module(case, last)
             return truth
         reason = f"the output has no gradient for what {last.name} reads"
     raise NoReferenceError(reason)
@@ -185,6 +190,35 @@ def _differentiated(case: Case, chosen: list[Reading], last: Reading) -> Truth |
     return Truth(tokens, (tokens * gradient).sum(last.channels), last.name)
 
 
+def _at_module(case: Case, last: Reading) -> Truth | None:
+    """The same at the input of the module that holds the projections."""
+    module = case.model.get_submodule(last.call.name)
+    leaves: list[Tensor] = []
+    calls: list[None] = []
+
+    def exchange(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        calls.append(None)
+        if len(calls) - 1 != last.call.count:
+            return args, kwargs
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point()]
+        same = [x for x in given if x.shape == last.tensor.shape and torch.equal(x, last.tensor)]
+        read = (same or given)[0]
+        leaves.append(read.detach().clone().requires_grad_())
+        exchanged = partial(_exchanged, read, leaves[0])
+        return tuple(map(exchanged, args)), {name: exchanged(value) for name, value in kwargs.items()}
+
+    with module.register_forward_pre_hook(exchange, with_kwargs=True):
+        output = case.run()
+    score = score_of(output, case.target)
+    if not leaves or not score.requires_grad:
+        return None
+    (gradient,) = torch.autograd.grad(score, leaves[0], allow_unused=True)
+    if gradient is None:
+        return None
+    tokens = leaves[0].detach()
+    return Truth(tokens, (tokens * gradient).sum(last.channels if tokens.shape == last.tensor.shape else -1), last.name)
+
+
 def score_of(output: Any, target: Any) -> Tensor:
     """The sum over the samples of the output at the target."""
     if isinstance(output, dict):
@@ -224,6 +258,7 @@ class Watch(TorchFunctionMode):
     on_reading: Callable[[Reading], Tensor | None]
     stack: list[Call] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -244,7 +279,8 @@ class Watch(TorchFunctionMode):
 
     def _enter(self, name: str, watched: bool, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         whole = isinstance(module, nn.MultiheadAttention)
-        self.stack.append(Call(name))
+        self.calls[name] = self.calls.get(name, -1) + 1
+        self.stack.append(Call(name, count=self.calls[name]))
         tensor = _read(args, kwargs, 2 if whole else 0, "value" if whole else None)
         call = self.stack[-1] if whole else self._call(parent_of(name))
         if not watched or tensor is None or call is None:

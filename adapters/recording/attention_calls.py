@@ -93,6 +93,14 @@ def query_of(recorder: Recorder, call: AttentionCall) -> Slot | None:
     return None if product is None else product.inputs[-2]
 
 
+def key_of(recorder: Recorder, call: AttentionCall) -> Slot | None:
+    """The keys: the last operand of the product that the weights come from."""
+    if call.softmax is None:
+        return fused_operands(call.operation)[1]
+    product = product_before(recorder, call.softmax)
+    return None if product is None else product.inputs[-1]
+
+
 def product_before(recorder: Recorder, softmax: Operation) -> Operation | None:
     """The latest product from which a softmax is computed."""
     waiting, known, found = list(softmax.inputs), set(), []

@@ -1,6 +1,5 @@
 """What a model computes from some tokens on, as recorded operations that can run again for other tokens."""
 
-import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -9,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .attention_calls import AttentionCall, projected, query_of, value_projections
+from .attention_calls import AttentionCall, key_of, projected, query_of, value_projections
 from .operation_names import VIEWS
 from .recorder import Operation, Recorder, Slot
 
-_SCALINGS = frozenset(["mul", "mul_", "div", "div_"])  # as norms end with
 _PRODUCTS_OF_GATES = frozenset(["mul", "mul_", "multiply"])
 _CLIMBED = (VIEWS | frozenset(["roll", "pad"])) - frozenset(
     ["to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone"]
@@ -248,12 +246,7 @@ def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCal
     for read in list(reads):
         if any(other != read and comes_from(recorder, read, other) for other in reads):
             reads.remove(read)
-    slot = reads[-1]
-    query = query_of(recorder, call)
-    if query is not None and recorder.follows[query] and not comes_from(recorder, query, slot):
-        earlier = _step_before(recorder, slot)
-        if earlier is not None and comes_from(recorder, query, earlier):
-            slot = earlier
+    slot = _common_origin(recorder, calls, call, reads[-1])
     views = [slot]
     while (parent := _view_of(recorder, views[-1])) is not None:
         views.append(parent)
@@ -284,18 +277,37 @@ def comes_from(recorder: Recorder, slot: Slot, origin: Slot) -> bool:
     return False
 
 
-def _step_before(recorder: Recorder, slot: Slot) -> Slot | None:
-    """What a linear layer read, of which a tensor is the result, normalised or split."""
-    rows = math.prod(recorder.shapes[slot][:-1])
-    while recorder.writers[slot]:
-        operation = recorder.writers[slot][0]
-        read = projected(recorder, operation)
-        if read is not None:
-            return read if math.prod(recorder.shapes[read][:-1]) == rows else None
-        followed = [one for one in operation.inputs if recorder.follows[one]]
-        if not followed or (len(set(followed)) > 1 and operation.name not in _SCALINGS):
-            return None
-        slot = followed[0]
+def _common_origin(recorder: Recorder, calls: list[AttentionCall], call: AttentionCall, read: Slot) -> Slot:
+    """The latest tensor, not later than what the values are projected from, that all operands are made from.
+
+    Of queries, keys and values; or only of keys and values, where the queries come from another attention.
+    """
+    others = frozenset(other.operation for other in calls if other is not call)
+    key, query = key_of(recorder, call), query_of(recorder, call)
+    for operands in ((read, key, query), (read, key)):
+        followed = {slot for slot in operands if slot is not None and recorder.follows[slot]}
+        found = _passed_by_all(recorder, followed, read, others)
+        if found is not None:
+            return found
+    return read
+
+
+def _passed_by_all(recorder: Recorder, slots: set[Slot], latest: Slot, barriers: frozenset[Operation]) -> Slot | None:
+    """The latest tensor through which all ways to some tensors lead, without one of the barriers behind it."""
+
+    def time(slot: Slot) -> int:
+        return recorder.writers[slot][0].index if recorder.writers[slot] else -1
+
+    waiting, limit = set(slots), time(latest)
+    while waiting:
+        slot = max(waiting, key=lambda one: (time(one), one))
+        if len(waiting) == 1 and time(slot) <= limit and len(recorder.shapes[slot]) >= 2:
+            return slot
+        waiting.remove(slot)
+        for operation in recorder.writers[slot]:
+            if operation in barriers:
+                return None
+            waiting.update(one for one in operation.inputs if recorder.follows[one] and one != slot)
     return None
 
 

@@ -12,6 +12,7 @@ from .attention_calls import AttentionCall, key_of, projected, query_of, value_p
 from .operation_names import VIEWS
 from .recorder import Operation, Recorder, Slot
 
+_ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
 _PRODUCTS_OF_GATES = frozenset(["mul", "mul_", "multiply"])
 _CLIMBED = (VIEWS | frozenset(["roll", "pad"])) - frozenset(
     ["to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone"]
@@ -30,6 +31,8 @@ class Continuation:
         tokens: The slot of the tokens.
         reads: The operations in which they are exchanged; None: all that read them.
         attention: The attention they enter, if any.
+        views: The tokens as they are rearranged on the way to the layer that projects them, its own first.
+        others: The operations of the other attentions.
 
     Attributes:
         tokens: Their value.
@@ -47,8 +50,11 @@ class Continuation:
         reads: frozenset[Operation] | None,
         attention: AttentionCall | None = None,
         views: tuple[Slot, ...] = (),
+        others: frozenset[Operation] = frozenset(),
     ) -> None:
         self.slot = slot
+        self._others = others
+        self._behind_residual = False
         self.attention = attention
         self.views = views
         self.operations: list[Operation] = []
@@ -84,8 +90,13 @@ class Continuation:
         reads = self.reads_tokens(operation)
         if not reads and self.dependent.isdisjoint(operation.inputs):
             return
-        if operation.name in _PRODUCTS_OF_GATES and self._reads is not None and not reads:
-            self._find_gate(operation)
+        if self._reads is not None and not reads:
+            if (shared := self._view_read_elsewhere(operation)) is not None:
+                self._start_at(shared, operation)
+                return
+            self._behind_residual = self._behind_residual or self._adds_residual(operation)
+            if operation.name in _PRODUCTS_OF_GATES and not self._behind_residual:
+                self._find_gate(operation)
         if operation.mutated is not None and operation.mutated not in self.dependent:
             self._mutates(operation, operation.mutated)
         for slot in operation.inputs:
@@ -100,6 +111,36 @@ class Continuation:
             )
         self.operations.append(operation)
         self.dependent.update(operation.outputs)
+
+    def _view_read_elsewhere(self, operation: Operation) -> Slot | None:
+        """A rearrangement of the tokens that an operation reads which does not lead into the attention."""
+        if len(self.views) < 2 or self.attention is None or operation.name in VIEWS:
+            return None
+        if operation.index <= self.attention.operation.index:
+            return None
+        return next((slot for slot in self.views[:-1] if slot in operation.inputs), None)
+
+    def _start_at(self, slot: Slot, last: Operation) -> None:
+        """Exchange the tokens later: as they are rearranged."""
+        assert self.attention is not None  # noqa: S101
+        self.slot, self.views = slot, self.views[: self.views.index(slot) + 1]
+        self.tokens = self._take(slot)
+        self._reads = reads_of(self._recorder, self.attention.operation, slot, self._others)
+        self.operations = []
+        self.dependent.clear()
+        for operation in self._recorder.operations[min(read.index for read in self._reads) : last.index + 1]:
+            self.add(operation)
+
+    def _adds_residual(self, operation: Operation) -> bool:
+        """Is the attention's result added to what went past it?"""
+        if operation.name not in _ADDITIONS or operation.index < self._attention_index:
+            return False
+        others = [slot for slot in operation.inputs if slot not in self.dependent and self._recorder.follows[slot]]
+        return bool(others) and _shares_places(self._recorder, operation)
+
+    @property
+    def _attention_index(self) -> int:
+        return -1 if self.attention is None else self.attention.operation.index
 
     def _find_gate(self, operation: Operation) -> None:
         """Tokens that gate the attention's output enter it, too: then what made the gate is taken."""
@@ -242,7 +283,12 @@ def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCal
     They are what its value projection reads, as it was before it was rearranged (for windows, say). Where values are
     made in several steps (latent attention, low-rank adapters), the first step counts.
     """
-    reads = [read for _, read in value_projections(recorder, calls, call.value)] or [call.value]
+    reads = [read for _, read in value_projections(recorder, calls, call.value)]
+    if not reads and (key := key_of(recorder, call)) is not None:  # values to which those of an earlier layer are added
+        reads = [
+            read for _, read in value_projections(recorder, calls, key) if comes_from(recorder, call.value, read)
+        ]
+    reads = reads or [call.value]
     for read in list(reads):
         if any(other != read and comes_from(recorder, read, other) for other in reads):
             reads.remove(read)

@@ -227,7 +227,7 @@ class WatchedPass:
         tokens, views = tokens_of(self.recorder, self.finder.calls, call)
         others = frozenset(other.operation for other in self.finder.calls if other is not call)
         found = Continuation(
-            self.recorder, tokens, reads_of(self.recorder, call.operation, tokens, others), call, views
+            self.recorder, tokens, reads_of(self.recorder, call.operation, tokens, others), call, views, others
         )
         first = found.operations[0].index if found.operations else call.operation.index
         for operation in self.recorder.operations[self._forgotten : first]:

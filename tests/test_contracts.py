@@ -238,9 +238,19 @@ def test_an_untrained_head_is_an_error_not_a_blank_map(method, options):
 
 
 @each_method
-def test_a_layer_behind_the_last_attention_is_an_error(method, options, way):
-    if way == "full runs":
-        return  # a given layer is not exchanged again
+def test_a_layer_that_is_given_gives_the_same_maps(method, options):
+    model = tiny_vit()
+    options = options | ({"generator": torch.Generator().manual_seed(1)} if "nt_samples" in options else {})
+    found = method(model).attribute(IMAGES, TARGETS, **options)
+    if "generator" in options:
+        options["generator"].manual_seed(1)
+    given = method(model, model.blocks[-1].norm1).attribute(IMAGES, TARGETS, **options)
+    assert not given.requires_grad
+    torch.testing.assert_close(given, found, rtol=1e-4, atol=1e-6)
+
+
+@each_method
+def test_a_layer_behind_the_last_attention_is_an_error(method, options):
     model = tiny_vit()
     with pytest.raises(ValueError, match="behind the last attention"):
         method(model, model.blocks[-1].norm2).attribute(IMAGES, TARGETS, **options)

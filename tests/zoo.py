@@ -319,7 +319,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "LongcatFlashConfig": {"expert_ffn_hidden_size": 32, "zero_expert_num": 2},
     "LongformerConfig": {"attention_window": 4},
     "Mamba2Config": {"num_heads": 8},
-    "MobileViTConfig": {"neck_hidden_sizes": (8, 8, 8, 8, 8, 8, 16), "image_size": 64},
+    "MobileViTConfig": {"neck_hidden_sizes": (8, 8, 8, 8, 8, 8, 16), "image_size": 64, "initializer_range": 0.4},
     "MobileViTV2Config": {"image_size": 64, "patch_size": 2},
     "MusicgenDecoderConfig": {"num_codebooks": 1},
     "MusicgenMelodyDecoderConfig": {"num_codebooks": 1},

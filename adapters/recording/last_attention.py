@@ -135,7 +135,7 @@ class LastAttention:
         found, recorder = self._found, self._recorder
         attention = found.attention
         assert attention is not None  # noqa: S101
-        token_axis = Axis(1 if run_axis(self.run) == 0 else 0)
+        token_axis = Axis(1 if self.run.layout.axis == 0 else 0)
         queries = recorder.shapes[self._query]
         before = {*self._core, *_between(found, recorder, self._query)}
         leads = _leading(found, set(attention.operation.inputs))
@@ -308,7 +308,7 @@ class LastAttention:
         return [slot for slot in (self.run.watched.output_slot, self.run.watched.latent_slot) if slot is not None]
 
     def _natural(self, rows: Tensor) -> Tensor:
-        return rows if run_axis(self.run) == 0 else rows.transpose(0, 1)
+        return rows if self.run.layout.axis == 0 else rows.transpose(0, 1)
 
     def _of_copies(self, function: Callable[..., Any], copies: int, *tensors: Tensor) -> Any:
         """A function of one batch for several, each by itself: samples of different copies do not meet."""
@@ -326,11 +326,6 @@ class LastAttention:
         if isinstance(found, Tensor):
             return found.flatten(0, 1)
         return tuple(x.flatten(0, 1) for x in found)
-
-
-def run_axis(run: TokenPass) -> int:
-    """The axis of the batch in the tokens as the model made them."""
-    return run.batch_axis
 
 
 def _number_of(picked: list[int] | Tensor | None, queries: int) -> int:
@@ -444,7 +439,7 @@ def _features(recorder: Recorder, run: TokenPass, chain: list[Operation], slot: 
     key = (
         tuple((op.func, repr(op.args), repr(op.kwargs), recorder.shapes[op.outputs[0]]) for op in chain),
         recorder.shapes[run.slot],
-        run.batch_axis,
+        run.layout.axis,
         slot,
     )
     if key not in _known_features:
@@ -458,7 +453,7 @@ def _trace_features(recorder: Recorder, run: TokenPass, chain: list[Operation], 
     batch, count, channels = run.tokens.shape
     shape = recorder.shapes[run.slot]
     codes = torch.arange(batch * count, dtype=torch.int32).view(batch, count, 1)
-    places = codes.movedim(0, run.batch_axis).expand(shape)
+    places = codes.movedim(0, run.layout.axis).expand(shape)
     numbers = torch.arange(channels, dtype=torch.int32).expand(shape)
     linear = next(op for op in chain if op.name in ("linear", "addmm"))
     before, after = chain[: chain.index(linear)], chain[chain.index(linear) + 1 :]

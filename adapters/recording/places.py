@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batch_layout import BatchLayout
 from .continuation import substituted, tensors_in
 from .operation_names import ELEMENTWISE, MOVES
 from .recorder import Operation, Recorder, Slot
@@ -31,9 +32,15 @@ class Grid:
     order: Tensor
 
 
-def grid_of(recorder: Recorder, slot: Slot, batch_axis: int, channel_axis: int) -> Grid | None:
-    """The grid on which tokens lie; None where they lie on none, or where that cannot be seen."""
-    shape = recorder.shapes[slot]
+def grid_of(recorder: Recorder, slot: Slot, layout: BatchLayout, channels: int) -> Grid | None:
+    """The grid on which tokens lie; None where they lie on none, or where that cannot be seen.
+
+    Args:
+        recorder: The recording.
+        slot: The tokens.
+        layout: How the samples lie in them.
+        channels: The axis of the channels, with the batch in front.
+    """
     route = _route(recorder, slot)
     if route is None:
         return None
@@ -47,8 +54,7 @@ def grid_of(recorder: Recorder, slot: Slot, batch_axis: int, channel_axis: int) 
         if moved is None:
             return None
         start = moved
-    rest = [axis for axis in range(len(shape)) if axis not in (batch_axis, channel_axis)]
-    table = start.permute(batch_axis, *rest, channel_axis).flatten(1, -2)
+    table = layout.to_batch(start).movedim(channels, -1).flatten(1, -2)
     first = table[0]
     if bool((table != first).any()):
         return None

@@ -116,6 +116,7 @@ class Recorder(TorchFunctionMode):
         self._seen: dict[int, Slot] = {}
         self._changed_storages: set[int] = set()
         self._listener = listener
+        self._paused = False
         self.device = sources[0].device.type if sources else "cpu"
         for source in sources:
             slot = self._new(source, None, follows=True)
@@ -139,6 +140,15 @@ class Recorder(TorchFunctionMode):
         """Let go of the listener, which holds the recorder."""
         self._listener = _nobody
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Inside, nothing is recorded: for what is no part of the model."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
     def follow(self, tensor: Tensor) -> Slot:
         """Follow a tensor from here on, whatever it was computed from."""
         slot = self.slot_of(tensor)
@@ -152,6 +162,8 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         self.calls += 1
         if (parts := in_parts(func, args, kwargs)) is not None:
             with self:

@@ -12,6 +12,7 @@ from .._borrow import evaluation_mode, modules_of, uncompiled
 from .._forward import root_module
 from .._outputs import bare_output
 from .attention_calls import AttentionCall
+from .batch_layout import BatchLayout, layout_of
 from .continuation import NotReplayableError, substituted, tensors_in
 from .operation_names import ELEMENTWISE
 from .places import Grid, grid_of
@@ -74,7 +75,7 @@ class TokenPass:
     Attributes:
         tokens: (batch, ..., channels), or with the channels at another axis.
         channels: The axis of the channels.
-        batch_axis: Where the model had the batch in them.
+        layout: How the model had the samples in them.
         batch: How many samples there are.
         readout: What the model returned in this very pass.
         reason: Why what follows the tokens cannot be repeated without running the whole model; None if it can.
@@ -117,8 +118,8 @@ class TokenPass:
             raise NoTokensError(self._none_found())
         self.watched, self.continuation = one, found
         self.slot = found.slot
-        self.batch_axis = 0 if point is not None else self._find_batch_axis()
-        self.tokens = found.tokens.movedim(self.batch_axis, 0)
+        self.layout = BatchLayout(self.batch) if point is not None else self._find_layout()
+        self.tokens = self.layout.to_batch(found.tokens)
         self.channels = self._channel_axis()
         self.readout = Readout(one.output, one.output if one.latent is None else one.latent.detach())
         self.reason = found.reasons[0] if found.reasons else None
@@ -211,21 +212,24 @@ class TokenPass:
         one = self.watched
         with torch.inference_mode(False), torch.set_grad_enabled(tokens.requires_grad):
             wanted = [slot for slot in (one.output_slot, one.latent_slot) if slot is not None]
-            found = self.continuation.run(tokens.movedim(0, self.batch_axis), wanted)
+            found = self.continuation.run(self.layout.from_batch(tokens), wanted)
         return Readout(found[0], found[-1])
 
     def _rerun(self, tokens: Tensor) -> Readout:
         """The same by running the model from the beginning, with the tokens exchanged."""
-        tokens = tokens.movedim(0, self.batch_axis)
-        reads = self.continuation.all_reads
+        tokens = self.layout.from_batch(tokens)
         with torch.enable_grad():
+            if self._point is not None:
+                return self.repeat({}, tokens)
+            reads = self.continuation.all_reads
             return self.repeat({read.call: with_tokens(read, self.slot, tokens) for read in reads})
 
-    def repeat(self, replacements: Mapping[int, Replacement]) -> Readout:
+    def repeat(self, replacements: Mapping[int, Replacement], at_point: Tensor | None = None) -> Readout:
         """What the model returns when it runs again, with some operations replaced.
 
         Args:
             replacements: From an operation's `call` to what runs in its place.
+            at_point: What the layer returns, or reads, that was given; None: what it does.
 
         Raises:
             ValueError: if the model does not run these operations again.
@@ -242,7 +246,12 @@ class TokenPass:
             return result
 
         repeat = Repeat(replacements if head is None else {**replacements, head.call: keep})
-        hook = nullcontext() if self._point is None else exchanged_at(self._point, lambda value: value.view_as(value))
+
+        def exchange(value: Tensor) -> Tensor:
+            own = value.view_as(value)  # one call, as in the watched pass
+            return own if at_point is None else at_point
+
+        hook = nullcontext() if self._point is None else exchanged_at(self._point, exchange)
         allowed = torch.set_grad_enabled(torch.is_grad_enabled())  # entering the other mode would allow gradients
         with torch.inference_mode(False), allowed, self._mode(), hook, repeat:
             output = bare_output(self._forward(*copies))
@@ -290,26 +299,17 @@ class TokenPass:
         if self.tokens.dim() == 4:  # a feature map
             height, width = (size for axis, size in enumerate(self.tokens.shape) if axis not in (0, self.channels))
             return Grid(height, width, torch.arange(height * width))
-        return grid_of(self.watched.recorder, self.slot, self.batch_axis, self._natural(self.channels))
+        return grid_of(self.watched.recorder, self.slot, self.layout, self.channels)
 
-    def _natural(self, axis: int) -> int:
-        """An axis of `tokens` as one of the tensor that the model made."""
-        order = list(range(self.tokens.dim()))
-        order.insert(0, order.pop(self.batch_axis))
-        return order[axis]
-
-    def _find_batch_axis(self) -> int:
-        shape = self.continuation.tokens.shape
-        if shape[0] == self.batch:
-            return 0
-        fits = [axis for axis, size in enumerate(shape[:-1]) if size == self.batch]
-        if len(fits) == 1:
-            return fits[0]
-        raise ValueError(
-            f"The tokens of the last attention have shape {tuple(shape)}, in which no axis is the batch of "
-            f"{self.batch}: several inputs or parts of them are tokens together. Pass `layer=` a module whose output "
-            "has the batch as its first axis."
-        )
+    def _find_layout(self) -> BatchLayout:
+        found = layout_of(self.watched.recorder, self.slot, self.batch)
+        if found is None:
+            raise ValueError(
+                f"The tokens of the last attention have shape {tuple(self.continuation.tokens.shape)}, in which the "
+                f"batch of {self.batch} is not found: several inputs or parts of them are tokens together. Pass "
+                "`layer=` a module whose output has the batch as its first axis."
+            )
+        return found
 
     def _channel_axis(self) -> int:
         """Where the channels are: told by the layers that read the tokens, or else by what made them."""
@@ -350,9 +350,7 @@ class TokenPass:
 
     def _canonical(self, axis: int) -> int:
         """An axis of the tensor that the model made as one of `tokens`."""
-        order = list(range(self.tokens.dim()))
-        order.insert(0, order.pop(self.batch_axis))
-        return order.index(axis)
+        return self.layout.axis_in_batch(axis, self.continuation.tokens.dim())
 
     def _none_found(self) -> str:
         if self._point is not None:

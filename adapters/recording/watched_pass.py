@@ -268,8 +268,8 @@ class WatchedPass:
             )
         self.recorder.calls = calls
         tokens = value.view_as(value)
-        self.continuation = Continuation(self.recorder, self.recorder.follow(tokens), None)
-        self.recorder.calls = calls + 1
+        with self.recorder.pause():
+            self.continuation = Continuation(self.recorder, self.recorder.follow(tokens), None)
         return tokens
 
 

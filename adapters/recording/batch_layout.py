@@ -1,0 +1,121 @@
+"""How the samples of a batch lie in a tensor that a model made."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .continuation import substituted, tensors_in
+from .operation_names import ELEMENTWISE, MOVES
+from .recorder import Operation, Recorder, Slot
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """Where the samples are.
+
+    Attributes:
+        samples: How many.
+        axis: On which axis they lie.
+        order: Where several rows of axis 0 belong to one sample (windows, frames): the rows, sample after sample.
+    """
+
+    samples: int
+    axis: int = 0
+    order: Tensor | None = None
+
+    def to_batch(self, tensor: Tensor) -> Tensor:
+        """The model's layout to one with the batch as first axis."""
+        if self.order is None:
+            return tensor.movedim(self.axis, 0)
+        return tensor[self.order.to(tensor.device)].unflatten(0, (self.samples, -1))
+
+    def from_batch(self, tensor: Tensor) -> Tensor:
+        """The other way round."""
+        if self.order is None:
+            return tensor.movedim(0, self.axis)
+        return tensor.flatten(0, 1)[self.order.argsort().to(tensor.device)]
+
+    def axis_in_batch(self, axis: int, dims: int) -> int:
+        """Where an axis of the model's tensor with so many axes is in `to_batch`."""
+        if self.order is not None:
+            return axis + 1
+        order = list(range(dims))
+        order.insert(0, order.pop(self.axis))
+        return order.index(axis)
+
+
+def layout_of(recorder: Recorder, slot: Slot, samples: int) -> BatchLayout | None:
+    """How the samples lie in a tensor; None if that cannot be told."""
+    shape = recorder.shapes[slot]
+    if shape[0] == samples:
+        return BatchLayout(samples)
+    fits = [axis for axis, size in enumerate(shape[:-1]) if size == samples]
+    if len(fits) == 1:
+        return BatchLayout(samples, fits[0])
+    labels = _samples_of_rows(recorder, slot, samples)
+    if labels is None or bool((torch.bincount(labels, minlength=samples + 1)[1:] * samples != shape[0]).any()):
+        return None
+    return BatchLayout(samples, order=labels.argsort(stable=True))
+
+
+def _samples_of_rows(recorder: Recorder, slot: Slot, samples: int) -> Tensor | None:
+    """Which sample, from 1 on, each row of the first axis belongs to."""
+    way = _way_back(recorder, slot, samples)
+    if way is None:
+        return None
+    origin, steps = way
+    labels = torch.arange(1, samples + 1).view(-1, *[1] * (len(recorder.shapes[origin]) - 1))
+    labels = labels.expand(recorder.shapes[origin])
+    for operation, read, made in steps:
+        shape = recorder.shapes[made]
+        if operation.name in MOVES and operation.name not in ELEMENTWISE:
+            moved = _moved(recorder, operation, read, made, labels)
+        else:
+            moved = _rows_kept(labels, shape)
+        if moved is None:
+            return None
+        labels = moved
+    kept = _rows_kept(labels, recorder.shapes[slot])
+    return None if kept is None else kept.flatten(1)[:, 0]
+
+
+def _rows_kept(labels: Tensor, shape: torch.Size) -> Tensor | None:
+    """The labels of an operation that treats each row of the first axis alone."""
+    rows = labels.flatten(1)
+    label = rows.max(1).values
+    if len(labels) != shape[0] or bool(((rows != label[:, None]) & (rows != 0)).any()):
+        return None
+    return label.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+
+
+def _way_back(recorder: Recorder, slot: Slot, samples: int) -> tuple[Slot, list[tuple[Operation, Slot, Slot]]] | None:
+    """From a tensor to an input, by operations that keep the first axis or rearrange."""
+    steps: list[tuple[Operation, Slot, Slot]] = []
+    while slot not in recorder.sources:
+        if not recorder.writers[slot]:
+            return None
+        operation = recorder.writers[slot][0]
+        followed = [one for one in operation.inputs if recorder.follows[one] and recorder.shapes[one]]
+        if operation.name not in MOVES or operation.name in ELEMENTWISE:
+            followed = [one for one in followed if recorder.shapes[one][0] == recorder.shapes[slot][0]]
+        if not followed:
+            return None
+        largest = max(followed, key=lambda one: recorder.shapes[one].numel())
+        steps.append((operation, largest, slot))
+        slot = largest
+    return (slot, steps[::-1]) if recorder.shapes[slot][0] == samples else None
+
+
+def _moved(recorder: Recorder, operation: Operation, read: Slot, made: Slot, labels: Tensor) -> Tensor | None:
+    """The labels, rearranged; what comes from elsewhere has 0."""
+
+    def value(slot: Slot) -> Tensor:
+        return labels if slot == read else labels.new_zeros(1).expand(recorder.shapes[slot])
+
+    args, kwargs = substituted((operation.args, operation.kwargs), value)
+    try:
+        results = tensors_in(operation.func(*args, **kwargs))
+    except (RuntimeError, TypeError, IndexError):
+        return None
+    return results[operation.outputs.index(made)] if made in operation.outputs else None

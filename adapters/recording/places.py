@@ -2,19 +2,24 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .batch_layout import BatchLayout
 from .continuation import substituted, tensors_in
-from .operation_names import ELEMENTWISE, MOVES
+from .operation_names import ELEMENTWISE, MOVES, PRODUCTS, SOFTMAXES
 from .recorder import Operation, Recorder, Slot
 
 _MAPS = frozenset(["conv2d", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"])
 _BY_INDEX = frozenset(["gather", "index_select", "take_along_dim"])
 _NORMS = frozenset(["layer_norm", "rms_norm", "normalize", "group_norm", "batch_norm", "linear", "addmm", "embedding"])
+_REDUCED = frozenset(["amax", "amin", "mean", "max", "min", "sum"])
+_MIXES_LAST = PRODUCTS | SOFTMAXES | frozenset(["linear", "addmm", "scaled_dot_product_attention"])
+_JOINS = frozenset(["cat", "concat", "concatenate", "stack", "hstack", "vstack"])
+_NOWHERE = 2**60
 
 
 @dataclass(frozen=True)
@@ -41,103 +46,98 @@ def grid_of(recorder: Recorder, slot: Slot, layout: BatchLayout, channels: int) 
         layout: How the samples lie in them.
         channels: The axis of the channels, with the batch in front.
     """
-    route = _route(recorder, slot)
-    if route is None:
-        return None
-    origin, steps = route
-    labels = _labels(recorder, origin)
+    labels = _labels_of(recorder, slot)
     if labels is None:
         return None
-    start, size = labels
-    for operation, read, made in steps:
-        moved = _moved(recorder, operation, read, made, start)
-        if moved is None:
-            return None
-        start = moved
-    table = layout.to_batch(start).movedim(channels, -1).flatten(1, -2)
-    first = table[0]
-    if bool((table != first).any()):
-        return None
-    height, width = size
-    if origin in recorder.sources:
-        found = _patches(first, width)
-        if found is None:
-            return None
-        first, height, width = found
-    else:
-        label = first.max(1).values  # constants may be among the channels
-        if bool(((first != label[:, None]) & (first != 0)).any()):
-            return None
-        first = label
-    order = torch.full((height * width + 1,), -1, dtype=torch.long)
-    order[first] = torch.arange(len(first))
-    counts = torch.bincount(first, minlength=height * width + 1)[1:]
-    if bool((counts != 1).any()):
-        return None
-    return Grid(height, width, order[1:])
+    lowest = _lowest(layout.to_batch(labels.numbers).movedim(channels, -1).flatten(1, -2), -1)
+    return _grid(lowest[0], labels.width) if bool((lowest == lowest[0]).all()) else None
 
 
-def _patches(pixels: Tensor, image_width: int) -> tuple[Tensor, int, int] | None:
-    """Labels of patches from the pixels (tokens, pixels) that each token holds; 0 where it holds none."""
-    known = (pixels > 0).all(1)
-    corner = torch.where(known, pixels.min(1).values - 1, 0)
-    rows, columns = corner // image_width, corner % image_width
+def _grid(first: Tensor, width: int) -> Grid | None:
+    """The grid of tokens of which each has the number of its first place on a map, or 0."""
+    known = first > 0
+    rows, columns = (first - 1) // width, (first - 1) % width
     ys, xs = rows[known].unique(), columns[known].unique()
-    if len(ys) * len(xs) != int(known.sum()):
+    if len(ys) * len(xs) != int(known.sum()) or not len(ys):
         return None
-    label = torch.searchsorted(ys, rows) * len(xs) + torch.searchsorted(xs, columns) + 1
-    return torch.where(known, label, 0), len(ys), len(xs)
+    place = torch.searchsorted(ys, rows[known]) * len(xs) + torch.searchsorted(xs, columns[known])
+    order = torch.full((len(ys) * len(xs),), -1)
+    order[place] = known.nonzero()[:, 0]
+    return None if bool((order < 0).any()) else Grid(len(ys), len(xs), order)
 
 
-_Step = tuple[Operation, Slot, Slot]
+class _Labels(NamedTuple):
+    """Of each element the number of its place on a map of this width, from 1 on, or 0; the lowest of several."""
+
+    numbers: Tensor
+    width: int
 
 
-def _route(recorder: Recorder, slot: Slot) -> tuple[Slot, list[_Step]] | None:
-    """The nearest feature map, or the image itself, that tokens come from place by place, and the way from there."""
-    came: dict[Slot, _Step | None] = {slot: None}
+def _labels_of(recorder: Recorder, slot: Slot) -> _Labels | None:
+    """The labels of a tensor, followed from the nearest maps; None where they cannot be."""
+    known: dict[Slot, _Labels | None] = {}
     waiting = [slot]
     while waiting:
-        one = max(waiting, key=lambda s: recorder.writers[s][0].index if recorder.writers[s] else -1)
-        waiting.remove(one)
-        if _is_map(recorder, one):
-            steps, here = [], one
-            while (step := came[here]) is not None:
-                steps.append(step)
-                here = step[2]
-            return one, steps
-        for operation in recorder.writers[one][:1]:
-            for read in _kept_places(recorder, operation, one):
-                if read not in came:
-                    came[read] = (operation, read, one)
-                    waiting.append(read)
-    return None
+        one = waiting[-1]
+        if one in known:
+            waiting.pop()
+        elif _is_map(recorder, one):
+            known[one] = _on_map(recorder.shapes[one])
+        elif not recorder.writers[one]:
+            known[one] = None
+        else:
+            operation = recorder.writers[one][0]
+            sources = _sources(recorder, operation, one)
+            missing = next((s for s in sources if s not in known), None)
+            if operation.name not in _JOINS:  # one is enough, the oldest: what goes past a block is followed easily
+                found = next((i for i, s in enumerate(sources) if s in known and known[s] is not None), len(sources))
+                missing = next((s for s in sources[:found] if s not in known), None)
+                sources = sources[found : found + 1]
+            if missing is not None:
+                waiting.append(missing)
+            else:
+                known[one] = _made(recorder, operation, one, {s: known[s] for s in sources})
+    return known[slot]
+
+
+def _made(
+    recorder: Recorder, operation: Operation, slot: Slot, sources: dict[Slot, _Labels | None]
+) -> _Labels | None:
+    given = {s: labels for s, labels in sources.items() if labels is not None}
+    widths = {labels.width for labels in given.values() if bool(labels.numbers.any())}
+    if not given or len(widths) > 1:
+        return None
+    numbers = _moved(recorder, operation, slot, {s: labels.numbers for s, labels in given.items()})
+    width = widths.pop() if widths else next(iter(given.values())).width
+    return None if numbers is None else _Labels(numbers, width)
 
 
 def _is_map(recorder: Recorder, slot: Slot) -> bool:
-    if slot in recorder.sources:
-        return len(recorder.shapes[slot]) == 4
-    writers = recorder.writers[slot]
-    return bool(writers) and writers[0].name in _MAPS and len(recorder.shapes[slot]) == 4
-
-
-def _kept_places(recorder: Recorder, operation: Operation, slot: Slot) -> list[Slot]:
-    """From which tensors an operation takes this one place by place."""
-    followed = [one for one in operation.inputs if recorder.follows[one]]
+    """Is this the image itself, or a feature map of it?"""
     shape = recorder.shapes[slot]
-    if operation.name in MOVES and operation.name not in ELEMENTWISE:
-        if operation.name in _BY_INDEX or any(isinstance(x, Slot) for x in _indices(operation)):
-            return []
-        return followed
-    if operation.name in ELEMENTWISE or operation.name in _NORMS:
-        return [
-            one
-            for one in followed
-            if (recorder.shapes[one][:-1] == shape[:-1] and len(shape) > 2) or recorder.shapes[one] == shape
-        ]
-    return [one for one in followed if recorder.shapes[one] == shape and operation.name in _SAME]
+    if len(shape) != 4 or slot in recorder.sources:
+        return len(shape) == 4
+    writers = recorder.writers[slot]
+    return bool(writers) and writers[0].name in _MAPS and shape[0] == recorder.shapes[recorder.sources[0]][0]
 
 
-_SAME = frozenset(["unseen", "normalize"])
+def _sources(recorder: Recorder, operation: Operation, slot: Slot) -> list[Slot]:
+    """From which tensors an operation takes this one place by place, the oldest first."""
+    followed = [one for one in dict.fromkeys(operation.inputs) if recorder.follows[one]]
+    shape, shapes = recorder.shapes[slot], recorder.shapes
+    name = operation.name
+    if name in MOVES and name not in ELEMENTWISE:
+        by_index = name in _BY_INDEX or any(isinstance(x, Slot) for x in _indices(operation))
+        return [] if by_index else followed
+    if name in _REDUCED or name in _MAPS:
+        return followed[:1]
+    if name in PRODUCTS or name == "scaled_dot_product_attention":  # a result for each query
+        first = operation.inputs[0]
+        return [first] if first in followed and shapes[first][:-1] == shape[:-1] and len(shape) > 2 else []
+    if name in ELEMENTWISE or name in _NORMS or name in SOFTMAXES or name == "unseen":
+        same = [s for s in followed if (shapes[s][:-1] == shape[:-1] and len(shape) > 2) or shapes[s] == shape]
+        return sorted(same, key=lambda s: recorder.writers[s][0].index if recorder.writers[s] else -1)
+    return []
 
 
 def _indices(operation: Operation) -> tuple[Any, ...]:
@@ -147,32 +147,44 @@ def _indices(operation: Operation) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
-def _labels(recorder: Recorder, slot: Slot) -> tuple[Tensor, tuple[int, int]] | None:
-    """Numbers from 1 on for each place of a map, in its shape."""
-    shape = recorder.shapes[slot]
+def _on_map(shape: torch.Size) -> _Labels:
     height, width = shape[2], shape[3]
-    places = torch.arange(1, height * width + 1).view(1, 1, height, width)
-    return places.expand(shape), (height, width)
+    return _Labels(torch.arange(1, height * width + 1).view(1, 1, height, width).expand(shape), width)
 
 
-def _moved(recorder: Recorder, operation: Operation, read: Slot, made: Slot, labels: Tensor) -> Tensor | None:
+def _lowest(labels: Tensor, axis: Any, *, keepdim: bool = False) -> Tensor:
+    """The lowest number that is not 0."""
+    if axis == -1 and labels.stride(-1) == 0:
+        return labels[..., :1] if keepdim else labels[..., 0]
+    lowest = torch.where(labels == 0, _NOWHERE, labels).amin(axis, keepdim=keepdim)
+    return torch.where(lowest == _NOWHERE, 0, lowest)
+
+
+def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slot, Tensor]) -> Tensor | None:
+    """The labels of what an operation made."""
     shape = recorder.shapes[made]
+    labels = next(iter(given.values()))
+    if operation.name in _MAPS:  # of images that are parts of images
+        lowest = _lowest(labels.flatten(1), -1)
+        return lowest.view(-1, *[1] * (len(shape) - 1)).expand(shape) if len(lowest) == shape[0] else None
+    if operation.name in _REDUCED:
+        axes = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
+        return None if axes is None else _lowest(labels, axes).reshape(shape)
     if operation.name not in MOVES or operation.name in ELEMENTWISE:
-        if labels.shape == shape:
+        if labels.shape == shape and operation.name not in _MIXES_LAST:
             return labels
-        return labels[..., :1].expand(shape) if labels.shape[:-1] == shape[:-1] else None
+        return _lowest(labels, -1, keepdim=True).expand(shape) if labels.shape[:-1] == shape[:-1] else None
+    kind = torch.float64 if operation.func is F.unfold else torch.long
 
     def value(slot: Slot) -> Tensor:
-        if slot == read:
-            return labels
-        return torch.zeros(1, dtype=labels.dtype).expand(recorder.shapes[slot])
+        return given[slot].to(kind) if slot in given else torch.zeros(1, dtype=kind).expand(recorder.shapes[slot])
 
     args, kwargs = substituted((operation.args, operation.kwargs), value)
     try:
         results = tensors_in(operation.func(*args, **kwargs))
     except (RuntimeError, TypeError, IndexError):
         return None
-    return results[operation.outputs.index(made)] if made in operation.outputs else None
+    return results[operation.outputs.index(made)].long() if made in operation.outputs else None
 
 
 def covers(grid: Grid, image_size: tuple[int, int]) -> bool:

@@ -15,7 +15,7 @@ from .attention_calls import AttentionCall
 from .batch_layout import BatchLayout, layout_of
 from .continuation import NotReplayableError, substituted, tensors_in
 from .operation_names import ELEMENTWISE
-from .places import Grid, grid_of
+from .places import Grid, covers, grid_of
 from .recorder import Operation, Recorder, Slot
 from .repeat import Repeat, Replacement, with_tokens
 from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at
@@ -296,10 +296,13 @@ class TokenPass:
 
     def grid(self) -> Grid | None:
         """Where the tokens lie on an image; None if they lie on no grid."""
-        if self.tokens.dim() == 4:  # a feature map
+        grid = grid_of(self.watched.recorder, self.slot, self.layout, self.channels)
+        if grid is None and self.tokens.dim() == 4:  # perhaps a feature map, of which no patches are known
             height, width = (size for axis, size in enumerate(self.tokens.shape) if axis not in (0, self.channels))
-            return Grid(height, width, torch.arange(height * width))
-        return grid_of(self.watched.recorder, self.slot, self.layout, self.channels)
+            whole = Grid(height, width, torch.arange(height * width))
+            image = self._arguments[0].shape
+            return whole if len(image) == 4 and covers(whole, (image[2], image[3])) else None
+        return grid
 
     def _find_layout(self) -> BatchLayout:
         found = layout_of(self.watched.recorder, self.slot, self.batch)

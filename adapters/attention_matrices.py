@@ -10,6 +10,7 @@ from .recording import Readout, TokenPass, UnreadableAttentionError
 from .recording.attention_calls import AttentionCall
 from .recording.attention_weights import (
     by_heads,
+    check_keys,
     fused_arguments,
     fused_weights,
     last_weights,
@@ -63,6 +64,7 @@ def mean_weights(
 
         run = TokenPass(forward, arguments, followed=followed, on_attention=collect)
         means = _matrices([found[call.ordinal] for call in run.attentions()])
+        check_keys(means[-1], run)
     _check_fit(means)
     return AttentionMatrices(means, _row(run, means[-1]), means[-1].shape[1] != means[-1].shape[2], run)
 
@@ -94,9 +96,10 @@ def weights_and_gradients(
     found = gradients(readout, weights)
     with torch.no_grad():
         heads = [by_heads(x, run.batch) for x in weights]
+        check_keys(heads[-1], run)
+        _check_fit(heads)
         matrices = [combine(x, by_heads(g, run.batch)) for x, g in zip(heads, found, strict=True)]
         row = _row(run, heads[-1].mean(1))
-    _check_fit(matrices)
     return AttentionMatrices(matrices, row, matrices[-1].shape[1] != matrices[-1].shape[2], run)
 
 
@@ -133,9 +136,9 @@ def _check_fit(matrices: list[Tensor]) -> None:
     """Can the layers be multiplied?"""
     tokens = matrices[-1].shape[-1]
     for matrix in matrices[:-1]:
-        if matrix.shape[1:] != (tokens, tokens):
+        if matrix.shape[-2:] != (tokens, tokens):
             raise UnreadableAttentionError(
-                f"The attentions of this model look at different tokens ({matrix.shape[1]} x {matrix.shape[2]} "
+                f"The attentions of this model look at different tokens ({matrix.shape[-2]} x {matrix.shape[-1]} "
                 f"in one layer, "
                 f"{tokens} tokens in the last), so their weights cannot be followed from layer to layer. Take "
                 f"AttentionMap, "

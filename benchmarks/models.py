@@ -10,6 +10,7 @@ import argparse
 import csv
 import datetime
 import gc
+import re
 import sys
 import time
 import warnings
@@ -47,6 +48,7 @@ class Row:
     truth: str = "-"
     note: str = ""
     difference: float | None = None
+    place: str = "projections"
     baselines: dict[str, str] = field(default_factory=dict)
     reshape: str = "-"
     seconds: float = 0.0
@@ -70,8 +72,8 @@ class Row:
         """The largest difference to the reference, or why there is none."""
         if self.difference is None:
             return self.truth
-        note = "" if self.equal or not self.note else f" ({self.note})"
-        return f"{self.difference:.0e}{note}"
+        note = f" ({self.note})" if self.note and not self.equal else ""
+        return f"{self.difference:.0e}{' (module)' if self.place == 'module' else ''}{note}"
 
     def cells(self) -> list[str]:
         """The row of the table."""
@@ -130,6 +132,7 @@ def fill(row: Row, case: zoo.Case) -> None:
         row.found = "yes"
     except Exception as error:
         row.found = f"no: {message(error)}"
+        row.way = said(lambda: with_advice(str(error), case, question))
     else:
         scores = scores[0] if isinstance(scores, tuple) else scores
         row.way = said(lambda: way_of(case, question))
@@ -138,8 +141,24 @@ def fill(row: Row, case: zoo.Case) -> None:
         row.baselines[method.__name__] = said(
             lambda method=method: method(case.forward).attribute(case.inputs, **question)
         )
-    if any(given.dim() == 4 for given in (case.inputs if isinstance(case.inputs, tuple) else (case.inputs,))):
-        row.reshape = said(lambda: reshape_transform_for(case.model))
+    if image_of(case) is not None:
+        row.reshape = said(lambda: reshape_transform_for(case.model, tuple(image_of(case).shape[-2:])))
+
+
+def with_advice(words: str, case: zoo.Case, question: dict[str, object]) -> str:
+    """Do what the refusal advises."""
+    named = re.search(r'get_submodule\("(.*)"\)', words)
+    if named is None:
+        return "no layer named"
+    layer = case.model.get_submodule(named[1])
+    CDAM(case.forward, layer=layer).attribute(case.inputs, return_tokens=True, **question)
+    return f"works with `{named[1]}`"
+
+
+def image_of(case: zoo.Case) -> Tensor | None:
+    """The images among the inputs."""
+    given = case.inputs if isinstance(case.inputs, tuple) else (case.inputs,)
+    return next((one for one in given if one.dim() == 4), None)
 
 
 def way_of(case: zoo.Case, question: dict[str, object]) -> str:
@@ -154,9 +173,13 @@ def compared(row: Row, scores: Tensor, case: zoo.Case) -> str:
     if truth.scores is None:
         return f"no reference: {truth.reason[:MESSAGE]}"
     row.note = truth.note
-    if truth.scores.numel() != scores.numel():
+    others = [one for one in (truth, truth.module) if one is not None and one.scores is not None]
+    fitting = [one for one in others if one.scores.numel() == scores.numel()]
+    if not fitting:
         return f"{tuple(scores.shape)} scores, not {tuple(truth.scores.shape)}"
-    row.difference = difference(scores, truth.scores)
+    differences = [difference(scores, one.scores) for one in fitting]
+    row.difference = min(differences)
+    row.place = "module" if fitting[differences.index(row.difference)] is truth.module else "projections"
     return "-"
 
 
@@ -192,7 +215,11 @@ def text(rows: Sequence[Row], seconds: float) -> str:
         "PyTorch, and re-implementations of others.",
         summary(rows),
         "Found: `CDAM(model)` finds the tokens. Difference: the largest to a reference from hooks and autograd, "
-        f"relative to its largest score; equal is at most {EQUAL:.0e}. Models without softmax attention have none.",
+        f"relative to its largest score; equal is at most {EQUAL:.0e}. The reference exchanges what the last "
+        "attention's projections of queries, keys and values read; where that is not all that the tokens enter "
+        "(gates, a class token as query, compressed keys and values), what the module that holds them reads: "
+        "'(module)'. Models without softmax attention have none; there, the way is the layer that the refusal names, "
+        "tried.",
         table(HEADER, [row.cells() for row in rows]),
         f"{datetime.date.today()}, {libraries}, {seconds / 60:.0f} minutes on the CPU; `python benchmarks/models.py`.",
     ]

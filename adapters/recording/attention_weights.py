@@ -81,6 +81,8 @@ def weights_with_readout(run: TokenPass, calls: list[AttentionCall]) -> tuple[li
         if not torch.is_grad_enabled():
             weights = weights.detach().requires_grad_()
             torch.set_grad_enabled(differentiable)  # and not where the model's own code forbids it
+        elif not weights.requires_grad:  # they do not depend on the attentions before
+            weights = weights.detach().requires_grad_()
         kept.append(weights)
         return weights
 
@@ -107,9 +109,34 @@ def weights_with_readout(run: TokenPass, calls: list[AttentionCall]) -> tuple[li
 
 
 def last_weights(run: TokenPass) -> Tensor:
-    """The weights of the last attention, (batch, heads, queries, tokens)."""
+    """The weights of the last attention, (batch, heads, queries, tokens).
+
+    Raises:
+        UnreadableAttentionError: if they have another form.
+    """
     call = run.continuation.attention
     assert call is not None  # noqa: S101
+    if run.reason is not None:
+        return check_keys(by_heads(weights_with_readout(run, [call])[0][0].detach(), run.batch), run)
+    return check_keys(_last_weights(run, call), run)
+
+
+def check_keys(weights: Tensor, run: TokenPass) -> Tensor:
+    """The same weights of the last attention, if there is a key for each token.
+
+    Raises:
+        UnreadableAttentionError: if not.
+    """
+    count = run.tokens.movedim(run.channels, -1).flatten(1, -2).shape[1]
+    if weights.shape[-1] != count:
+        raise UnreadableAttentionError(
+            f"The last attention has weights of shape {tuple(weights.shape)} for {count} tokens: it looks at parts of "
+            "them alone, or pools them. Take CDAM, which needs no attention weights."
+        )
+    return weights
+
+
+def _last_weights(run: TokenPass, call: AttentionCall) -> Tensor:
     kept: list[Tensor] = []
     if call.softmax is not None:
         kept = run.values(list(call.softmax.outputs[:1]))
@@ -135,7 +162,7 @@ def rows_read(run: TokenPass, queries: int, tokens: int) -> Tensor:
             return rows
     except NotInClosedFormError:
         pass
-    prefix = _prefix(run) if queries == tokens else []
+    prefix = _prefix(run, tokens) if queries == tokens else []
     read = _gradient_rows(run, queries)
     first = next((row for row in prefix if read[row]), None)
     if first is not None:
@@ -149,13 +176,13 @@ def rows_read(run: TokenPass, queries: int, tokens: int) -> Tensor:
     return rows
 
 
-def _prefix(run: TokenPass) -> list[int]:
+def _prefix(run: TokenPass, count: int) -> list[int]:
     """The tokens that are no patches."""
     grid = run.grid()
     if grid is None:
         return []
     patches = set(grid.order.tolist())
-    return [number for number in range(run.tokens.shape[1]) if number not in patches]
+    return [number for number in range(count) if number not in patches]
 
 
 def _gradient_rows(run: TokenPass, queries: int) -> Tensor:

@@ -235,7 +235,7 @@ class Continuation:
         if len(results) != len(operation.outputs):
             raise NotReplayableError(f"`{operation.name}` returned another number of tensors")
         for slot, tensor in zip(operation.outputs, results, strict=True):
-            if tensor.shape != self._recorder.shapes[slot]:
+            if tensor.shape != self._recorder.shapes[slot] and slot != operation.mutated:
                 raise NotReplayableError(f"the shape of what `{operation.name}` returns depends on the tokens' values")
             values[slot] = tensor
 

@@ -277,7 +277,7 @@ class TokenPass:
 
     def arguments_of(self, operation: Operation) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What an operation on the way from the tokens was called with."""
-        known = self.continuation.externals
+        known = {**self.continuation.externals, self.slot: self.continuation.tokens}
         slots = [slot for slot in dict.fromkeys(operation.inputs) if slot not in known]
         values = {**known, **dict(zip(slots, self.values(slots), strict=True))}
         found: tuple[tuple[Any, ...], dict[str, Any]] = substituted(
@@ -309,8 +309,8 @@ class TokenPass:
         if found is None:
             raise ValueError(
                 f"The tokens of the last attention have shape {tuple(self.continuation.tokens.shape)}, in which the "
-                f"batch of {self.batch} is not found: several inputs or parts of them are tokens together. Pass "
-                "`layer=` a module whose output has the batch as its first axis."
+                f"batch of {self.batch} is not found: several inputs or parts of them are tokens together. Instead, "
+                f"{self._advice()}."
             )
         return found
 
@@ -364,11 +364,35 @@ class TokenPass:
             )
         return (
             "No attention was seen in this forward pass: no softmax of products of queries and keys that weights "
-            "values. "
-            "Of a convolutional network use captum.attr.LayerGradCam or a method of pytorch-grad-cam, or pass "
-            "`layer=` the "
-            "module whose output times gradient you want."
+            f"values. Of a convolutional network use captum.attr.LayerGradCam or a method of pytorch-grad-cam, or "
+            f"{self._advice()}."
         )
+
+    def _advice(self) -> str:
+        """Which layer to pass: the last one that holds a vector for each place or word."""
+        found: list[tuple[nn.Module, Tensor]] = []
+        root = self._root
+
+        def note(module: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point() and output.dim() >= 3:
+                places = output.shape[2:] if output.dim() > 3 else output.shape[1:2]
+                if output.shape[0] == self.batch and places.numel() > 1:
+                    found.append((module, output))
+
+        copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), self._arguments)
+        hooks = [] if root is None else [module.register_forward_hook(note) for module in modules_of(root)]
+        try:
+            with torch.no_grad(), self._mode():
+                output = bare_output(self._forward(*copies))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        names = {} if root is None else {module: name for name, module in root.named_modules()}
+        fits = [names[module] for module, made in found if made is not output and made.shape != output.shape]
+        fits = [name for name in fits if name]
+        if not fits:
+            return "pass `layer=` the module whose output times gradient you want"
+        return f'pass `layer=` the module whose output times gradient you want, as `model.get_submodule("{fits[-1]}")`'
 
 
 def _lacks_batch(inputs: Tensor, root: nn.Module | None) -> bool:

@@ -16,6 +16,7 @@ Shapes: a chunk of m copies and r queries gives M = m * r rows, (batch, heads, M
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +44,9 @@ def closed_form_relevance(
     total: Tensor | None = None
     for chunk in copies.chunks(last):
         evaluation = Evaluation.of(last, chunk)
-        left = range(len(scores) - 1, -1, -1)
-        parts = torch.stack([evaluation.relevance(score, again=i > 0) for i, score in zip(left, scores, strict=True)])
+        groups = [scores[i : i + chunk.at_once] for i in range(0, len(scores), chunk.at_once)]
+        left = range(len(groups) - 1, -1, -1)
+        parts = torch.cat([evaluation.relevance(group, again=i > 0) for i, group in zip(left, groups, strict=True)])
         total = parts if total is None else total + parts
         del evaluation, parts, chunk  # before the next chunk needs the memory
     if total is None:
@@ -119,50 +121,70 @@ class Evaluation:
                 raise NotInClosedFormError("taken apart, the model returns something else") from None
         return cls(last, chunk, tokens, query, vectors, along, weights, mixed, readout)
 
-    def relevance(self, score: Score, *, again: bool) -> Tensor:
-        """Scores (batch, tokens), summed over the chunk.
+    def relevance(self, scores: Sequence[Score], *, again: bool) -> Tensor:
+        """Relevance (targets, batch, tokens), summed over the chunk.
 
         Args:
-            score: Reads the target's scores.
-            again: Will it be asked for another score? Else memory is freed.
+            scores: Read the targets' scores.
+            again: Will it be asked for others? Else memory is freed.
         """
-        chunk, copies = self.chunk, self.chunk.copies
-        of_mixed, of_tokens = self._gradients(score, again=again)
+        targets, chunk = len(scores), self.chunk
+        copies = chunk.copies.times(targets)
+        of_mixed, of_tokens = self._gradients(scores, again=again)
         wide = chunk.weights.dtype
         with full_precision(self.tokens):
-            gradient = copies.as_rows(of_mixed.to(wide)) * chunk.weights.repeat_interleave(copies.rows)[:, None]
-            products, along = chunk.values.products(gradient)
-            value_part = self.weights * along
-            of_weights = products - (self.weights * products).sum(-1, keepdim=True)
-            of_products = self.last.scale * self.weights * of_weights
-            key_part, of_vectors = chunk.keys.pull(of_products, self.vectors, self.along)
-            part = value_part.sum((1, 2)) + key_part
-            weights = chunk.weights.repeat_interleave(copies.batch).view(-1, 1, 1)
-            of_rows = weights * of_tokens.to(wide)
+            weights = chunk.weights.repeat(targets)
+            attention = self.weights.repeat(1, 1, targets, 1)
+            gradient = copies.as_rows(of_mixed.flatten(0, 1).to(wide))
+            gradient = gradient * weights.repeat_interleave(copies.rows)[:, None]
+            products, along = chunk.values.times(targets).products(gradient)
+            part = copies.by_copy((attention * along).sum(1))
+            of_weights = products - (attention * products).sum(-1, keepdim=True)
+            of_products = self.last.scale * attention * of_weights
+            vectors, along = (x.repeat(1, 1, targets, 1) for x in (self.vectors, self.along))
+            key_part, of_vectors = chunk.keys.times(targets).pull(of_products, vectors, along)
+            part = (part + key_part).unflatten(0, (targets, -1)).sum(1)
+            of_rows = chunk.weights.repeat_interleave(copies.batch).view(-1, 1, 1) * of_tokens.to(wide)
             if self.query.requires_grad:
-                of_query = copies.as_samples(of_vectors).to(self.query.dtype)
-                (through_query,) = torch.autograd.grad(
-                    self.query, self.tokens, of_query, retain_graph=again, allow_unused=True
-                )
-                of_rows = of_rows if through_query is None else of_rows + through_query.to(wide)
-            own = (chunk.multiplier.to(wide) * of_rows).sum(2).unflatten(0, (-1, copies.batch)).sum(0)
+                of_query = copies.as_samples(of_vectors).unflatten(0, (targets, -1)).to(self.query.dtype)
+                of_rows = of_rows + _gradients([self.query], [self.tokens], of_query, again=again)[0].to(wide)
+            own = (chunk.multiplier.to(wide) * of_rows).sum(3).unflatten(1, (-1, copies.batch)).sum(1)
             rows = self.last.rows
             if isinstance(rows, Tensor):
-                part.scatter_add_(1, rows.to(part.device)[:, None], own)
+                part.scatter_add_(2, rows.to(part.device)[:, None].expand(targets, -1, -1), own)
             else:
-                part.index_add_(1, torch.tensor(rows, device=part.device), own)
+                part.index_add_(2, torch.tensor(rows, device=part.device), own)
         return part
 
-    def _gradients(self, score: Score, *, again: bool) -> tuple[Tensor, Tensor]:
-        """Those of the score by the attention's output and by the tokens' rows behind it."""
+    def _gradients(self, scores: Sequence[Score], *, again: bool) -> list[Tensor]:
+        """Those of the scores by the attention's output and by the tokens' rows behind it, (targets, ...)."""
         with torch.enable_grad():
-            total = score(self.readout).sum()
-        ends = (self.mixed, self.tokens)
-        if not total.requires_grad:
-            return torch.zeros_like(self.mixed), torch.zeros_like(self.tokens)
-        found = torch.autograd.grad(total, ends, retain_graph=again, allow_unused=True)
-        of_mixed, of_tokens = (torch.zeros_like(x) if g is None else g for x, g in zip(ends, found, strict=True))
-        return of_mixed, of_tokens
+            total = torch.stack([score(self.readout).sum() for score in scores])
+        each = torch.eye(len(scores), dtype=total.dtype, device=total.device)
+        return _gradients([total], [self.mixed, self.tokens], each, again=again)
+
+
+def _gradients(made: list[Tensor], ends: list[Tensor], vectors: Tensor, *, again: bool) -> list[Tensor]:
+    """Products of several vectors with the Jacobians, (vectors, ...); zeros where nothing depends on an end."""
+    if not made[0].requires_grad:
+        return [_or_zeros(None, end, len(vectors)) for end in ends]
+    options: dict[str, Any] = {"retain_graph": again or len(vectors) > 1, "allow_unused": True}
+    try:
+        if len(vectors) > 1:
+            found = torch.autograd.grad(made, ends, vectors, is_grads_batched=True, **options)
+            return [_or_zeros(x, end, len(vectors)) for x, end in zip(found, ends, strict=True)]
+    except (RuntimeError, NotImplementedError):  # an operation whose gradient vmap does not know
+        pass
+    each = [torch.autograd.grad(made, ends, vector, **options) for vector in vectors]
+    parts = zip(*each, strict=True)
+    return [
+        _or_zeros(None if part[0] is None else torch.stack(part), end, len(vectors))
+        for part, end in zip(parts, ends, strict=True)
+    ]
+
+
+def _or_zeros(gradient: Tensor | None, end: Tensor, number: int) -> Tensor:
+    return end.new_zeros((number, *end.shape)) if gradient is None else gradient
 
 
 def _masked(last: LastAttention, products: Tensor, copies: Copies) -> Tensor:

@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -39,6 +39,14 @@ class Copies(NamedTuple):
         parts = copies.view(self.number, self.batch, -1, self.rows, copies.shape[-1])
         return parts.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
+    def by_copy(self, rows: Tensor) -> Tensor:
+        """Sums over the r tokens of (batch, m * r, ...), as (m, batch, ...)."""
+        return rows.unflatten(1, (self.number, self.rows)).sum(2).transpose(0, 1)
+
+    def times(self, number: int) -> "Copies":
+        """The layout of so many times as many copies, one set after the other."""
+        return self._replace(number=self.number * number)
+
     def _by_number(self, rows: Tensor) -> Tensor:
         return rows.view(*rows.shape[:2], self.number, self.rows, rows.shape[-1])
 
@@ -54,8 +62,12 @@ class Features(ABC):
         """
 
     @abstractmethod
+    def times(self, number: int) -> Self:
+        """The features of so many times as many copies, one set after the other."""
+
+    @abstractmethod
     def pull(self, gradients: Tensor, vectors: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
-        """From the gradients of the products: the tokens' relevance (batch, tokens), the gradients of the vectors.
+        """From the gradients of the products: the tokens' relevance (m, batch, tokens), the gradients of the vectors.
 
         Args:
             gradients: (batch, heads, m * r, tokens), which sum to 0 over the tokens.
@@ -67,13 +79,15 @@ class Features(ABC):
 class LinearFeatures(Features):
     """Features that are linear in the tokens."""
 
+    copies: Copies
+
     @abstractmethod
     def mix(self, weights: Tensor) -> Tensor:
         """Sums (batch, heads, m * r, width) of the features with weights (batch, heads, m * r, tokens)."""
 
     def pull(self, gradients: Tensor, vectors: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
         """As for Features."""
-        return (gradients * along).sum((1, 2)), self.mix(gradients)
+        return self.copies.by_copy((gradients * along).sum(1)), self.mix(gradients)
 
 
 @dataclass(frozen=True)
@@ -92,15 +106,19 @@ class InterpolatedFeatures(LinearFeatures):
     alphas: Tensor
     copies: Copies
 
+    def times(self, number: int) -> Self:
+        """As for Features."""
+        return replace(self, alphas=self.alphas.repeat(number), copies=self.copies.times(number))
+
     def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """As for Features."""
         along = vectors @ self.step.mT
-        whole = self._alphas * along
+        whole = _of_rows(self.alphas, self.copies) * along
         return whole if self.start is None else whole + vectors @ self.start.mT, along
 
     def mix(self, weights: Tensor) -> Tensor:
         """As for LinearFeatures."""
-        mixed = (self._alphas * weights) @ self.step
+        mixed = (_of_rows(self.alphas, self.copies) * weights) @ self.step
         return mixed if self.start is None else mixed + weights @ self.start
 
     def written(self) -> tuple[Tensor, Tensor]:
@@ -109,11 +127,41 @@ class InterpolatedFeatures(LinearFeatures):
         features = features if self.start is None else self.start + features
         return features.flatten(0, 1), self.step.repeat(len(self.alphas), 1, 1, 1)
 
-    @property
-    def _alphas(self) -> Tensor:
-        return self.alphas.repeat_interleave(self.copies.rows, output_size=self.copies.number * self.copies.rows)[
-            :, None
-        ]
+
+@dataclass(frozen=True)
+class UnprojectedFeatures(LinearFeatures):
+    """The same as InterpolatedFeatures before the projection: for few vectors, which are projected back instead.
+
+    Attributes:
+        start: (batch, tokens, channels), or None: zeros.
+        step: (batch, tokens, channels).
+        weight: (heads, width, channels), the projection.
+        alphas: (m,).
+        copies: Their layout.
+    """
+
+    start: Tensor | None
+    step: Tensor
+    weight: Tensor
+    alphas: Tensor
+    copies: Copies
+
+    def times(self, number: int) -> Self:
+        """As for Features."""
+        return replace(self, alphas=self.alphas.repeat(number), copies=self.copies.times(number))
+
+    def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """As for Features."""
+        back = (vectors @ self.weight).flatten(1, 2)
+        along = (back @ self.step.mT).view(*vectors.shape[:3], -1)
+        whole = _of_rows(self.alphas, self.copies) * along
+        return whole if self.start is None else whole + (back @ self.start.mT).view_as(whole), along
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """As for LinearFeatures."""
+        mixed = (_of_rows(self.alphas, self.copies) * weights).flatten(1, 2) @ self.step
+        mixed = mixed if self.start is None else mixed + weights.flatten(1, 2) @ self.start
+        return mixed.view(*weights.shape[:3], -1) @ self.weight.mT
 
 
 @dataclass(frozen=True)
@@ -133,6 +181,10 @@ class NoisyFeatures(LinearFeatures):
     noise: Tensor
     deviation: float | Tensor
     copies: Copies
+
+    def times(self, number: int) -> Self:
+        """As for Features."""
+        return replace(self, noise=self.noise.repeat(number, 1, 1), copies=self.copies.times(number))
 
     def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """As for Features: the vectors are projected back to the tokens' channels, not the noise forward."""
@@ -168,6 +220,11 @@ class MaterialisedKeys(Features):
         with torch.enable_grad():
             self._keys = turn(self._before.to(dtype)).to(before.dtype)
 
+    def times(self, number: int) -> Self:
+        """As for Features; only once, as the gradient is taken through them."""
+        assert number == 1  # noqa: S101 # chunks of such keys take one target at once
+        return self
+
     def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """As for Features, but for the second result, which `pull` does not need."""
         whole = self._copies.as_rows(self._copies.as_samples(vectors) @ self._keys.detach().mT)
@@ -178,8 +235,13 @@ class MaterialisedKeys(Features):
         gradients = self._copies.as_samples(gradients)
         of_keys = gradients.mT @ self._copies.as_samples(vectors)
         (before,) = torch.autograd.grad(self._keys, self._before, of_keys, retain_graph=True)
-        share = (before * self._along).sum((1, 3)).unflatten(0, (self._copies.number, -1)).sum(0)
+        share = (before * self._along).sum((1, 3)).unflatten(0, (self._copies.number, -1))
         return share, self._copies.as_rows(gradients @ self._keys.detach())
+
+
+def _of_rows(alphas: Tensor, copies: Copies) -> Tensor:
+    """Of each row its copy's number, (m * r, 1)."""
+    return alphas.repeat_interleave(copies.rows, output_size=copies.number * copies.rows)[:, None]
 
 
 @contextmanager

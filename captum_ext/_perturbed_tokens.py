@@ -1,5 +1,6 @@
 """The copies of the tokens that a formula sums over: on a path from a baseline, or with noise."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +10,15 @@ from torch import Tensor
 
 from adapters import LastAttention, Projection
 
-from ._features import Copies, Features, InterpolatedFeatures, LinearFeatures, MaterialisedKeys, NoisyFeatures
+from ._features import (
+    Copies,
+    Features,
+    InterpolatedFeatures,
+    LinearFeatures,
+    MaterialisedKeys,
+    NoisyFeatures,
+    UnprojectedFeatures,
+)
 
 SCRATCH = 13  # memory of a chunk in multiples of the tokens' own; the forward pass itself needs about 12
 LITTLE = 2**20  # numbers that a chunk may always use
@@ -26,6 +35,7 @@ class Chunk(NamedTuple):
         multiplier: (m * batch, rows, channels), `t` of these rows.
         weights: (m,), of the copies in the sum.
         own: Which of the copies is the tokens themselves; None: none.
+        at_once: For how many targets there is memory at once.
     """
 
     copies: Copies
@@ -35,6 +45,7 @@ class Chunk(NamedTuple):
     multiplier: Tensor
     weights: Tensor
     own: int | None
+    at_once: int
 
 
 @dataclass(frozen=True)
@@ -59,39 +70,57 @@ class InterpolatedTokens:
     def chunks(self, last: LastAttention) -> Iterator[Chunk]:
         """The copies, some at a time."""
         tokens, wide = last.tokens, _wide(last.tokens)
-        step = tokens if self.baseline is None else tokens - self.baseline
-        key_steps, value_steps = (p.of(step).contiguous() for p in (last.key, last.value))
-        dtype = key_steps.dtype
-        key_steps, value_steps = key_steps.to(wide), value_steps.to(wide)
-        key_start = value_start = None
-        if self.baseline is not None:
-            key_start, value_start = (p.of(self.baseline).to(wide).contiguous() for p in (last.key, last.value))
-        turn, bias = last.key.turn, _bias(last.key, wide)
-        if turn is not None and last.key.turn_is_linear:
-            starts = [part for part in (key_start, bias) if part is not None]
-            key_start = turn(sum(starts[1:], starts[0]).expand_as(key_steps)).to(wide) if starts else None
-            key_steps = turn(key_steps).to(wide)
+        baseline = self.baseline
+        step = tokens if baseline is None else tokens - baseline
         first_step = last.own_rows(step).to(wide).clone()  # not a view, which would keep all rows
-        first_start = torch.zeros_like(first_step)
-        if self.baseline is not None:
-            first_start = last.own_rows(self.baseline).to(wide)
-        more = 0 if self.baseline is None else 3
-        del step
+        first_start = torch.zeros_like(first_step) if baseline is None else last.own_rows(baseline).to(wide)
         alphas = [*self.alphas] if 1.0 in self.alphas else [*self.alphas, 1.0]
         weights = [*self.weights, *[0.0] * (len(alphas) - len(self.weights))]
-        for here in _slices(len(alphas), self.at_once or _copies_at_once(last, SCRATCH - more)):
+        at_once = self.at_once or _copies_at_once(last, SCRATCH - 3 * (baseline is not None))
+        parts = _slices(len(alphas), at_once)
+        few = 2 * last.heads * last.query_rows * len(alphas) < tokens.shape[2] and last.key.turn is None
+        of_key, of_value = (
+            _unprojected(p, step, baseline, wide) if few else _projected(p, step, baseline, wide)
+            for p in (last.key, last.value)
+        )
+        turned = last.key.turn is not None and not last.key.turn_is_linear
+        del step
+        for here in parts:
             points = torch.tensor(alphas[here], dtype=wide, device=tokens.device)
             copies = Copies(len(points), len(tokens), last.query_rows)
-            keys = InterpolatedFeatures(key_start, key_steps, points, copies)
+            keys = of_key(points, copies)
+            if turned and last.key.turn is not None and isinstance(keys, InterpolatedFeatures):
+                keys = MaterialisedKeys(keys, _bias(last.key, wide), last.key.turn, tokens.dtype)
             yield Chunk(
                 copies,
-                keys=keys if turn is None or last.key.turn_is_linear else MaterialisedKeys(keys, bias, turn, dtype),
-                values=InterpolatedFeatures(value_start, value_steps, points, copies),
+                keys=keys,
+                values=of_value(points, copies),
                 tokens=_on_path(first_start, first_step, points).to(tokens.dtype),
                 multiplier=first_step.repeat(len(points), 1, 1),
                 weights=torch.tensor(weights[here], dtype=wide, device=tokens.device),
                 own=alphas[here].index(1.0) if 1.0 in alphas[here] else None,
+                at_once=1 if turned else max(1, at_once // len(points)),
             )
+
+
+def _projected(
+    projection: Projection, step: Tensor, baseline: Tensor | None, wide: torch.dtype
+) -> Callable[[Tensor, Copies], LinearFeatures]:
+    """Features at some points of the path; a turn that is linear is done once."""
+    steps = projection.of(step).to(wide).contiguous()
+    start = None if baseline is None else projection.of(baseline).to(wide).contiguous()
+    if projection.turn is not None and projection.turn_is_linear:
+        parts = [part for part in (start, _bias(projection, wide)) if part is not None]
+        start = projection.turn(sum(parts[1:], parts[0]).expand_as(steps)).to(wide) if parts else None
+        steps = projection.turn(steps).to(wide)
+    return functools.partial(InterpolatedFeatures, start, steps)
+
+
+def _unprojected(
+    projection: Projection, step: Tensor, baseline: Tensor | None, wide: torch.dtype
+) -> Callable[[Tensor, Copies], LinearFeatures]:
+    start = None if baseline is None else baseline.to(wide)
+    return functools.partial(UnprojectedFeatures, start, step.to(wide), projection.weight.to(wide))
 
 
 @dataclass(frozen=True)
@@ -146,6 +175,7 @@ class NoisyTokens:
                 multiplier=own,
                 weights=weights,
                 own=0 if here.start == 0 else None,
+                at_once=1 if turn is not None else max(1, at_once // len(drawn)),
             )
 
 

@@ -344,7 +344,7 @@ def _passed_by_all(recorder: Recorder, slots: set[Slot], latest: Slot, barriers:
     def time(slot: Slot) -> int:
         return recorder.writers[slot][0].index if recorder.writers[slot] else -1
 
-    waiting, limit = set(slots), time(latest)
+    waiting, known, limit = set(slots), set(slots), time(latest)
     while waiting:
         slot = max(waiting, key=lambda one: (time(one), one))
         if len(waiting) == 1 and time(slot) <= limit and len(recorder.shapes[slot]) >= 2:
@@ -353,7 +353,9 @@ def _passed_by_all(recorder: Recorder, slots: set[Slot], latest: Slot, barriers:
         for operation in recorder.writers[slot]:
             if operation in barriers:
                 return None
-            waiting.update(one for one in operation.inputs if recorder.follows[one] and one != slot)
+            new = {one for one in operation.inputs if recorder.follows[one]} - known
+            waiting |= new
+            known |= new
     return None
 
 

@@ -76,6 +76,7 @@ class _Labels(NamedTuple):
 def _labels_of(recorder: Recorder, slot: Slot) -> _Labels | None:
     """The labels of a tensor, followed from the nearest maps; None where they cannot be."""
     known: dict[Slot, _Labels | None] = {}
+    begun: set[Slot] = set()
     waiting = [slot]
     while waiting:
         one = waiting[-1]
@@ -87,7 +88,8 @@ def _labels_of(recorder: Recorder, slot: Slot) -> _Labels | None:
             known[one] = None
         else:
             operation = recorder.writers[one][0]
-            sources = _sources(recorder, operation, one)
+            begun.add(one)
+            sources = [s for s in _sources(recorder, operation, one) if s in known or s not in begun]
             missing = next((s for s in sources if s not in known), None)
             if operation.name not in _JOINS:  # one is enough, the oldest: what goes past a block is followed easily
                 found = next((i for i, s in enumerate(sources) if s in known and known[s] is not None), len(sources))

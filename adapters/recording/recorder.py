@@ -84,6 +84,29 @@ class Operation:
         self.constants = ()
 
 
+_ABOUT_SHAPE, _TYPE, _IN_PARTS, _LIKE_ANOTHER = "about its shape", "type", "in parts", "like another"
+_known_functions: dict[Callable[..., Any], tuple[str, str | None]] = {}
+_MOST_FUNCTIONS = 4096
+
+
+def _function(func: Callable[..., Any]) -> tuple[str, str | None]:
+    """A function's name, and whether it is treated in its own way; found once for each."""
+    name = name_of(func)
+    kind = None
+    if name in ABOUT_SHAPES:
+        kind = _ABOUT_SHAPE
+    elif name == "type":
+        kind = _TYPE
+    elif func in (F.multi_head_attention_forward, Tensor.__iter__, F.scaled_dot_product_attention):
+        kind = _IN_PARTS
+    elif name in _AS_ANOTHER:
+        kind = _LIKE_ANOTHER
+    if len(_known_functions) >= _MOST_FUNCTIONS:
+        _known_functions.clear()
+    _known_functions[func] = name, kind
+    return name, kind
+
+
 class Listener(Protocol):
     """Is told of each operation when it has run, while its tensors live."""
 
@@ -165,13 +188,13 @@ class Recorder(TorchFunctionMode):
         if self._paused:
             return func(*args, **kwargs)
         self.calls += 1
-        if (parts := in_parts(func, args, kwargs)) is not None:
+        name, kind = _known_functions.get(func) or _function(func)
+        if kind is not None and (kind is _ABOUT_SHAPE or (kind is _TYPE and len(args) == 1 and not kwargs)):
+            return func(*args, **kwargs)
+        if kind is _IN_PARTS and (parts := in_parts(func, args, kwargs)) is not None:
             with self:
                 return parts(*args, **kwargs)
-        name = name_of(func)
-        if name in ABOUT_SHAPES or (name == "type" and len(args) == 1 and not kwargs):
-            return func(*args, **kwargs)
-        if name in _AS_ANOTHER and len(args) == 2 and isinstance(args[1], Tensor):
+        if kind is _LIKE_ANOTHER and len(args) == 2 and isinstance(args[1], Tensor):
             func, name, args = _AS_ANOTHER[name](*args)
         tensors: list[Tensor] = []
         _collect(args, tensors)
@@ -180,7 +203,7 @@ class Recorder(TorchFunctionMode):
         if not tensors:
             return func(*args, **kwargs)
         followed = [self._is_followed(x) for x in tensors]  # all of them: each may have been made unseen
-        if not any(followed):
+        if True not in followed:
             with torch.no_grad():  # of constants
                 return func(*args, **kwargs)
         return self._run(name, func, args, dict(kwargs), tensors)
@@ -200,7 +223,9 @@ class Recorder(TorchFunctionMode):
             {k: _slotted(v, in_order) for k, v in kwargs.items()} if kwargs else {},
             tuple(slots),
         )
-        operation.constants = tuple([x for x, slot in zip(tensors, slots, strict=True) if not follows[slot]])
+        constants = [x for x, slot in zip(tensors, slots, strict=True) if not follows[slot]]
+        if constants:
+            operation.constants = tuple(constants)
         if torch.is_autocast_enabled(self.device):
             operation.autocast = torch.get_autocast_dtype(self.device)
         operation.differentiable = torch.is_grad_enabled()
@@ -296,9 +321,11 @@ def _iterate(tensor: Tensor) -> Iterator[Tensor]:
 
 def _mark(tensor: Tensor) -> None:
     """Have it carry a gradient: what then runs unseen shows itself by its graph."""
-    with contextlib.suppress(RuntimeError):  # a view of something that was changed in place
+    try:
         if not tensor.requires_grad:
             tensor.requires_grad_()
+    except RuntimeError:  # a view of something that was changed in place
+        return
 
 
 def has_graph(tensor: Tensor) -> bool:
@@ -339,6 +366,8 @@ def _slotted(value: Any, slots: Iterator[Slot]) -> Any:
     """Arguments with the tensors replaced by slots, in the same order."""
     if isinstance(value, Tensor):
         return next(slots)
+    if type(value) is tuple:
+        return tuple([next(slots) if isinstance(x, Tensor) else _slotted(x, slots) for x in value])
     if isinstance(value, tuple):
         items = [_slotted(x, slots) for x in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)

@@ -19,7 +19,7 @@ _NORMS = frozenset(["layer_norm", "rms_norm", "normalize", "group_norm", "batch_
 _REDUCED = frozenset(["amax", "amin", "mean", "max", "min", "sum"])
 _MIXES_LAST = PRODUCTS | SOFTMAXES | frozenset(["linear", "addmm", "scaled_dot_product_attention"])
 _JOINS = frozenset(["cat", "concat", "concatenate", "stack", "hstack", "vstack"])
-_NOWHERE = 2**60
+_NOWHERE = 2**30
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def _made(
     recorder: Recorder, operation: Operation, slot: Slot, sources: dict[Slot, _Labels | None]
 ) -> _Labels | None:
     given = {s: labels for s, labels in sources.items() if labels is not None}
-    widths = {labels.width for labels in given.values() if bool(labels.numbers.any())}
+    widths = {labels.width for labels in given.values()}
+    if len(widths) > 1:  # from several maps, of which all but one may have given class tokens only
+        widths = {labels.width for labels in given.values() if bool(labels.numbers.any())}
     if not given or len(widths) > 1:
         return None
     numbers = _moved(recorder, operation, slot, {s: labels.numbers for s, labels in given.items()})
@@ -151,15 +153,15 @@ def _indices(operation: Operation) -> tuple[Any, ...]:
 
 def _on_map(shape: torch.Size) -> _Labels:
     height, width = shape[2], shape[3]
-    return _Labels(torch.arange(1, height * width + 1).view(1, 1, height, width).expand(shape), width)
+    return _Labels(torch.arange(1, height * width + 1, dtype=torch.int32).view(1, 1, height, width).expand(shape), width)
 
 
 def _lowest(labels: Tensor, axis: Any, *, keepdim: bool = False) -> Tensor:
     """The lowest number that is not 0."""
     if axis == -1 and labels.stride(-1) == 0:
         return labels[..., :1] if keepdim else labels[..., 0]
-    lowest = torch.where(labels == 0, _NOWHERE, labels).amin(axis, keepdim=keepdim)
-    return torch.where(lowest == _NOWHERE, 0, lowest)
+    lowest = labels.masked_fill(labels == 0, _NOWHERE).amin(axis, keepdim=keepdim)
+    return lowest.masked_fill(lowest == _NOWHERE, 0)
 
 
 def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slot, Tensor]) -> Tensor | None:
@@ -176,7 +178,7 @@ def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slo
         if labels.shape == shape and operation.name not in _MIXES_LAST:
             return labels
         return _lowest(labels, -1, keepdim=True).expand(shape) if labels.shape[:-1] == shape[:-1] else None
-    kind = torch.float64 if operation.func is F.unfold else torch.long
+    kind = torch.float64 if operation.func is F.unfold else torch.int32
 
     def value(slot: Slot) -> Tensor:
         return given[slot].to(kind) if slot in given else torch.zeros(1, dtype=kind).expand(recorder.shapes[slot])
@@ -186,7 +188,7 @@ def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slo
         results = tensors_in(operation.func(*args, **kwargs))
     except (RuntimeError, TypeError, IndexError):
         return None
-    return results[operation.outputs.index(made)].long() if made in operation.outputs else None
+    return results[operation.outputs.index(made)].int() if made in operation.outputs else None
 
 
 def covers(grid: Grid, image_size: tuple[int, int]) -> bool:

@@ -106,6 +106,7 @@ class Evaluation:
             vectors = copies.as_rows(query.detach().to(chunk.weights.dtype))
             products, along = chunk.keys.products(vectors)
             weights = _masked(last, products, copies).softmax(-1)
+            del products
             mixed = chunk.values.mix(weights)
             if last.value.bias is not None:
                 mixed = mixed + last.value.bias.to(mixed)[:, None]
@@ -134,15 +135,16 @@ class Evaluation:
         wide = chunk.weights.dtype
         with full_precision(self.tokens):
             weights = chunk.weights.repeat(targets)
-            attention = self.weights.repeat(1, 1, targets, 1)
+            attention, vectors, along_keys = (
+                x if targets == 1 else x.repeat(1, 1, targets, 1) for x in (self.weights, self.vectors, self.along)
+            )
             gradient = copies.as_rows(of_mixed.flatten(0, 1).to(wide))
             gradient = gradient * weights.repeat_interleave(copies.rows)[:, None]
             products, along = chunk.values.times(targets).products(gradient)
             part = copies.by_copy((attention * along).sum(1))
             of_weights = products - (attention * products).sum(-1, keepdim=True)
             of_products = self.last.scale * attention * of_weights
-            vectors, along = (x.repeat(1, 1, targets, 1) for x in (self.vectors, self.along))
-            key_part, of_vectors = chunk.keys.times(targets).pull(of_products, vectors, along)
+            key_part, of_vectors = chunk.keys.times(targets).pull(of_products, vectors, along_keys)
             part = (part + key_part).unflatten(0, (targets, -1)).sum(1)
             of_rows = chunk.weights.repeat_interleave(copies.batch).view(-1, 1, 1) * of_tokens.to(wide)
             if self.query.requires_grad:

@@ -184,7 +184,8 @@ class NoisyFeatures(LinearFeatures):
 
     def times(self, number: int) -> Self:
         """As for Features."""
-        return replace(self, noise=self.noise.repeat(number, 1, 1), copies=self.copies.times(number))
+        noise = self.noise if number == 1 else self.noise.repeat(number, 1, 1)
+        return replace(self, noise=noise, copies=self.copies.times(number))
 
     def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """As for Features: the vectors are projected back to the tokens' channels, not the noise forward."""

@@ -213,6 +213,6 @@ def _copies_at_once(last: LastAttention, scratch: int, *, noise: bool = False) -
     batch, tokens, channels = last.tokens.shape
     materialised = last.key.turn is not None and (noise or not last.key.turn_is_linear)
     rows = last.query_rows * (24 * channels + 8 * last.heads * tokens)
-    rows += 3 * tokens * channels // batch if noise else 0
+    rows += 2 * tokens * channels // batch if noise else 0
     rows += 8 * tokens * channels if materialised else 0
     return max(1, max(scratch * tokens * channels, LITTLE // batch) // rows)

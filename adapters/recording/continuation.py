@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from .attention_calls import AttentionCall, key_of, projected, query_of, value_projections
 from .operation_names import VIEWS
-from .recorder import Operation, Recorder, Slot
+from .recorder import Operation, Recorder, Slot, version_of
 
 _ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
 _PRODUCTS_OF_GATES = frozenset(["mul", "mul_", "multiply"])
@@ -175,7 +175,7 @@ class Continuation:
         if tensor is None:
             self.lost.append(slot)
             return torch.empty(0)
-        self._versions[slot] = _version(tensor)
+        self._versions[slot] = version_of(tensor)
         return tensor.detach()
 
     def finish(self, outputs: Iterable[Slot]) -> None:
@@ -191,7 +191,7 @@ class Continuation:
         if any(slot in self.externals for slot in self.lost):
             self.reasons.append("a tensor that is needed was not kept")
         taken = {**self.externals, self.slot: self.tokens}
-        if any(slot in self._versions and _version(x) != self._versions[slot] for slot, x in taken.items()):
+        if any(slot in self._versions and version_of(x) != self._versions[slot] for slot, x in taken.items()):
             self.reasons.append("a tensor that was read is changed in place later")
 
     def run(self, tokens: Tensor, wanted: Iterable[Slot]) -> list[Tensor]:
@@ -398,6 +398,3 @@ def _ancestors(
                 waiting.extend(operation.inputs)
     return found
 
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 # there is no other

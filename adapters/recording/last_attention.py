@@ -125,8 +125,8 @@ class LastAttention:
         if token_axis == 1 and features.dim() == 2 and not rest:
             raise NotInClosedFormError("the heads do not lie in front of the tokens")
         return Projection(
-            weight[features.flatten()].view(*features.shape, -1),
-            None if bias is None else bias[features.flatten()].view(features.shape),
+            _rows(weight, features).view(*features.shape, -1),
+            None if bias is None else _rows(bias, features).view(features.shape),
             turn,
             _is_linear(rest, self._recorder, here),
         )
@@ -424,6 +424,15 @@ def _weights(linear: Operation, externals: dict[Slot, Tensor]) -> tuple[Tensor, 
         raise NotInClosedFormError("a linear layer's weight depends on the tokens")
     matrix = externals[weight]
     return (matrix if linear.name == "linear" else matrix.T), None if bias is None else externals[bias]
+
+
+def _rows(tensor: Tensor, features: Tensor) -> Tensor:
+    """The rows of these numbers, as a view if they follow one another."""
+    numbers = features.flatten()
+    first = int(numbers[0])
+    if torch.equal(numbers, torch.arange(first, first + len(numbers))):
+        return tensor[first : first + len(numbers)]
+    return tensor[numbers.to(tensor.device)]
 
 
 _known_features: dict[Any, tuple[Tensor, int]] = {}

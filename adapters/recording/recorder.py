@@ -34,6 +34,10 @@ _AS_ANOTHER: dict[str, Callable[[Tensor, Tensor], tuple[Any, str, tuple[Any, ...
 }
 
 
+class InputsChangedError(BaseException):
+    """The model is about to change its inputs in place; passes through any `except Exception` of the model's code."""
+
+
 class Slot(int):
     """The number of a tensor in a recording; stands for it in an operation's arguments."""
 
@@ -124,10 +128,12 @@ class Recorder(TorchFunctionMode):
     Args:
         sources: The tensors to follow, the model's inputs.
         listener: Told of each operation.
+        guarded: Tensors that must not be changed in place.
     """
 
-    def __init__(self, sources: list[Tensor], listener: Listener) -> None:
+    def __init__(self, sources: list[Tensor], listener: Listener, guarded: list[Tensor] | None = None) -> None:
         super().__init__()
+        self._guarded = {x.untyped_storage()._cdata for x in guarded or ()}  # noqa: SLF001
         self.calls = 0
         self.operations: list[Operation] = []
         self.shapes: list[torch.Size] = []
@@ -202,16 +208,50 @@ class Recorder(TorchFunctionMode):
             _collect(kwargs.values(), tensors)
         if not tensors:
             return func(*args, **kwargs)
-        followed = [self._is_followed(x) for x in tensors]  # all of them: each may have been made unseen
-        if True not in followed:
+        mutates = may_mutate(name, args, kwargs)
+        if self._guarded and (mutates or name in _OUT_OF_SIGHT) and self._is_guarded(name, args, kwargs):
+            raise InputsChangedError
+        slots, followed = self._known(tensors)
+        if not followed:
             with torch.no_grad():  # of constants
                 return func(*args, **kwargs)
-        return self._run(name, func, args, dict(kwargs), tensors)
+        return self._run(name, func, args, dict(kwargs), tensors, slots, mutates=mutates)
+
+    def _known(self, tensors: list[Tensor]) -> tuple[list[Slot | None], bool]:
+        """The slots of tensors that were seen, and whether one is followed; each may have been made unseen."""
+        seen, references, follows = self._seen, self._references, self.follows
+        slots: list[Slot | None] = []
+        followed = False
+        for tensor in tensors:
+            slot = seen.get(id(tensor))
+            if slot is not None and references[slot]() is not tensor:
+                slot = None
+            if has_graph(tensor):  # whatever is seen runs without one
+                if self._was_made_unseen(tensor, slot):
+                    slot, followed = self.slot_of(tensor), True
+            elif slot is not None:
+                followed = followed or follows[slot]
+            elif self._changed_storages and tensor.untyped_storage()._cdata in self._changed_storages:  # noqa: SLF001
+                followed = True
+            slots.append(slot)
+        return slots, followed
+
+    def _is_guarded(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        target = _target(name, args, kwargs)
+        return target is not None and target.untyped_storage()._cdata in self._guarded  # noqa: SLF001
 
     def _run(
-        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+        known: list[Slot | None],
+        *,
+        mutates: bool,
     ) -> Any:
-        slots = [self._slot(x) for x in tensors]
+        slots = [self._slot(x) if slot is None else slot for x, slot in zip(tensors, known, strict=True)]
         follows = self.follows
         in_order = iter(slots)
         operation = Operation(
@@ -230,15 +270,15 @@ class Recorder(TorchFunctionMode):
             operation.autocast = torch.get_autocast_dtype(self.device)
         operation.differentiable = torch.is_grad_enabled()
         target = _target(name, args, kwargs)
-        version = _version(target)
-        if target is not None and may_mutate(name, args, kwargs):
+        version = version_of(target)
+        if target is not None and mutates:
             operation.before = target.detach().clone()
         torch._C._set_grad_enabled(False)  # noqa: SLF001 # quicker than a context, for each operation
         try:
             result = func(*args, **kwargs)
             outputs: list[Tensor] = []
             _collect((result,), outputs)
-            if target is not None and _version(target) != version:
+            if target is not None and version_of(target) != version:
                 operation.mutated = self.slot_of(target)
                 outputs = [*outputs, target] if all(x is not target for x in outputs) else outputs
             else:
@@ -274,14 +314,6 @@ class Recorder(TorchFunctionMode):
         self.writers.append([] if producer is None else [producer])
         self.follows.append(follows)
         return slot
-
-    def _is_followed(self, tensor: Tensor) -> bool:
-        slot = self.slot_of(tensor)
-        if has_graph(tensor):  # whatever is seen runs without one
-            return self._was_made_unseen(tensor, slot)
-        if slot is not None:
-            return self.follows[slot]
-        return bool(self._changed_storages) and tensor.untyped_storage()._cdata in self._changed_storages  # noqa: SLF001
 
     def _was_made_unseen(self, tensor: Tensor, slot: Slot | None) -> bool:
         """Does a tensor come from followed ones by something that was not seen? Then that becomes an operation."""
@@ -378,13 +410,18 @@ def _slotted(value: Any, slots: Iterator[Slot]) -> Any:
     return value
 
 
-def _target(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+_OUT_OF_SIGHT = frozenset(["numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage", "storage", "share_memory_"])
+"""What gives the memory of a tensor to others."""
+
+
+def _target(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The tensor that a function may change in place."""
     target = kwargs.get("out", args[0] if args else kwargs.get("input"))
     return target if isinstance(target, Tensor) else None
 
 
-def _version(tensor: Tensor | None) -> int:
+def version_of(tensor: Tensor | None) -> int:
+    """How often it was changed in place, as far as torch counts that."""
     return 0 if tensor is None or tensor.is_inference() else tensor._version  # noqa: SLF001 # there is no other
 
 

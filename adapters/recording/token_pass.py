@@ -18,7 +18,7 @@ from .operation_names import ELEMENTWISE
 from .places import Grid, covers, grid_of
 from .recorder import Operation, Recorder, Slot
 from .repeat import Repeat, Replacement, with_tokens
-from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at
+from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at, watched
 
 _MOST_PASSES = 4
 _LAST = frozenset(["linear", "addmm", "layer_norm", "rms_norm", "embedding"])
@@ -132,7 +132,7 @@ class TokenPass:
         options: dict[str, Any] | None = {"ordinal": None if ordinal is None or ordinal < 0 else ordinal}
         with torch.inference_mode(False), self._mode():
             for _ in range(_MOST_PASSES):
-                one = WatchedPass(
+                one = watched(
                     self._forward,
                     self._arguments,
                     bare_output,
@@ -422,7 +422,7 @@ def latents_of(forward: Forward, arguments: tuple[Any, ...]) -> Tensor:
     with torch.inference_mode(False), evaluation_mode():
         options: dict[str, Any] = {}
         for _ in range(_MOST_PASSES):
-            one = WatchedPass(forward, arguments, bare_output, latent=True, root=root_module(forward), **options)
+            one = watched(forward, arguments, bare_output, latent=True, root=root_module(forward), **options)
             again = one.again() if one.latent is None else None
             if again is None:
                 break

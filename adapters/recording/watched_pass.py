@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .._borrow import modules_of
 from .attention_calls import AttentionCall, AttentionFinder, projected
 from .continuation import Continuation, reads_of, tokens_of
 from .operation_names import ELEMENTWISE, MOVES
-from .recorder import Operation, Recorder, Slot, has_graph
+from .recorder import InputsChangedError, Operation, Recorder, Slot, has_graph, version_of
 
 Forward = Callable[..., Any]
 
@@ -36,7 +37,7 @@ class WatchedPass:
 
     Args:
         forward: The model, or any function that calls it.
-        arguments: Its positional arguments; tensors are copied, as a model may change them.
+        arguments: Its positional arguments.
         read_output: Takes the tensor to explain from what the model returned.
         followed: How many of the arguments are the inputs to explain, from the first on.
         point: Where the tokens are; None: where they enter an attention.
@@ -46,6 +47,10 @@ class WatchedPass:
         on_attention: Told of each attention while its tensors live.
         latent: Is what the head reads wanted?
         root: The model, whose modules tell what its head is.
+        copies: Does the model get copies of the tensors? Else they are only guarded.
+
+    Raises:
+        InputsChangedError: if the model would change a guarded tensor in place. Nothing has been changed then.
 
     Attributes:
         returned: What the model returned.
@@ -68,6 +73,7 @@ class WatchedPass:
         on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
         latent: bool = False,
         root: nn.Module | None = None,
+        copies: bool = True,
     ) -> None:
         self._latent_wanted = latent
         self._on_attention = on_attention
@@ -82,14 +88,21 @@ class WatchedPass:
         self._forgotten = 0
         self._inside = within is None
         self._within = within
-        copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), arguments)
-        sources = [x for x in pytree.tree_leaves(copies[:followed]) if isinstance(x, Tensor)]
-        self.recorder = Recorder(sources, self._listen)
+        given = pytree.tree_map_only(Tensor, _copied if copies else _shared, arguments)
+        tensors = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor)]
+        sources = [x for x in pytree.tree_leaves(given[:followed]) if isinstance(x, Tensor)]
+        versions = [version_of(x) for x in tensors]
+        self.recorder = Recorder(sources, self._listen, guarded=[] if copies else tensors)
         hook = nullcontext() if point is None else exchanged_at(point, self._pass_point)
         inside = nullcontext() if within is None else self._marked(within)
         noting = self._noting_modules(root) if latent else nullcontext()
         with torch.enable_grad(), hook, inside, noting, self.recorder:
-            self.returned = forward(*copies)
+            self.returned = forward(*given)
+        if not copies and [version_of(x) for x in tensors] != versions:
+            raise ValueError(
+                "The model changed its inputs in place by something that cannot be seen (a compiled operation?). Pass "
+                "copies of them."
+            )
         output = read_output(self.returned)
         self.output_slot = None if has_graph(output) else self.recorder.slot_of(output)
         self.output = output.detach()
@@ -271,6 +284,33 @@ class WatchedPass:
         with self.recorder.pause():
             self.continuation = Continuation(self.recorder, self.recorder.follow(tokens), None)
         return tokens
+
+
+def watched(
+    forward: Forward, arguments: tuple[Any, ...], read_output: Callable[[Any], Tensor], **options: Any
+) -> WatchedPass:
+    """A watched pass that leaves the arguments as they are: a model that would change them gets copies."""
+    try:
+        return WatchedPass(forward, arguments, read_output, copies=_runs_out_of_sight(forward, options), **options)
+    except InputsChangedError:
+        return WatchedPass(forward, arguments, read_output, **options)
+
+
+def _runs_out_of_sight(forward: Forward, options: dict[str, Any]) -> bool:
+    """Are there scripted parts, which may change inputs without being seen?"""
+    root = options.get("root")
+    scripted = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
+    return isinstance(forward, scripted) or any(isinstance(m, scripted) for m in ([] if root is None else modules_of(root)))
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """Another tensor with the same memory and a version counter of its own."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_inference()
+    return tensor.data if plain else _copied(tensor)
 
 
 @contextmanager

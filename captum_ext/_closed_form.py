@@ -64,6 +64,17 @@ def closed_form_scores(last: LastAttention, scores: Sequence[Score], copies: Int
         return torch.cat(parts, 1).view(len(scores), len(copies), -1)
 
 
+def check_closed_form(last: LastAttention) -> None:
+    """See whether the attention, taken apart, gives what the model returned.
+
+    Raises:
+        NotInClosedFormError: if it does not.
+    """
+    with torch.no_grad():
+        for chunk in InterpolatedTokens(alphas=[1.0], weights=[0.0]).chunks(last):
+            Evaluation.of(last, chunk)
+
+
 @dataclass
 class Evaluation:
     """The model's output for some copies of the tokens, with what the formula needs of the way there.

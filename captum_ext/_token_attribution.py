@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass, root_module, uncompiled
 
+from ._closed_form import check_closed_form
 from ._checks import as_tuple, checked_inputs, is_image, samples_where
 from ._targets import ConceptScore, Score, Target, scores_of
 
@@ -156,7 +157,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         """
         run = self._run(inputs, additional_forward_args, attribute_to_layer_input)
         try:
-            LastAttention(run)
+            check_closed_form(LastAttention(run))
             return Path(CLOSED_FORM, None)
         except NotInClosedFormError as error:
             with torch.no_grad():

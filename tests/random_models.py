@@ -1154,7 +1154,8 @@ def make(seed: int) -> RandomModel:
         base = Model if o.backbone == "none" else LibraryModel
         kind = type("OwnModel", (base,), {"switched": True})  # of its own, as its attributes may change
         model = noisy(kind(o)).to(torch.float32 if o.autocast != "none" else torch.float64).train(o.training)
-        inputs = torch.randint(0, WORDS, (o.batch, o.patches))
+        # no word twice: the maximum over equal words has no gradient that is defined
+        inputs = torch.stack([torch.randperm(WORDS)[: o.patches] for _ in range(o.batch)])
         if o.embed != "words":
             size = [PATCH * side for side in o.grid]
             inputs = torch.randn(o.batch, 3, *size, dtype=next(model.parameters()).dtype)

@@ -364,7 +364,7 @@ def _operands(recorder: Recorder, found: Continuation) -> tuple[Slot, Slot, Slot
         others = [s for s in op.inputs if s in found.dependent and s not in reach and s != attention.value]
         if others:
             raise NotInClosedFormError("something that depends on the tokens is added to the products")
-        if op not in (operation, attention.softmax) and op.name not in ELEMENTWISE:
+        if op not in (operation, attention.softmax) and op.name not in _AFFINE:
             raise NotInClosedFormError(f"the attention's weights are changed by `{op.name}`")
         if op.index > attention.softmax.index and op is not operation and op.name not in _NOTHING:
             raise NotInClosedFormError(f"the attention's weights are changed by `{op.name}`")
@@ -377,7 +377,15 @@ def _operands(recorder: Recorder, found: Continuation) -> tuple[Slot, Slot, Slot
     return query, key, attention.value, kept
 
 
-_NOTHING = frozenset(["dropout", "to", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone"])
+_AFFINE = frozenset(
+    [
+        *("mul", "mul_", "multiply", "div", "div_", "true_divide", "add", "add_", "sub", "sub_", "subtract"),
+        *("masked_fill", "masked_fill_", "where", "dropout", "to", "type", "type_as", "float", "half", "bfloat16"),
+        *("double", "contiguous", "clone"),
+    ]
+)
+"""What may happen to products on the way to the softmax; that it is a factor and a mask is tried besides."""
+_NOTHING = frozenset(["dropout", "to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone"])
 
 
 def _transposed(recorder: Recorder, slot: Slot) -> Slot:

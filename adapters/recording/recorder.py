@@ -88,7 +88,7 @@ class Operation:
         self.constants = ()
 
 
-_ABOUT_SHAPE, _TYPE, _IN_PARTS, _LIKE_ANOTHER = "about its shape", "type", "in parts", "like another"
+_ABOUT_SHAPE, _TYPE, _IN_PARTS, _LIKE_ANOTHER, _JOIN = "about its shape", "type", "in parts", "like another", "join"
 _known_functions: dict[Callable[..., Any], tuple[str, str | None]] = {}
 _MOST_FUNCTIONS = 4096
 
@@ -103,6 +103,8 @@ def _function(func: Callable[..., Any]) -> tuple[str, str | None]:
         kind = _TYPE
     elif func in (F.multi_head_attention_forward, Tensor.__iter__, F.scaled_dot_product_attention):
         kind = _IN_PARTS
+    elif name in ("cat", "concat", "concatenate"):
+        kind = _JOIN
     elif name in _AS_ANOTHER:
         kind = _LIKE_ANOTHER
     if len(_known_functions) >= _MOST_FUNCTIONS:
@@ -208,6 +210,10 @@ class Recorder(TorchFunctionMode):
             _collect(kwargs.values(), tensors)
         if not tensors:
             return func(*args, **kwargs)
+        if kind is _JOIN and len(tensors) > 1 and "out" not in kwargs:
+            full = [x for x in tensors if x.dim() != 1 or x.numel()]
+            if len(full) == 1 and full[0].dim() > 1:  # as an empty cache is joined with the first keys
+                func, name, args, kwargs, tensors = Tensor.clone, "clone", (full[0],), {}, full
         mutates = may_mutate(name, args, kwargs)
         if self._guarded and (mutates or name in _OUT_OF_SIGHT) and self._is_guarded(name, args, kwargs):
             raise InputsChangedError

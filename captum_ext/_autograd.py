@@ -49,7 +49,7 @@ def smooth_relevance(
     with torch.no_grad():
         run.checked(run.tokens)
     total: list[Tensor | float] = [0.0] * len(scores)
-    drawn = torch.empty_like(run.tokens[0], dtype=_wide(run.tokens))
+    drawn = run.tokens.new_empty(run.tokens.shape[1:], dtype=_wide(run.tokens))  # not in the tokens' memory order
     for _ in range(samples):
         noise(drawn)
         noisy = (run.tokens + deviation * drawn).to(run.tokens.dtype).requires_grad_()

@@ -48,40 +48,47 @@ class BatchLayout:
 def layout_of(recorder: Recorder, slot: Slot, samples: int) -> BatchLayout | None:
     """How the samples lie in a tensor; None if that cannot be told."""
     shape = recorder.shapes[slot]
-    if shape[0] == samples:
-        return BatchLayout(samples)
     fits = [axis for axis, size in enumerate(shape[:-1]) if size == samples]
-    if len(fits) == 1:
-        return BatchLayout(samples, fits[0])
-    labels = _samples_of_rows(recorder, slot, samples)
-    if labels is None or bool((torch.bincount(labels, minlength=samples + 1)[1:] * samples != shape[0]).any()):
+    if fits == [0]:
+        return BatchLayout(samples)
+    labels = _samples_of(recorder, slot, samples)
+    if labels is None:
+        return BatchLayout(samples, fits[0]) if len(fits) == 1 else None
+    for axis in fits:
+        expected = torch.arange(1, samples + 1).view(-1, *[1] * (len(shape) - 1 - axis))
+        if bool(((labels == expected) | (labels == 0)).all()):
+            return BatchLayout(samples, axis)
+    rows = labels.flatten(1).max(1).values
+    if bool((labels.flatten(1) != rows[:, None]).logical_and(labels.flatten(1) != 0).any()):
         return None
-    return BatchLayout(samples, order=labels.argsort(stable=True))
+    if bool((torch.bincount(rows, minlength=samples + 1)[1:] * samples != shape[0]).any()):
+        return None
+    return BatchLayout(samples, order=rows.argsort(stable=True))
 
 
-def _samples_of_rows(recorder: Recorder, slot: Slot, samples: int) -> Tensor | None:
-    """Which sample, from 1 on, each row of the first axis belongs to."""
+def _samples_of(recorder: Recorder, slot: Slot, samples: int) -> Tensor | None:
+    """Which sample, from 1 on, each element belongs to; 0: none."""
     way = _way_back(recorder, slot, samples)
     if way is None:
         return None
     origin, steps = way
-    labels = torch.arange(1, samples + 1).view(-1, *[1] * (len(recorder.shapes[origin]) - 1))
+    labels: Tensor | None = torch.arange(1, samples + 1).view(-1, *[1] * (len(recorder.shapes[origin]) - 1))
     labels = labels.expand(recorder.shapes[origin])
     for operation, read, made in steps:
         shape = recorder.shapes[made]
         if operation.name in MOVES and operation.name not in ELEMENTWISE:
-            moved = _moved(recorder, operation, read, made, labels)
-        else:
-            moved = _rows_kept(labels, shape)
-        if moved is None:
+            labels = _moved(recorder, operation, read, made, labels)
+        elif labels.shape != shape:
+            labels = _spread(labels, shape)
+        if labels is None:
             return None
-        labels = moved
-    kept = _rows_kept(labels, recorder.shapes[slot])
-    return None if kept is None else kept.flatten(1)[:, 0]
+    return labels
 
 
-def _rows_kept(labels: Tensor, shape: torch.Size) -> Tensor | None:
-    """The labels of an operation that treats each row of the first axis alone."""
+def _spread(labels: Tensor, shape: torch.Size) -> Tensor | None:
+    """Those of what an operation made that keeps all but the last axis, or the first one."""
+    if labels.shape[:-1] == shape[:-1]:
+        return labels.amax(-1, keepdim=True).expand(shape)
     rows = labels.flatten(1)
     label = rows.max(1).values
     if len(labels) != shape[0] or bool(((rows != label[:, None]) & (rows != 0)).any()):

@@ -9,14 +9,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .attention_calls import AttentionCall, key_of, projected, query_of, value_projections
-from .operation_names import VIEWS
 from .recorder import Operation, Recorder, Slot, version_of
 
 _ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
 _PRODUCTS_OF_GATES = frozenset(["mul", "mul_", "multiply"])
-_CLIMBED = (VIEWS | frozenset(["roll", "pad"])) - frozenset(
-    ["to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone"]
-)
 
 
 class NotReplayableError(Exception):
@@ -31,7 +27,6 @@ class Continuation:
         tokens: The slot of the tokens.
         reads: The operations in which they are exchanged; None: all that read them.
         attention: The attention they enter, if any.
-        views: The tokens as they are rearranged on the way to the layer that projects them, its own first.
         others: The operations of the other attentions.
 
     Attributes:
@@ -49,14 +44,12 @@ class Continuation:
         slot: Slot,
         reads: frozenset[Operation] | None,
         attention: AttentionCall | None = None,
-        views: tuple[Slot, ...] = (),
         others: frozenset[Operation] = frozenset(),
     ) -> None:
         self.slot = slot
         self._others = others
         self._behind_residual = False
         self.attention = attention
-        self.views = views
         self.operations: list[Operation] = []
         self.externals: dict[Slot, Tensor] = {}
         self.dependent: set[Slot] = set()
@@ -91,9 +84,6 @@ class Continuation:
         if not reads and self.dependent.isdisjoint(operation.inputs):
             return
         if self._reads is not None and not reads:
-            if (shared := self._view_read_elsewhere(operation)) is not None:
-                self._start_at(shared, operation)
-                return
             self._behind_residual = self._behind_residual or self._adds_residual(operation)
             if operation.name in _PRODUCTS_OF_GATES and not self._behind_residual:
                 self._find_gate(operation)
@@ -111,25 +101,6 @@ class Continuation:
             )
         self.operations.append(operation)
         self.dependent.update(operation.outputs)
-
-    def _view_read_elsewhere(self, operation: Operation) -> Slot | None:
-        """A rearrangement of the tokens that an operation reads which does not lead into the attention."""
-        if len(self.views) < 2 or self.attention is None or operation.name in VIEWS:
-            return None
-        if operation.index <= self.attention.operation.index:
-            return None
-        return next((slot for slot in self.views[:-1] if slot in operation.inputs), None)
-
-    def _start_at(self, slot: Slot, last: Operation) -> None:
-        """Exchange the tokens later: as they are rearranged."""
-        assert self.attention is not None  # noqa: S101
-        self.slot, self.views = slot, self.views[: self.views.index(slot) + 1]
-        self.tokens = self._take(slot)
-        self._reads = reads_of(self._recorder, self.attention.operation, slot, self._others)
-        self.operations = []
-        self.dependent.clear()
-        for operation in self._recorder.operations[min(read.index for read in self._reads) : last.index + 1]:
-            self.add(operation)
 
     def _adds_residual(self, operation: Operation) -> bool:
         """Is the attention's result added to what went past it?"""
@@ -277,11 +248,11 @@ def tensors_in(result: Any) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
 
 
-def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCall) -> tuple[Slot, tuple[Slot, ...]]:
-    """The tokens of an attention, and their rearrangements up to the layer that projects them to values.
+def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCall) -> Slot:
+    """The tokens of an attention: what its value projection reads.
 
-    They are what its value projection reads, as it was before it was rearranged (for windows, say). Where values are
-    made in several steps (latent attention, low-rank adapters), the first step counts.
+    Where keys and queries do not come from that (values made in several steps, copies that are clipped apart), the
+    latest tensor that all of them come from.
     """
     reads = [read for _, read in value_projections(recorder, calls, call.value)]
     if not reads and (key := key_of(recorder, call)) is not None:  # values to which those of an earlier layer are added
@@ -292,13 +263,8 @@ def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCal
     for read in list(reads):
         if any(other != read and comes_from(recorder, read, other) for other in reads):
             reads.remove(read)
-    slot = _common_origin(recorder, calls, call, reads[-1])
-    views = [slot]
-    while (parent := _view_of(recorder, views[-1])) is not None:
-        views.append(parent)
-    living = [view for view in views if recorder.tensor(view) is not None]
-    top = living[-1] if living else slot
-    return top, tuple(views[: views.index(top) + 1])
+    return _common_origin(recorder, calls, call, reads[-1])
+
 
 
 def _shares_places(recorder: Recorder, operation: Operation) -> bool:
@@ -357,15 +323,6 @@ def _passed_by_all(recorder: Recorder, slots: set[Slot], latest: Slot, barriers:
             waiting |= new
             known |= new
     return None
-
-
-def _view_of(recorder: Recorder, slot: Slot) -> Slot | None:
-    """What a tensor is a rearrangement of."""
-    writers = recorder.writers[slot]
-    if len(writers) != 1 or writers[0].name not in _CLIMBED or len(writers[0].outputs) != 1:
-        return None
-    inputs = [one for one in writers[0].inputs if recorder.follows[one]]
-    return inputs[0] if len(inputs) == 1 and len(writers[0].inputs) == 1 else None
 
 
 def reads_of(

@@ -72,6 +72,8 @@ class LastAttention:
         found = run.continuation
         if run.reason is not None:
             raise NotInClosedFormError(run.reason)
+        if any(not op.differentiable or op.name in _CUTS for op in found.operations):
+            raise NotInClosedFormError("gradients are cut behind the tokens (torch.no_grad or detach)")
         if found.attention is None:
             raise NotInClosedFormError("the tokens do not enter an attention by the layer that was given")
         tokens = run.tokens
@@ -377,6 +379,7 @@ def _operands(recorder: Recorder, found: Continuation) -> tuple[Slot, Slot, Slot
     return query, key, attention.value, kept
 
 
+_CUTS = frozenset(["detach", "detach_", "data"])
 _AFFINE = frozenset(
     [
         *("mul", "mul_", "multiply", "div", "div_", "true_divide", "add", "add_", "sub", "sub_", "subtract"),

@@ -360,8 +360,7 @@ def _iterate(tensor: Tensor) -> Iterator[Tensor]:
 def _mark(tensor: Tensor) -> None:
     """Have it carry a gradient: what then runs unseen shows itself by its graph."""
     try:
-        if not tensor.requires_grad:
-            tensor.requires_grad_()
+        tensor.requires_grad_()  # also of a view, which only says so because the other tensor does
     except RuntimeError:  # a view of something that was changed in place
         return
 

@@ -18,7 +18,7 @@ from .operation_names import ELEMENTWISE
 from .places import Grid, covers, grid_of
 from .recorder import Operation, Recorder, Slot
 from .repeat import Repeat, Replacement, with_tokens
-from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at, watched
+from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at, is_scripted, watched
 
 _MOST_PASSES = 4
 _LAST = frozenset(["linear", "addmm", "layer_norm", "rms_norm", "embedding"])
@@ -123,6 +123,8 @@ class TokenPass:
         self.channels = self._channel_axis()
         self.readout = Readout(one.output, one.output if one.latent is None else one.latent.detach())
         self.reason = found.reasons[0] if found.reasons else None
+        if is_scripted(self._forward, root):
+            self.reason = self.reason or "a part of the model is scripted (TorchScript)"
         if one.output_slot is None or one.output_slot not in found.dependent:
             self.reason = self.reason or "what the model returns is made unseen"
 
@@ -336,20 +338,7 @@ class TokenPass:
             if not followed:
                 break
             slot = followed[0]
-        if self.continuation.views and len(self.continuation.views) > 1:
-            return self._canonical(self._channels_before_views())
         return self._canonical(1 if len(shape) == 4 and self._point is not None else len(shape) - 1)
-
-    def _channels_before_views(self) -> int:
-        """Followed through the rearrangements between the tokens and the layer that reads them."""
-        recorder = self.watched.recorder
-        shape = recorder.shapes[self.slot]
-        last = next((op for op in self.continuation.operations if self.continuation.views[0] in op.inputs), None)
-        axis = None if last is None else _channels_told_by(last, len(recorder.shapes[self.continuation.views[0]]))
-        axis = len(recorder.shapes[self.continuation.views[0]]) - 1 if axis is None else axis
-        width = recorder.shapes[self.continuation.views[0]][axis]
-        fits = [one for one, size in enumerate(shape) if size == width]
-        return fits[0] if len(fits) == 1 else len(shape) - 1
 
     def _canonical(self, axis: int) -> int:
         """An axis of the tensor that the model made as one of `tokens`."""

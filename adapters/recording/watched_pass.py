@@ -228,19 +228,17 @@ class WatchedPass:
         if self._on_attention is not None:
             self._on_attention(self.recorder, call)
         if self._point is not None:
-            if (
-                self.continuation is not None
-                and self.continuation.slot in tokens_of(self.recorder, self.finder.calls, call)[1]
-            ):
-                self.continuation.attention = call
+            found = self.continuation
+            if found is not None and found.slot == tokens_of(self.recorder, self.finder.calls, call):
+                found.attention = call
         elif self._inside and (self._ordinal is None or call.ordinal == self._ordinal):
             self.continuation = self._continue_from(call)
 
     def _continue_from(self, call: AttentionCall) -> Continuation:
-        tokens, views = tokens_of(self.recorder, self.finder.calls, call)
+        tokens = tokens_of(self.recorder, self.finder.calls, call)
         others = frozenset(other.operation for other in self.finder.calls if other is not call)
         found = Continuation(
-            self.recorder, tokens, reads_of(self.recorder, call.operation, tokens, others), call, views, others
+            self.recorder, tokens, reads_of(self.recorder, call.operation, tokens, others), call
         )
         first = found.operations[0].index if found.operations else call.operation.index
         for operation in self.recorder.operations[self._forgotten : first]:
@@ -291,16 +289,15 @@ def watched(
 ) -> WatchedPass:
     """A watched pass that leaves the arguments as they are: a model that would change them gets copies."""
     try:
-        return WatchedPass(forward, arguments, read_output, copies=_runs_out_of_sight(forward, options), **options)
+        return WatchedPass(forward, arguments, read_output, copies=is_scripted(forward, options.get("root")), **options)
     except InputsChangedError:
         return WatchedPass(forward, arguments, read_output, **options)
 
 
-def _runs_out_of_sight(forward: Forward, options: dict[str, Any]) -> bool:
-    """Are there scripted parts, which may change inputs without being seen?"""
-    root = options.get("root")
-    scripted = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
-    return isinstance(forward, scripted) or any(isinstance(m, scripted) for m in ([] if root is None else modules_of(root)))
+def is_scripted(forward: Forward, root: nn.Module | None) -> bool:
+    """Are there scripted parts, which may change inputs, or read tokens without gradients, unseen?"""
+    parts = [forward, *([] if root is None else modules_of(root))]
+    return any(isinstance(part, torch.jit.ScriptModule | torch.jit.ScriptFunction) for part in parts)
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -82,13 +82,18 @@ class RandomModel:
 
     @contextmanager
     def evaluated(self):
-        """In evaluation mode, also for a backward pass that runs blocks again."""
-        training = self.model.training
+        """In evaluation mode, also for a backward pass that runs blocks again; as torch runs it for gradients.
+
+        Of frozen modules torch takes a fast path, which gives NaN where all tokens are masked and rounds otherwise.
+        """
+        training, fast = self.model.training, torch.backends.mha.get_fastpath_enabled()
         self.model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             self.model.train(training)
+            torch.backends.mha.set_fastpath_enabled(fast)
 
     def score(self) -> Tensor:
         """What is explained, summed over the batch."""

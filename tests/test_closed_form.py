@@ -75,7 +75,6 @@ CLOSED = [
     "beit-rel-pos-token",
     "beit-no-rel-pos-token",
     "hf-vit",
-    "hf-vit-eager",
     "hf-vit-tuple",
     "hf-vit-no-qkv-bias",
     "hf-vit-nonsquare-interpolated",

@@ -12,6 +12,7 @@ from .attention_calls import AttentionCall, key_of, projected, query_of, value_p
 from .recorder import Operation, Recorder, Slot, version_of
 
 _ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
+_FLATTENINGS = frozenset(["view", "reshape", "flatten"])
 _PRODUCTS_OF_GATES = frozenset(["mul", "mul_", "multiply"])
 
 
@@ -84,6 +85,7 @@ class Continuation:
         if not reads and self.dependent.isdisjoint(operation.inputs):
             return
         if self._reads is not None and not reads:
+            self._check_flattened(operation)
             self._behind_residual = self._behind_residual or self._adds_residual(operation)
             if operation.name in _PRODUCTS_OF_GATES and not self._behind_residual:
                 self._find_gate(operation)
@@ -101,6 +103,16 @@ class Continuation:
             )
         self.operations.append(operation)
         self.dependent.update(operation.outputs)
+
+    def _check_flattened(self, operation: Operation) -> None:
+        """Exchanged tokens that are flattened must not be read by anything but the attention."""
+        for read in self._reads or ():
+            flat = read.name in _FLATTENINGS and len(self._recorder.shapes[read.outputs[0]]) == 2
+            if flat and read.outputs[0] in operation.inputs and operation.index > self._attention_index >= 0:
+                raise ValueError(
+                    "The tokens of the last attention are flattened over samples, and so read by the attention and "
+                    "beside it. Pass `layer=` the module whose output is the tokens."
+                )
 
     def _adds_residual(self, operation: Operation) -> bool:
         """Is the attention's result added to what went past it?"""
@@ -263,7 +275,7 @@ def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCal
     for read in list(reads):
         if any(other != read and comes_from(recorder, read, other) for other in reads):
             reads.remove(read)
-    return _common_origin(recorder, calls, call, reads[-1])
+    return _unflattened(recorder, _common_origin(recorder, calls, call, reads[-1]))
 
 
 
@@ -287,6 +299,16 @@ def comes_from(recorder: Recorder, slot: Slot, origin: Slot) -> bool:
                 known.add(operation)
                 waiting.extend(operation.inputs)
     return False
+
+
+def _unflattened(recorder: Recorder, slot: Slot) -> Slot:
+    """Tokens before samples and tokens became one axis, as GPT-2's layers do it."""
+    writers = recorder.writers[slot]
+    if len(recorder.shapes[slot]) != 2 or len(writers) != 1 or writers[0].name not in _FLATTENINGS:
+        return slot
+    origin = writers[0].inputs[0]
+    fits = len(recorder.shapes[origin]) == 3 and recorder.shapes[origin][-1] == recorder.shapes[slot][-1]
+    return origin if fits and recorder.tensor(origin) is not None else slot
 
 
 def _common_origin(recorder: Recorder, calls: list[AttentionCall], call: AttentionCall, read: Slot) -> Slot:

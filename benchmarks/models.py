@@ -131,8 +131,9 @@ def fill(row: Row, case: zoo.Case) -> None:
         scores = CDAM(case.forward).attribute(case.inputs, return_tokens=True, **question)
         row.found = "yes"
     except Exception as error:
+        words = str(error)
         row.found = f"no: {message(error)}"
-        row.way = said(lambda: with_advice(str(error), case, question))
+        row.way = said(lambda: with_advice(words, case, question))
     else:
         scores = scores[0] if isinstance(scores, tuple) else scores
         row.way = said(lambda: way_of(case, question))

@@ -156,7 +156,7 @@ class Evaluation:
             of_weights = products - (attention * products).sum(-1, keepdim=True)
             of_products = self.last.scale * attention * of_weights
             key_part, of_vectors = chunk.keys.times(targets).pull(of_products, vectors, along_keys)
-            part = (part + key_part).unflatten(0, (targets, -1)).sum(1)
+            found: Tensor = (part + key_part).unflatten(0, (targets, -1)).sum(1)
             of_rows = chunk.weights.repeat_interleave(copies.batch).view(-1, 1, 1) * of_tokens.to(wide)
             if self.query.requires_grad:
                 of_query = copies.as_samples(of_vectors).unflatten(0, (targets, -1)).to(self.query.dtype)
@@ -164,10 +164,10 @@ class Evaluation:
             own = (chunk.multiplier.to(wide) * of_rows).sum(3).unflatten(1, (-1, copies.batch)).sum(1)
             rows = self.last.rows
             if isinstance(rows, Tensor):
-                part.scatter_add_(2, rows.to(part.device)[:, None].expand(targets, -1, -1), own)
+                found.scatter_add_(2, rows.to(found.device)[:, None].expand(targets, -1, -1), own)
             else:
-                part.index_add_(2, torch.tensor(rows, device=part.device), own)
-        return part
+                found.index_add_(2, torch.tensor(rows, device=found.device), own)
+        return found
 
     def _gradients(self, scores: Sequence[Score], *, again: bool) -> list[Tensor]:
         """Those of the scores by the attention's output and by the tokens' rows behind it, (targets, ...)."""

@@ -41,7 +41,8 @@ class Copies(NamedTuple):
 
     def by_copy(self, rows: Tensor) -> Tensor:
         """Sums over the r tokens of (batch, m * r, ...), as (m, batch, ...)."""
-        return rows.unflatten(1, (self.number, self.rows)).sum(2).transpose(0, 1)
+        summed: Tensor = rows.unflatten(1, (self.number, self.rows)).sum(2)
+        return summed.transpose(0, 1)
 
     def times(self, number: int) -> "Copies":
         """The layout of so many times as many copies, one set after the other."""

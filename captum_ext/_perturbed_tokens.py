@@ -88,7 +88,7 @@ class InterpolatedTokens:
         for here in parts:
             points = torch.tensor(alphas[here], dtype=wide, device=tokens.device)
             copies = Copies(len(points), len(tokens), last.query_rows)
-            keys = of_key(points, copies)
+            keys: Features = of_key(points, copies)
             if turned and last.key.turn is not None and isinstance(keys, InterpolatedFeatures):
                 keys = MaterialisedKeys(keys, _bias(last.key, wide), last.key.turn, tokens.dtype)
             yield Chunk(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from adapters import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass, root_module, uncompiled
 
-from ._closed_form import check_closed_form
 from ._checks import as_tuple, checked_inputs, is_image, samples_where
+from ._closed_form import check_closed_form
 from ._targets import ConceptScore, Score, Target, scores_of
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])

@@ -28,7 +28,8 @@ class BatchLayout:
         """The model's layout to one with the batch as first axis."""
         if self.order is None:
             return tensor.movedim(self.axis, 0)
-        return tensor[self.order.to(tensor.device)].unflatten(0, (self.samples, -1))
+        batch: Tensor = tensor[self.order.to(tensor.device)].unflatten(0, (self.samples, -1))
+        return batch
 
     def from_batch(self, tensor: Tensor) -> Tensor:
         """The other way round."""
@@ -72,16 +73,17 @@ def _samples_of(recorder: Recorder, slot: Slot, samples: int) -> Tensor | None:
     if way is None:
         return None
     origin, steps = way
-    labels: Tensor | None = torch.arange(1, samples + 1).view(-1, *[1] * (len(recorder.shapes[origin]) - 1))
-    labels = labels.expand(recorder.shapes[origin])
+    shape = recorder.shapes[origin]
+    labels = torch.arange(1, samples + 1).view(-1, *[1] * (len(shape) - 1)).expand(shape)
     for operation, read, made in steps:
         shape = recorder.shapes[made]
         if operation.name in MOVES and operation.name not in ELEMENTWISE:
-            labels = _moved(recorder, operation, read, made, labels)
-        elif labels.shape != shape:
-            labels = _spread(labels, shape)
-        if labels is None:
+            moved = _moved(recorder, operation, read, made, labels)
+        else:
+            moved = labels if labels.shape == shape else _spread(labels, shape)
+        if moved is None:
             return None
+        labels = moved
     return labels
 
 

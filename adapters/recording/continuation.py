@@ -268,15 +268,12 @@ def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCal
     """
     reads = [read for _, read in value_projections(recorder, calls, call.value)]
     if not reads and (key := key_of(recorder, call)) is not None:  # values to which those of an earlier layer are added
-        reads = [
-            read for _, read in value_projections(recorder, calls, key) if comes_from(recorder, call.value, read)
-        ]
+        reads = [read for _, read in value_projections(recorder, calls, key) if comes_from(recorder, call.value, read)]
     reads = reads or [call.value]
     for read in list(reads):
         if any(other != read and comes_from(recorder, read, other) for other in reads):
             reads.remove(read)
     return _unflattened(recorder, _common_origin(recorder, calls, call, reads[-1]))
-
 
 
 def _shares_places(recorder: Recorder, operation: Operation) -> bool:
@@ -376,4 +373,3 @@ def _ancestors(
                 found.add(operation)
                 waiting.extend(operation.inputs)
     return found
-

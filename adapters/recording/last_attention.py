@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attention_calls import fused_operands, product_before
 from .continuation import Continuation, autocast_of, repeated, substituted, tensors_in
-from .operation_names import ELEMENTWISE, MOVES
+from .operation_names import MOVES
 from .recorder import Operation, Recorder, Slot
 from .rows import MOST_ROWS, Axis, NotInClosedFormError, RowPlan, rows_of
 from .token_pass import Readout, TokenPass

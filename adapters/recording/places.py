@@ -102,9 +102,7 @@ def _labels_of(recorder: Recorder, slot: Slot) -> _Labels | None:
     return known[slot]
 
 
-def _made(
-    recorder: Recorder, operation: Operation, slot: Slot, sources: dict[Slot, _Labels | None]
-) -> _Labels | None:
+def _made(recorder: Recorder, operation: Operation, slot: Slot, sources: dict[Slot, _Labels | None]) -> _Labels | None:
     given = {s: labels for s, labels in sources.items() if labels is not None}
     widths = {labels.width for labels in given.values()}
     if len(widths) > 1:  # from several maps, of which all but one may have given class tokens only
@@ -153,7 +151,9 @@ def _indices(operation: Operation) -> tuple[Any, ...]:
 
 def _on_map(shape: torch.Size) -> _Labels:
     height, width = shape[2], shape[3]
-    return _Labels(torch.arange(1, height * width + 1, dtype=torch.int32).view(1, 1, height, width).expand(shape), width)
+    return _Labels(
+        torch.arange(1, height * width + 1, dtype=torch.int32).view(1, 1, height, width).expand(shape), width
+    )
 
 
 def _lowest(labels: Tensor, axis: Any, *, keepdim: bool = False) -> Tensor:

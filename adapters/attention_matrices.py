@@ -93,11 +93,11 @@ def weights_and_gradients(
     run = TokenPass(forward, arguments, followed=followed, latent=latent)
     calls = run.attentions()
     weights, readout = weights_with_readout(run, calls[-1:] if last_only else calls)
+    heads = [by_heads(x.detach(), run.batch) for x in weights]
+    check_keys(heads[-1], run)
+    _check_fit(heads)
     found = gradients(readout, weights)
     with torch.no_grad():
-        heads = [by_heads(x, run.batch) for x in weights]
-        check_keys(heads[-1], run)
-        _check_fit(heads)
         matrices = [combine(x, by_heads(g, run.batch)) for x, g in zip(heads, found, strict=True)]
         row = _row(run, heads[-1].mean(1))
     return AttentionMatrices(matrices, row, matrices[-1].shape[1] != matrices[-1].shape[2], run)

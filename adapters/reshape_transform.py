@@ -101,7 +101,7 @@ def reshape_transform_for(model: nn.Module, image_size: tuple[int, int] | None =
             f"The tokens of this {type(model).__name__}, of shape {tuple(run.tokens.shape)}, lie on no image grid. A "
             "reshape_transform must be written by hand for it."
         )
-    return ReshapeTransform(grid, run.tokens.flatten(1, -2).shape[1], size, image_size is not None)
+    return ReshapeTransform(grid, run.count, size, image_size is not None)
 
 
 def target_layer_for(model: nn.Module, image_size: tuple[int, int] | None = None) -> nn.Module:

@@ -87,7 +87,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
         answer = tokens
         if is_image(given[0]) and not return_tokens:
             grid = found.run.grid()
-            if grid is None or found.matrices[-1].shape[-1] != found.run.tokens.flatten(1, -2).shape[1]:
+            if grid is None or found.matrices[-1].shape[-1] != found.run.count:
                 raise ValueError(no_grid(found.run, given[0]))
             answer = tokens[:, grid.order.to(tokens.device)].view(-1, 1, grid.height, grid.width)
         return (answer,) if isinstance(inputs, tuple) else answer

@@ -40,9 +40,13 @@ class Commands:
             self._ask({"arguments": [str(one) for one in arguments], "processes": processes, "log": str(log)}), log
         )
 
-    def wait(self, job):
-        """Its exit code (as of a shell) and what it printed."""
-        code = self._ask({"wait": job.pid})
+    def wait(self, job, again=None):
+        """Its exit code (as of a shell) and what it printed.
+
+        A signal is sent again every ten seconds, as a person presses again: where C code swallows exceptions, Python
+        loses an interrupt.
+        """
+        code = self._ask({"wait": job.pid, "again": again})
         return code, job.log.read_text()
 
     def run(self, arguments, processes=1):
@@ -91,9 +95,11 @@ def _become(request):
     os._exit(code)
 
 
-def _ended(pid):
+def _ended(pid, again):
     """Its exit code; a process that hangs is killed."""
-    for _ in range(PATIENCE * 100):
+    for turn in range(PATIENCE * 100):
+        if again is not None and turn and turn % 1000 == 0:
+            os.kill(pid, again)
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
@@ -114,7 +120,7 @@ def _serve():
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = _ended(request["wait"])
+            answer = _ended(request["wait"], request["again"])
         else:
             answer = os.fork()
             if answer == 0:

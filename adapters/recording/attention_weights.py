@@ -127,10 +127,9 @@ def check_keys(weights: Tensor, run: TokenPass) -> Tensor:
     Raises:
         UnreadableAttentionError: if not.
     """
-    count = run.tokens.movedim(run.channels, -1).flatten(1, -2).shape[1]
-    if weights.shape[-1] != count:
+    if weights.shape[-1] != run.count:
         raise UnreadableAttentionError(
-            f"The last attention has weights of shape {tuple(weights.shape)} for {count} tokens: it looks at parts of "
+            f"The last attention has weights of shape {tuple(weights.shape)} for {run.count} tokens: it looks at parts of "
             "them alone, or pools them. Take CDAM, which needs no attention weights."
         )
     return weights

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .continuation import substituted, tensors_in
+from .continuation import repeated, substituted, tensors_in
 from .operation_names import ELEMENTWISE, MOVES
 from .recorder import Operation, Recorder, Slot
 
@@ -89,6 +89,8 @@ def _samples_of(recorder: Recorder, slot: Slot, samples: int) -> Tensor | None:
 
 def _spread(labels: Tensor, shape: torch.Size) -> Tensor | None:
     """Those of what an operation made that keeps all but the last axis, or the first one."""
+    if not shape:
+        return None
     if labels.shape[:-1] == shape[:-1]:
         return labels.amax(-1, keepdim=True).expand(shape)
     rows = labels.flatten(1)
@@ -120,11 +122,11 @@ def _moved(recorder: Recorder, operation: Operation, read: Slot, made: Slot, lab
     """The labels, rearranged; what comes from elsewhere has 0."""
 
     def value(slot: Slot) -> Tensor:
-        return labels if slot == read else labels.new_zeros(1).expand(recorder.shapes[slot])
+        return labels if slot == read else labels.new_zeros(()).expand(recorder.shapes[slot])
 
     args, kwargs = substituted((operation.args, operation.kwargs), value)
     try:
-        results = tensors_in(operation.func(*args, **kwargs))
+        results = tensors_in(repeated(operation, args, kwargs))
     except (RuntimeError, TypeError, IndexError):
         return None
     return results[operation.outputs.index(made)] if made in operation.outputs else None

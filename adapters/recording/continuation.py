@@ -12,6 +12,7 @@ from .attention_calls import AttentionCall, key_of, projected, query_of, value_p
 from .recorder import Operation, Recorder, Slot, version_of
 
 _ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
+_SPLITTING = frozenset(["view", "reshape", "unflatten", "transpose", "permute", "movedim", "contiguous"])
 _FLATTENINGS = frozenset(["view", "reshape", "flatten"])
 _PRODUCTS_OF_GATES = frozenset(["mul", "mul_", "multiply"])
 
@@ -269,7 +270,8 @@ def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCal
     reads = [read for _, read in value_projections(recorder, calls, call.value)]
     if not reads and (key := key_of(recorder, call)) is not None:  # values to which those of an earlier layer are added
         reads = [read for _, read in value_projections(recorder, calls, key) if comes_from(recorder, call.value, read)]
-    reads = reads or [call.value]
+    if not reads:
+        return _before_views(recorder, call.value)
     for read in list(reads):
         if any(other != read and comes_from(recorder, read, other) for other in reads):
             reads.remove(read)
@@ -296,6 +298,16 @@ def comes_from(recorder: Recorder, slot: Slot, origin: Slot) -> bool:
                 known.add(operation)
                 waiting.extend(operation.inputs)
     return False
+
+
+def _before_views(recorder: Recorder, slot: Slot) -> Slot:
+    """Values that are not projected, before they were split into heads."""
+    living = slot
+    while len(writers := recorder.writers[slot]) == 1 and writers[0].name in _SPLITTING:
+        origin = writers[0].inputs[0]
+        living = origin if recorder.tensor(origin) is not None else living
+        slot = origin
+    return living
 
 
 def _unflattened(recorder: Recorder, slot: Slot) -> Slot:

@@ -370,6 +370,9 @@ def _operands(recorder: Recorder, found: Continuation) -> tuple[Slot, Slot, Slot
             raise NotInClosedFormError(f"the attention's weights are changed by `{op.name}`")
         if op.index > attention.softmax.index and op is not operation and op.name not in _NOTHING:
             raise NotInClosedFormError(f"the attention's weights are changed by `{op.name}`")
+        made = recorder.dtypes[op.outputs[0]]
+        if made.is_floating_point and torch.finfo(made).bits < torch.finfo(recorder.dtypes[found.slot]).bits:
+            raise NotInClosedFormError(f"the attention's weights are rounded to {made}")
         reach.update(op.outputs)
         kept.append(op)
     if attention.softmax not in kept:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batch_layout import BatchLayout
-from .continuation import substituted, tensors_in
+from .continuation import repeated, substituted, tensors_in
 from .operation_names import ELEMENTWISE, MOVES, PRODUCTS, SOFTMAXES
 from .recorder import Operation, Recorder, Slot
 
@@ -173,7 +173,10 @@ def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slo
         return lowest.view(-1, *[1] * (len(shape) - 1)).expand(shape) if len(lowest) == shape[0] else None
     if operation.name in _REDUCED:
         axes = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
-        return None if axes is None else _lowest(labels, axes).reshape(shape)
+        if axes is None:
+            return None
+        lowest = _lowest(labels, axes).reshape(shape)
+        return torch.zeros_like(lowest) if bool((lowest == lowest.max()).all()) else lowest  # of all places: of none
     if operation.name not in MOVES or operation.name in ELEMENTWISE:
         if labels.shape == shape and operation.name not in _MIXES_LAST:
             return labels
@@ -181,11 +184,11 @@ def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slo
     kind = torch.float64 if operation.func is F.unfold else torch.int32
 
     def value(slot: Slot) -> Tensor:
-        return given[slot].to(kind) if slot in given else torch.zeros(1, dtype=kind).expand(recorder.shapes[slot])
+        return given[slot].to(kind) if slot in given else torch.zeros((), dtype=kind).expand(recorder.shapes[slot])
 
     args, kwargs = substituted((operation.args, operation.kwargs), value)
     try:
-        results = tensors_in(operation.func(*args, **kwargs))
+        results = tensors_in(repeated(operation, args, kwargs))
     except (RuntimeError, TypeError, IndexError):
         return None
     return results[operation.outputs.index(made)].int() if made in operation.outputs else None

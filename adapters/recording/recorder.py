@@ -213,7 +213,8 @@ class Recorder(TorchFunctionMode):
         if kind is _JOIN and len(tensors) > 1 and "out" not in kwargs:
             full = [x for x in tensors if x.dim() != 1 or x.numel()]
             if len(full) == 1 and full[0].dim() > 1:  # as an empty cache is joined with the first keys
-                func, name, args, kwargs, tensors = Tensor.clone, "clone", (full[0],), {}, full
+                func, name, args, tensors = Tensor.clone, "clone", (full[0],), full
+                kwargs = {"memory_format": torch.contiguous_format}
         mutates = may_mutate(name, args, kwargs)
         if self._guarded and (mutates or name in _OUT_OF_SIGHT) and self._is_guarded(name, args, kwargs):
             raise InputsChangedError

@@ -296,6 +296,11 @@ class TokenPass:
             call for call in self.watched.attentions_reaching(self.watched.output_slot) if call.ordinal <= last.ordinal
         ]
 
+    @property
+    def count(self) -> int:
+        """How many tokens a sample has."""
+        return self.tokens[0].numel() // self.tokens.shape[self.channels]
+
     def grid(self) -> Grid | None:
         """Where the tokens lie on an image; None if they lie on no grid."""
         grid = grid_of(self.watched.recorder, self.slot, self.layout, self.channels)

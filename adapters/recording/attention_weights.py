@@ -129,8 +129,8 @@ def check_keys(weights: Tensor, run: TokenPass) -> Tensor:
     """
     if weights.shape[-1] != run.count:
         raise UnreadableAttentionError(
-            f"The last attention has weights of shape {tuple(weights.shape)} for {run.count} tokens: it looks at parts of "
-            "them alone, or pools them. Take CDAM, which needs no attention weights."
+            f"The last attention has weights of shape {tuple(weights.shape)} for {run.count} tokens: it looks at parts "
+            "of them alone, or pools them. Take CDAM, which needs no attention weights."
         )
     return weights
 

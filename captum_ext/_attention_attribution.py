@@ -64,9 +64,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
 
         Raises:
             TypeError: if an argument is of the wrong kind.
-            ValueError: if inputs are not finite or no images, or if an attention that is read is not known here (LoRA,
-                hooks on it, quantised); the message names it. Where the target matters: if it is missing, of the wrong
-                length or out of range, or if no attention has a finite gradient.
+            ValueError: if inputs are not finite, or if an attention that is read has no matrix of weights for each
+                sample and head (windows, pooled keys); the message says which. Where the target matters: if it is
+                missing, of the wrong length or out of range, or if no attention has a finite gradient.
         """
         given: tuple[Tensor, ...] = checked_inputs(inputs)
         arguments = (*given, *as_tuple(additional_forward_args))

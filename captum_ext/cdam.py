@@ -27,11 +27,14 @@ class CDAM(TokenAttribution):
         forward_func: A model, or any function that returns its output: a tensor, tuple, dictionary or ModelOutput.
             The model runs in evaluation mode and is left as found.
         layer: The module whose output is the tokens, (batch, tokens, channels) or a feature map
-            (batch, channels, height, width). None: found in timm, torchvision, transformers and DINO models.
+            (batch, channels, height, width). None: they are what the last attention reads, found in each call.
+        attention: Another attention than the last: its number in time (from the end if negative), or a module in which
+            it runs.
 
     Raises:
         TypeError: if `forward_func` is not callable or `layer` not a module.
-        ValueError: if the tokens cannot be found; the message says which layer to pass or which method to use.
+        ValueError: if `layer` or `attention` is no part of the model. That there is no attention is an error of
+            `attribute`, whose message names a layer.
 
     Example:
         >>> import timm, torch

@@ -17,7 +17,7 @@ class ConceptTarget:
     """The similarity of an image's latent `l` to a concept's vector `l_c`, to be explained instead of a logit.
 
     `g(l, l_c)` is `l . l_c` (dot), the cosine of the angle between them (cosine), or `-||l - l_c||` (l2).
-    The latent is the final class token as the head receives it; for a model whose parts are not known, its output.
+    The latent is the final class token as the head receives it; where no head can be told, the output.
 
     Source: Brocki et al. 2024, section 3.2, equations 3 and 4.
     Differs from the paper: none; the paper uses the dot product.

@@ -40,13 +40,9 @@ class Commands:
             self._ask({"arguments": [str(one) for one in arguments], "processes": processes, "log": str(log)}), log
         )
 
-    def wait(self, job, again=None):
-        """Its exit code (as of a shell) and what it printed.
-
-        A signal is sent again every ten seconds, as a person presses again: where C code swallows exceptions, Python
-        loses an interrupt.
-        """
-        code = self._ask({"wait": job.pid, "again": again})
+    def wait(self, job):
+        """Its exit code (as of a shell) and what it printed."""
+        code = self._ask({"wait": job.pid})
         return code, job.log.read_text()
 
     def run(self, arguments, processes=1):
@@ -68,6 +64,7 @@ def _become(request):
     from xai_compare.cli import main
 
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -95,11 +92,9 @@ def _become(request):
     os._exit(code)
 
 
-def _ended(pid, again):
+def _ended(pid):
     """Its exit code; a process that hangs is killed."""
-    for turn in range(PATIENCE * 100):
-        if again is not None and turn and turn % 1000 == 0:
-            os.kill(pid, again)
+    for _ in range(PATIENCE * 100):
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
@@ -120,7 +115,7 @@ def _serve():
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = _ended(request["wait"], request["again"])
+            answer = _ended(request["wait"])
         else:
             answer = os.fork()
             if answer == 0:

@@ -150,7 +150,7 @@ def test_ctrl_c_says_where_results_are_and_loses_at_most_a_batch(commands, line,
         job = commands.start([*line, "--out", out])
         wait_until(lambda: parts(out) >= 2)
         os.kill(job.pid, signal.SIGINT)
-        code, said = commands.wait(job, again=signal.SIGINT)
+        code, said = commands.wait(job)
     assert code == 130
     assert f"xai-compare: Stopped. What is finished is in {out}; the same command goes on from there." in said
     assert "Traceback" not in said

@@ -20,12 +20,12 @@ def render_plot(rows: Sequence[Row]) -> Figure:
     """Two panels; the right one is left out if only one number of steps was measured."""
     lengths = stepped(rows)
     figure = Figure(figsize=(11, 4.6), layout=ConstrainedLayoutEngine(wspace=0.08), dpi=160)
-    if not lengths:
-        _methods(figure.subplots(), rows)
-        return figure
-    left, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
+    left, right = figure.subplots(1, 2, width_ratios=(1.9, 1 if lengths else 0.25))
     _methods(left, rows)
-    _steps(right, rows, lengths)
+    if lengths:
+        _steps(right, rows, lengths)
+    else:
+        right.set_axis_off()  # room for the numbers beside the left one
     return figure
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .attention_calls import AttentionCall
 from .last_attention import LastAttention
-from .repeat import Replacement
+from .recorder import Replacement
 from .rows import NotInClosedFormError
 from .token_pass import Readout, TokenPass
 
@@ -100,8 +100,11 @@ def weights_with_readout(run: TokenPass, calls: list[AttentionCall]) -> tuple[li
         return fused if call.softmax is None else softmax
 
     replacements = {(call.softmax or call.operation).call: replaced(call) for call in calls}
-    with torch.no_grad():
-        readout = run.repeat(replacements)
+    if len(calls) == 1 and calls[0] is run.continuation.attention and run.reason is None:
+        readout = run.replayed(run.tokens, replacements)
+    else:
+        with torch.no_grad():
+            readout = run.repeat(replacements)
     run.check(readout)
     if len(kept) != len(calls):
         raise UnreadableAttentionError("The model ran other attentions when it ran again.")

@@ -1,6 +1,6 @@
 """What a model computes from some tokens on, as recorded operations that can run again for other tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .attention_calls import AttentionCall, key_of, projected, query_of, value_projections
-from .recorder import Operation, Recorder, Slot, version_of
+from .recorder import Operation, Recorder, Replacement, Slot, version_of
 
 _ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
 _SPLITTING = frozenset(["view", "reshape", "unflatten", "transpose", "permute", "movedim", "contiguous"])
@@ -178,8 +178,15 @@ class Continuation:
         if any(slot in self._versions and version_of(x) != self._versions[slot] for slot, x in taken.items()):
             self.reasons.append("a tensor that was read is changed in place later")
 
-    def run(self, tokens: Tensor, wanted: Iterable[Slot]) -> list[Tensor]:
+    def run(
+        self, tokens: Tensor, wanted: Iterable[Slot], replacements: Mapping[int, Replacement] | None = None
+    ) -> list[Tensor]:
         """The values of some slots for other tokens of the same shape, differentiable where the model's code is.
+
+        Args:
+            tokens: The tokens.
+            wanted: The slots.
+            replacements: From an operation's `call` to what runs in its place.
 
         Raises:
             NotReplayableError: if the operations cannot be repeated for these tokens.
@@ -198,7 +205,8 @@ class Continuation:
             for operation in self.operations:
                 reads = self.reads_tokens(operation)
                 torch.set_grad_enabled(gradients and operation.differentiable)
-                self._repeat(operation, values, own if reads else None)
+                replacement = None if replacements is None else replacements.get(operation.call)
+                self._repeat(operation, values, own if reads else None, replacement)
                 for slot in operation.inputs:
                     if last_use[slot] is operation and slot not in wanted and slot not in operation.outputs:
                         values.pop(slot, None)
@@ -206,13 +214,22 @@ class Continuation:
             torch.set_grad_enabled(gradients)
         return [values[slot] for slot in wanted]
 
-    def _repeat(self, operation: Operation, values: dict[Slot, Tensor], tokens: Tensor | None) -> None:
+    def _repeat(
+        self,
+        operation: Operation,
+        values: dict[Slot, Tensor],
+        tokens: Tensor | None,
+        replacement: Replacement | None = None,
+    ) -> None:
         def value(slot: Slot) -> Tensor:
             return tokens if tokens is not None and slot == self.slot else values[slot]
 
         args, kwargs = substituted((operation.args, operation.kwargs), value)
         with autocast_of(operation, self._recorder):
-            result = repeated(operation, args, kwargs)
+            if replacement is None:
+                result = repeated(operation, args, kwargs)
+            else:
+                result = replacement(operation.func, args, kwargs)
         results = tensors_in(result)
         if operation.mutated is not None and len(results) < len(operation.outputs):
             results.append(value(operation.mutated))

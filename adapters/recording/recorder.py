@@ -34,6 +34,10 @@ _AS_ANOTHER: dict[str, Callable[[Tensor, Tensor], tuple[Any, str, tuple[Any, ...
 }
 
 
+Replacement = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""What runs in an operation's place, given the function and its arguments."""
+
+
 class InputsChangedError(BaseException):
     """The model is about to change its inputs in place; passes through any `except Exception` of the model's code."""
 

@@ -8,9 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from .operation_names import name_of
-from .recorder import Operation, Slot, in_parts
-
-Replacement = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+from .recorder import Operation, Replacement, Slot, in_parts
 
 
 class Repeat(TorchFunctionMode):

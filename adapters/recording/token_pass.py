@@ -16,8 +16,8 @@ from .batch_layout import BatchLayout, layout_of
 from .continuation import NotReplayableError, substituted, tensors_in
 from .operation_names import ELEMENTWISE
 from .places import Grid, covers, grid_of
-from .recorder import Operation, Recorder, Slot
-from .repeat import Repeat, Replacement, with_tokens
+from .recorder import Operation, Recorder, Replacement, Slot
+from .repeat import Repeat, with_tokens
 from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at, is_scripted, watched
 
 _MOST_PASSES = 4
@@ -164,7 +164,7 @@ class TokenPass:
         """The readout for other tokens of the same shape, differentiable by them if they require a gradient."""
         if self.reason is None:
             try:
-                return self._replayed(tokens)
+                return self.replayed(tokens)
             except NotReplayableError as error:
                 self.reason = str(error)
         return self._rerun(tokens)
@@ -210,11 +210,16 @@ class TokenPass:
             ) from None
         return readout
 
-    def _replayed(self, tokens: Tensor) -> Readout:
+    def replayed(self, tokens: Tensor, replacements: Mapping[int, Replacement] | None = None) -> Readout:
+        """The readout by repeating the recorded operations, some of them replaced.
+
+        Raises:
+            NotReplayableError: if they cannot be repeated.
+        """
         one = self.watched
-        with torch.inference_mode(False), torch.set_grad_enabled(tokens.requires_grad):
+        with torch.inference_mode(False), torch.set_grad_enabled(tokens.requires_grad or bool(replacements)):
             wanted = [slot for slot in (one.output_slot, one.latent_slot) if slot is not None]
-            found = self.continuation.run(self.layout.from_batch(tokens), wanted)
+            found = self.continuation.run(self.layout.from_batch(tokens), wanted, replacements)
         return Readout(found[0], found[-1])
 
     def _rerun(self, tokens: Tensor) -> Readout:

@@ -21,6 +21,8 @@ from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM
 
 STEPS, SAMPLES, DEVIATION = 4, 3, 0.1
 MOST_REFUSED = 0.03
+# a scripted head that reads a view, cut gradients, transposed tokens, frozen encoders
+ONCE_WRONG = (1201, 1271, 1294, 1392, 1415, 1465, 1637, 1834, 1867, 2016, 2379, 2524)
 KINDS = {"cdam": CDAM, "integrated": IntegratedCDAM, "smooth": SmoothCDAM}
 BLANK = 1e-12  # a map that is zero may be refused
 SMALL = 1e-6  # differences are relative to the largest score, or to this
@@ -221,7 +223,7 @@ def test_verdicts(actual, expected, verdict):
 
 @pytest.mark.filterwarnings("ignore")  # of torch.jit.script, and of the package where it takes a slower way
 def test_maps_are_autograds_or_refused():
-    _check(range(60))
+    _check([*range(60), *ONCE_WRONG])
 
 
 @pytest.mark.large

@@ -201,8 +201,6 @@ class LastAttention:
             return self._fused_scale_and_mask(operation)
         product = self._core[0]
         chain = self._core[1 : self._core.index(attention.softmax)]
-        dims = operation.kwargs
-        del dims
         softmax = attention.softmax
         axis = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else -1)
         if axis not in (-1, 3):

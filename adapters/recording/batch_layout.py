@@ -54,7 +54,7 @@ def layout_of(recorder: Recorder, slot: Slot, samples: int) -> BatchLayout | Non
         return BatchLayout(samples)
     labels = _samples_of(recorder, slot, samples)
     if labels is None:
-        return BatchLayout(samples, fits[0]) if len(fits) == 1 else None
+        return None
     for axis in fits:
         expected = torch.arange(1, samples + 1).view(-1, *[1] * (len(shape) - 1 - axis))
         if bool(((labels == expected) | (labels == 0)).all()):

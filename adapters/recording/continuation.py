@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .attention_calls import AttentionCall, key_of, projected, query_of, value_projections
+from .operation_names import VIEWS
 from .recorder import Operation, Recorder, Replacement, Slot, version_of
 
 _ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
@@ -348,8 +349,18 @@ def _common_origin(recorder: Recorder, calls: list[AttentionCall], call: Attenti
         followed = {slot for slot in operands if slot is not None and recorder.follows[slot]}
         found = _passed_by_all(recorder, followed, read, others)
         if found is not None:
-            return found
+            return _also_read_by_others(recorder, call, found, others)
     return read
+
+
+def _also_read_by_others(recorder: Recorder, call: AttentionCall, slot: Slot, barriers: frozenset[Operation]) -> Slot:
+    """Tokens before they were rearranged, where a bias of the attention is made from them in that form."""
+    followed = {one for one in call.operation.inputs if recorder.follows[one]}
+    whole = _passed_by_all(recorder, followed | {slot}, slot, barriers)
+    here = slot
+    while whole is not None and here != whole and recorder.writers[here] and recorder.writers[here][0].name in VIEWS:
+        here = recorder.writers[here][0].inputs[0]
+    return here if here == whole and whole not in recorder.sources else slot
 
 
 def _passed_by_all(recorder: Recorder, slots: set[Slot], latest: Slot, barriers: frozenset[Operation]) -> Slot | None:

@@ -420,9 +420,7 @@ def _slotted(value: Any, slots: Iterator[Slot]) -> Any:
     return value
 
 
-_OUT_OF_SIGHT = frozenset(
-    ["numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage", "storage", "share_memory_"]
-)
+_OUT_OF_SIGHT = frozenset(["numpy", "__array__", "__dlpack__", "storage", "share_memory_"])
 """What gives the memory of a tensor to others."""
 
 

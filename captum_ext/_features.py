@@ -92,18 +92,14 @@ class LinearFeatures(Features):
 
 
 @dataclass(frozen=True)
-class InterpolatedFeatures(LinearFeatures):
+class PathFeatures(LinearFeatures):
     """Features `start + alpha * step`, where `t W` is the step.
 
     Attributes:
-        start: (batch, heads, tokens, width), or what broadcasts to it; None: zeros.
-        step: (batch, heads, tokens, width).
         alphas: (m,).
         copies: Their layout.
     """
 
-    start: Tensor | None
-    step: Tensor
     alphas: Tensor
     copies: Copies
 
@@ -111,15 +107,34 @@ class InterpolatedFeatures(LinearFeatures):
         """As for Features."""
         return replace(self, alphas=self.alphas.repeat(number), copies=self.copies.times(number))
 
+    @property
+    def of_rows(self) -> Tensor:
+        """Each row's alpha, (m * r, 1)."""
+        rows = self.copies.rows
+        return self.alphas.repeat_interleave(rows, output_size=self.copies.number * rows)[:, None]
+
+
+@dataclass(frozen=True)
+class InterpolatedFeatures(PathFeatures):
+    """The features themselves.
+
+    Attributes:
+        start: (batch, heads, tokens, width), or what broadcasts to it; None: zeros.
+        step: (batch, heads, tokens, width).
+    """
+
+    start: Tensor | None
+    step: Tensor
+
     def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """As for Features."""
         along = vectors @ self.step.mT
-        whole = _of_rows(self.alphas, self.copies) * along
+        whole = self.of_rows * along
         return whole if self.start is None else whole + vectors @ self.start.mT, along
 
     def mix(self, weights: Tensor) -> Tensor:
         """As for LinearFeatures."""
-        mixed = (_of_rows(self.alphas, self.copies) * weights) @ self.step
+        mixed = (self.of_rows * weights) @ self.step
         return mixed if self.start is None else mixed + weights @ self.start
 
     def written(self) -> tuple[Tensor, Tensor]:
@@ -130,37 +145,29 @@ class InterpolatedFeatures(LinearFeatures):
 
 
 @dataclass(frozen=True)
-class UnprojectedFeatures(LinearFeatures):
-    """The same as InterpolatedFeatures before the projection: for few vectors, which are projected back instead.
+class UnprojectedFeatures(PathFeatures):
+    """The tokens before the projection: for few vectors, which are projected back instead.
 
     Attributes:
         start: (batch, tokens, channels), or None: zeros.
         step: (batch, tokens, channels).
         weight: (heads, width, channels), the projection.
-        alphas: (m,).
-        copies: Their layout.
     """
 
     start: Tensor | None
     step: Tensor
     weight: Tensor
-    alphas: Tensor
-    copies: Copies
-
-    def times(self, number: int) -> Self:
-        """As for Features."""
-        return replace(self, alphas=self.alphas.repeat(number), copies=self.copies.times(number))
 
     def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """As for Features."""
         back = (vectors @ self.weight).flatten(1, 2)
         along = (back @ self.step.mT).view(*vectors.shape[:3], -1)
-        whole = _of_rows(self.alphas, self.copies) * along
+        whole = self.of_rows * along
         return whole if self.start is None else whole + (back @ self.start.mT).view_as(whole), along
 
     def mix(self, weights: Tensor) -> Tensor:
         """As for LinearFeatures."""
-        mixed = (_of_rows(self.alphas, self.copies) * weights).flatten(1, 2) @ self.step
+        mixed = (self.of_rows * weights).flatten(1, 2) @ self.step
         mixed = mixed if self.start is None else mixed + weights.flatten(1, 2) @ self.start
         return mixed.view(*weights.shape[:3], -1) @ self.weight.mT
 
@@ -239,11 +246,6 @@ class MaterialisedKeys(Features):
         (before,) = torch.autograd.grad(self._keys, self._before, of_keys, retain_graph=True)
         share = (before * self._along).sum((1, 3)).unflatten(0, (self._copies.number, -1))
         return share, self._copies.as_rows(gradients @ self._keys.detach())
-
-
-def _of_rows(alphas: Tensor, copies: Copies) -> Tensor:
-    """Of each row its copy's number, (m * r, 1)."""
-    return alphas.repeat_interleave(copies.rows, output_size=copies.number * copies.rows)[:, None]
 
 
 @contextmanager

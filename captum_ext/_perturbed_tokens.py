@@ -113,14 +113,14 @@ def _projected(
         parts = [part for part in (start, _bias(projection, wide)) if part is not None]
         start = projection.turn(sum(parts[1:], parts[0]).expand_as(steps)).to(wide) if parts else None
         steps = projection.turn(steps).to(wide)
-    return functools.partial(InterpolatedFeatures, start, steps)
+    return functools.partial(InterpolatedFeatures, start=start, step=steps)
 
 
 def _unprojected(
     projection: Projection, step: Tensor, baseline: Tensor | None, wide: torch.dtype
 ) -> Callable[[Tensor, Copies], LinearFeatures]:
     start = None if baseline is None else baseline.to(wide)
-    return functools.partial(UnprojectedFeatures, start, step.to(wide), projection.weight.to(wide))
+    return functools.partial(UnprojectedFeatures, start=start, step=step.to(wide), weight=projection.weight.to(wide))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """How the samples of a batch lie in a tensor that a model made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +79,7 @@ def _samples_of(recorder: Recorder, slot: Slot, samples: int) -> Tensor | None:
     for operation, read, made in steps:
         shape = recorder.shapes[made]
         if operation.name in MOVES and operation.name not in ELEMENTWISE:
-            moved = _moved(recorder, operation, read, made, labels)
+            moved = rearranged(recorder, operation, made, {read: labels})
         else:
             moved = labels if labels.shape == shape else _spread(labels, shape)
         if moved is None:
@@ -118,11 +119,12 @@ def _way_back(recorder: Recorder, slot: Slot, samples: int) -> tuple[Slot, list[
     return (slot, steps[::-1]) if recorder.shapes[slot][0] == samples else None
 
 
-def _moved(recorder: Recorder, operation: Operation, read: Slot, made: Slot, labels: Tensor) -> Tensor | None:
-    """The labels, rearranged; what comes from elsewhere has 0."""
+def rearranged(recorder: Recorder, operation: Operation, made: Slot, labels: Mapping[Slot, Tensor]) -> Tensor | None:
+    """The labels of what an operation makes that rearranges tensors; what comes from elsewhere has 0."""
+    (like, *_) = labels.values()
 
     def value(slot: Slot) -> Tensor:
-        return labels if slot == read else labels.new_zeros(()).expand(recorder.shapes[slot])
+        return labels[slot] if slot in labels else like.new_zeros(()).expand(recorder.shapes[slot])
 
     args, kwargs = substituted((operation.args, operation.kwargs), value)
     try:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batch_layout import BatchLayout
-from .continuation import repeated, substituted, tensors_in
+from .batch_layout import BatchLayout, rearranged
 from .operation_names import ELEMENTWISE, MOVES, PRODUCTS, SOFTMAXES
 from .recorder import Operation, Recorder, Slot
 
@@ -182,16 +181,8 @@ def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slo
             return labels
         return _lowest(labels, -1, keepdim=True).expand(shape) if labels.shape[:-1] == shape[:-1] else None
     kind = torch.float64 if operation.func is F.unfold else torch.int32
-
-    def value(slot: Slot) -> Tensor:
-        return given[slot].to(kind) if slot in given else torch.zeros((), dtype=kind).expand(recorder.shapes[slot])
-
-    args, kwargs = substituted((operation.args, operation.kwargs), value)
-    try:
-        results = tensors_in(repeated(operation, args, kwargs))
-    except (RuntimeError, TypeError, IndexError):
-        return None
-    return results[operation.outputs.index(made)].int() if made in operation.outputs else None
+    moved = rearranged(recorder, operation, made, {slot: numbers.to(kind) for slot, numbers in given.items()})
+    return None if moved is None else moved.int()
 
 
 def covers(grid: Grid, image_size: tuple[int, int]) -> bool:

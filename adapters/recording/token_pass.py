@@ -102,7 +102,9 @@ class TokenPass:
         self._arguments = arguments
         self._point = point
         self._root = root = root_module(self._forward)
-        training = root is None or any(module.training for module in modules_of(root))
+        modules = [] if root is None else modules_of(root)
+        training = root is None or any(module.training for module in modules)
+        self._scripted = is_scripted(self._forward, modules)
         self._mode: Callable[[], Any] = evaluation_mode if training else nullcontext
         self.batch = arguments[0].shape[0]
         try:
@@ -123,7 +125,7 @@ class TokenPass:
         self.channels = self._channel_axis()
         self.readout = Readout(one.output, one.output if one.latent is None else one.latent.detach())
         self.reason = found.reasons[0] if found.reasons else None
-        if is_scripted(self._forward, root):
+        if self._scripted:
             self.reason = self.reason or "a part of the model is scripted (TorchScript)"
         if one.output_slot is None or one.output_slot not in found.dependent:
             self.reason = self.reason or "what the model returns is made unseen"
@@ -144,6 +146,7 @@ class TokenPass:
                     on_attention=self._on_attention,
                     latent=self._latent,
                     root=self._root,
+                    copies=self._scripted,
                     **(options or {}),
                 )
                 if ordinal is not None and not -len(one.finder.calls) <= ordinal < len(one.finder.calls):
@@ -418,10 +421,12 @@ def _channels_told_by(operation: Operation, axes: int) -> int | None:
 def latents_of(forward: Forward, arguments: tuple[Any, ...]) -> Tensor:
     """What a model's head reads, (batch, channels); without a head that is known, the output itself."""
     forward = uncompiled(forward)
+    root = root_module(forward)
+    scripted = is_scripted(forward, [] if root is None else modules_of(root))
     with torch.inference_mode(False), evaluation_mode():
         options: dict[str, Any] = {}
         for _ in range(_MOST_PASSES):
-            one = watched(forward, arguments, bare_output, latent=True, root=root_module(forward), **options)
+            one = watched(forward, arguments, bare_output, latent=True, root=root, copies=scripted, **options)
             again = one.again() if one.latent is None else None
             if again is None:
                 break

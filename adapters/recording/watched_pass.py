@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .._borrow import modules_of
 from .attention_calls import AttentionCall, AttentionFinder, projected
 from .continuation import Continuation, reads_of, tokens_of
 from .operation_names import ELEMENTWISE, MOVES
@@ -283,19 +282,18 @@ class WatchedPass:
 
 
 def watched(
-    forward: Forward, arguments: tuple[Any, ...], read_output: Callable[[Any], Tensor], **options: Any
+    forward: Forward, arguments: tuple[Any, ...], read_output: Callable[[Any], Tensor], *, copies: bool, **options: Any
 ) -> WatchedPass:
     """A watched pass that leaves the arguments as they are: a model that would change them gets copies."""
     try:
-        return WatchedPass(forward, arguments, read_output, copies=is_scripted(forward, options.get("root")), **options)
+        return WatchedPass(forward, arguments, read_output, copies=copies, **options)
     except InputsChangedError:
         return WatchedPass(forward, arguments, read_output, **options)
 
 
-def is_scripted(forward: Forward, root: nn.Module | None) -> bool:
+def is_scripted(forward: Forward, modules: list[nn.Module]) -> bool:
     """Are there scripted parts, which may change inputs, or read tokens without gradients, unseen?"""
-    parts = [forward, *([] if root is None else modules_of(root))]
-    return any(isinstance(part, torch.jit.ScriptModule | torch.jit.ScriptFunction) for part in parts)
+    return any(isinstance(part, torch.jit.ScriptModule | torch.jit.ScriptFunction) for part in (forward, *modules))
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -92,6 +92,8 @@ def _spread(labels: Tensor, shape: torch.Size) -> Tensor | None:
     """Those of what an operation made that keeps all but the last axis, or the first one."""
     if not shape:
         return None
+    if labels.shape == shape[:-1]:  # embeddings
+        return labels[..., None].expand(shape)
     if labels.shape[:-1] == shape[:-1]:
         return labels.amax(-1, keepdim=True).expand(shape)
     rows = labels.flatten(1)
@@ -113,9 +115,13 @@ def _way_back(recorder: Recorder, slot: Slot, samples: int) -> tuple[Slot, list[
             followed = [one for one in followed if recorder.shapes[one][0] == recorder.shapes[slot][0]]
         if not followed:
             return None
-        largest = max(followed, key=lambda one: recorder.shapes[one].numel())
-        steps.append((operation, largest, slot))
-        slot = largest
+        same = [one for one in followed if recorder.shapes[one] == recorder.shapes[slot]]
+        if len(same) > 1:  # what goes past a block is followed easily
+            read = min(same, key=lambda one: recorder.writers[one][0].index if recorder.writers[one] else -1)
+        else:
+            read = max(followed, key=lambda one: recorder.shapes[one].numel())
+        steps.append((operation, read, slot))
+        slot = read
     return (slot, steps[::-1]) if recorder.shapes[slot][0] == samples else None
 
 

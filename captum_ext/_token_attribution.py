@@ -118,6 +118,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
                 f"is passed."
             )
         self.attention = attention
+        self._earliest: int | None = None  # the lowest number that the last attention had so far
         LayerAttribution.__init__(self, forward_func, layer)
         GradientAttribution.__init__(self, forward_func)
 
@@ -185,14 +186,19 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         given = checked_inputs(inputs)
         if at_input and self.layer is None:
             raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the tokens are found.")
-        return TokenPass(
+        run = TokenPass(
             self.forward_func,
             (*given, *as_tuple(additional_forward_args)),
             followed=len(given),
             point=None if self.layer is None else HookPoint(self.layer, at_input),
             attention=self.attention,
             latent=latent,
+            earliest=self._earliest or 0,
         )
+        last = run.continuation.attention
+        if last is not None:
+            self._earliest = last.ordinal if self._earliest is None else min(self._earliest, last.ordinal)
+        return run
 
     def _attribute_many(self, request: Request, formula: Formula) -> Any:
         """Maps (batch, targets, height, width), or scores (batch, targets, tokens); a tuple if the inputs are one."""

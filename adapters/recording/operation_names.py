@@ -285,6 +285,11 @@ def may_mutate(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> b
     )
 
 
+def name_tells_of_change(name: str) -> bool:
+    """May a function change its first argument when called without keywords?"""
+    return name == "__setitem__" or name.endswith("_") or name in _IN_PLACE_FLAG
+
+
 _IN_PLACE_FLAG = frozenset(
     [
         "relu",

@@ -3,7 +3,7 @@
 import contextlib
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .operation_names import ABOUT_SHAPES, may_mutate, name_of
+from .operation_names import ABOUT_SHAPES, may_mutate, name_of, name_tells_of_change
 
 # The body of torch's function without its first line, which would send it here again as a whole: its parts are seen.
 _multi_head_attention = types.FunctionType(
@@ -93,12 +93,15 @@ class Operation:
 
 
 _ABOUT_SHAPE, _TYPE, _IN_PARTS, _LIKE_ANOTHER, _JOIN = "about its shape", "type", "in parts", "like another", "join"
-_known_functions: dict[Callable[..., Any], tuple[str, str | None]] = {}
+_known_functions: dict[Callable[..., Any], tuple[str, str | None, bool]] = {}
 _MOST_FUNCTIONS = 4096
 
 
-def _function(func: Callable[..., Any]) -> tuple[str, str | None]:
-    """A function's name, and whether it is treated in its own way; found once for each."""
+def _function(func: Callable[..., Any]) -> tuple[str, str | None, bool]:
+    """A function's name, whether it is treated in its own way, and whether it may change its first argument.
+
+    Found once for each.
+    """
     name = name_of(func)
     kind = None
     if name in ABOUT_SHAPES:
@@ -113,8 +116,8 @@ def _function(func: Callable[..., Any]) -> tuple[str, str | None]:
         kind = _LIKE_ANOTHER
     if len(_known_functions) >= _MOST_FUNCTIONS:
         _known_functions.clear()
-    _known_functions[func] = name, kind
-    return name, kind
+    found = _known_functions[func] = name, kind, name_tells_of_change(name)
+    return found
 
 
 class Listener(Protocol):
@@ -200,93 +203,84 @@ class Recorder(TorchFunctionMode):
         if self._paused:
             return func(*args, **kwargs)
         self.calls += 1
-        name, kind = _known_functions.get(func) or _function(func)
-        if kind is not None and (kind is _ABOUT_SHAPE or (kind is _TYPE and len(args) == 1 and not kwargs)):
-            return func(*args, **kwargs)
-        if kind is _IN_PARTS and (parts := in_parts(func, args, kwargs)) is not None:
-            with self:
-                return parts(*args, **kwargs)
-        if kind is _LIKE_ANOTHER and len(args) == 2 and isinstance(args[1], Tensor):
-            func, name, args = _AS_ANOTHER[name](*args)
-        tensors: list[Tensor] = []
-        _collect(args, tensors)
-        if kwargs:
-            _collect(kwargs.values(), tensors)
-        if not tensors:
-            return func(*args, **kwargs)
-        if kind is _JOIN and len(tensors) > 1 and "out" not in kwargs:
-            full = [x for x in tensors if x.dim() != 1 or x.numel()]
-            if len(full) == 1 and full[0].dim() > 1:  # as an empty cache is joined with the first keys
-                func, name, args, tensors = Tensor.clone, "clone", (full[0],), full
+        name, kind, may_change = _known_functions.get(func) or _function(func)
+        if kind is not None:
+            if kind is _ABOUT_SHAPE or (kind is _TYPE and len(args) == 1 and not kwargs):
+                return func(*args, **kwargs)
+            if kind is _IN_PARTS and (parts := in_parts(func, args, kwargs)) is not None:
+                with self:
+                    return parts(*args, **kwargs)
+            if kind is _LIKE_ANOTHER and len(args) == 2 and isinstance(args[1], Tensor):
+                func, name, args = _AS_ANOTHER[name](*args)
+            if kind is _JOIN and "out" not in kwargs and (full := _joined_with_nothing(args, kwargs)) is not None:
+                func, name, args = Tensor.clone, "clone", (full,)
                 kwargs = {"memory_format": torch.contiguous_format}
-        mutates = may_mutate(name, args, kwargs)
+        mutates = bool(may_change or kwargs) and may_mutate(name, args, kwargs)
         if self._guarded and (mutates or name in _OUT_OF_SIGHT) and self._is_guarded(name, args, kwargs):
             raise InputsChangedError
-        slots, followed = self._known(tensors)
-        if not followed:
-            with torch.no_grad():  # of constants
+        tensors: list[Tensor] = []
+        slots: list[Slot] = []
+        given = tuple(self._slotted(args, tensors, slots))
+        named = dict(zip(kwargs, self._slotted(kwargs.values(), tensors, slots), strict=True)) if kwargs else {}
+        follows = self.follows
+        constants = tuple([x for x, slot in zip(tensors, slots, strict=True) if not follows[slot]])
+        if not tensors:  # the switching of gradients passes here, too
+            return func(*args, **kwargs)
+        if len(constants) == len(tensors):
+            with torch.no_grad():
                 return func(*args, **kwargs)
-        return self._run(name, func, args, dict(kwargs), tensors, slots, mutates=mutates)
+        operation = Operation(
+            len(self.operations), self.calls, name, func, given, named, tuple(slots), constants=constants
+        )
+        return self._run(operation, args, kwargs, mutates=mutates)
 
-    def _known(self, tensors: list[Tensor]) -> tuple[list[Slot | None], bool]:
-        """The slots of tensors that were seen, and whether one is followed; each may have been made unseen."""
-        seen, references, follows = self._seen, self._references, self.follows
-        slots: list[Slot | None] = []
-        followed = False
-        for tensor in tensors:
-            slot = seen.get(id(tensor))
-            if slot is not None and references[slot]() is not tensor:
-                slot = None
-            if has_graph(tensor):  # whatever is seen runs without one
-                if self._was_made_unseen(tensor, slot):
-                    slot, followed = self.slot_of(tensor), True
-            elif slot is not None:
-                followed = followed or follows[slot]
-            elif self._changed_storages and tensor.untyped_storage()._cdata in self._changed_storages:  # noqa: SLF001
-                followed = True
-            slots.append(slot)
-        return slots, followed
+    def _slotted(self, values: Iterable[Any], tensors: list[Tensor], slots: list[Slot]) -> list[Any]:
+        """Arguments with the tensors replaced by slots; both are collected, in order."""
+        found: list[Any] = []
+        for value in values:
+            if isinstance(value, Tensor):
+                slot = self._slot(value)
+                tensors.append(value)
+                slots.append(slot)
+                found.append(slot)
+            elif isinstance(value, tuple):
+                items = self._slotted(value, tensors, slots)
+                found.append(type(value)(*items) if hasattr(value, "_fields") else tuple(items))
+            elif isinstance(value, list):
+                found.append(self._slotted(value, tensors, slots))
+            elif isinstance(value, dict):
+                found.append(dict(zip(value, self._slotted(value.values(), tensors, slots), strict=True)))
+            else:
+                found.append(value)
+        return found
+
+    def _slot(self, tensor: Tensor) -> Slot:
+        """The slot of a tensor that an operation reads; it may be a constant, or have been made unseen."""
+        slot = self._seen.get(id(tensor))
+        if slot is not None and self._references[slot]() is not tensor:
+            slot = None
+        if has_graph(tensor):  # whatever is seen runs without one
+            if slot is None or not any(writer.unseen for writer in self.writers[slot]):
+                slot = self._made_unseen(tensor) or slot
+        elif slot is None and tensor.untyped_storage()._cdata in self._changed_storages:  # noqa: SLF001
+            return self._new(tensor, None, follows=True)
+        return self._new(tensor, None, follows=False) if slot is None else slot
 
     def _is_guarded(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         target = _target(name, args, kwargs)
         return target is not None and target.untyped_storage()._cdata in self._guarded  # noqa: SLF001
 
-    def _run(
-        self,
-        name: str,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        tensors: list[Tensor],
-        known: list[Slot | None],
-        *,
-        mutates: bool,
-    ) -> Any:
-        slots = [self._slot(x) if slot is None else slot for x, slot in zip(tensors, known, strict=True)]
-        follows = self.follows
-        in_order = iter(slots)
-        operation = Operation(
-            len(self.operations),
-            self.calls,
-            name,
-            func,
-            _slotted(args, in_order),
-            {k: _slotted(v, in_order) for k, v in kwargs.items()} if kwargs else {},
-            tuple(slots),
-        )
-        constants = [x for x, slot in zip(tensors, slots, strict=True) if not follows[slot]]
-        if constants:
-            operation.constants = tuple(constants)
+    def _run(self, operation: Operation, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, mutates: bool) -> Any:
         if torch.is_autocast_enabled(self.device):
             operation.autocast = torch.get_autocast_dtype(self.device)
         operation.differentiable = torch.is_grad_enabled()
-        target = _target(name, args, kwargs)
+        target = _target(operation.name, args, kwargs)
         version = version_of(target)
         if target is not None and mutates:
             operation.before = target.detach().clone()
         torch._C._set_grad_enabled(False)  # noqa: SLF001 # quicker than a context, for each operation
         try:
-            result = func(*args, **kwargs)
+            result = operation.func(*args, **kwargs)
             outputs: list[Tensor] = []
             _collect((result,), outputs)
             if target is not None and version_of(target) != version:
@@ -295,7 +289,7 @@ class Recorder(TorchFunctionMode):
             else:
                 operation.before = None
             self.operations.append(operation)
-            operation.outputs = tuple(self._output(x, operation) for x in outputs)
+            operation.outputs = tuple([self._output(x, operation) for x in outputs])
         finally:
             torch._C._set_grad_enabled(operation.differentiable)  # noqa: SLF001
         operation.returned_a_value = not outputs and result is not None
@@ -326,25 +320,19 @@ class Recorder(TorchFunctionMode):
         self.follows.append(follows)
         return slot
 
-    def _was_made_unseen(self, tensor: Tensor, slot: Slot | None) -> bool:
-        """Does a tensor come from followed ones by something that was not seen? Then that becomes an operation."""
-        if slot is not None and any(writer.unseen for writer in self.writers[slot]):
-            return True
+    def _made_unseen(self, tensor: Tensor) -> Slot | None:
+        """If a tensor comes from followed ones by something that was not seen, that becomes an operation."""
         origins = tuple(
             dict.fromkeys(s for x in _leaves(tensor) if (s := self.slot_of(x)) is not None and self.follows[s])
         )
         if not origins:
-            return False
+            return None
         operation = Operation(len(self.operations), self.calls, "unseen", _unseen, (), {}, origins, unseen=True)
         self.operations.append(operation)
         slot = self._new(tensor, operation, follows=True)
         operation.outputs = (slot,)
         self._listener(operation)
-        return True
-
-    def _slot(self, tensor: Tensor) -> Slot:
-        slot = self.slot_of(tensor)
-        return self._new(tensor, None, follows=False) if slot is None else slot
+        return slot
 
 
 def in_parts(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
@@ -404,20 +392,12 @@ def _collect(values: Any, found: list[Tensor]) -> None:
             _collect(value.values(), found)
 
 
-def _slotted(value: Any, slots: Iterator[Slot]) -> Any:
-    """Arguments with the tensors replaced by slots, in the same order."""
-    if isinstance(value, Tensor):
-        return next(slots)
-    if type(value) is tuple:
-        return tuple([next(slots) if isinstance(x, Tensor) else _slotted(x, slots) for x in value])
-    if isinstance(value, tuple):
-        items = [_slotted(x, slots) for x in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [_slotted(x, slots) for x in value]
-    if isinstance(value, dict):
-        return {k: _slotted(v, slots) for k, v in value.items()}
-    return value
+def _joined_with_nothing(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The one full tensor among several that are joined, as an empty cache is joined with the first keys."""
+    tensors: list[Tensor] = []
+    _collect((*args, *kwargs.values()), tensors)
+    full = [x for x in tensors if x.dim() != 1 or x.numel()]
+    return full[0] if len(full) == 1 < len(tensors) and full[0].dim() > 1 else None
 
 
 _OUT_OF_SIGHT = frozenset(["numpy", "__array__", "__dlpack__", "storage", "share_memory_"])

@@ -71,6 +71,7 @@ class TokenPass:
             module in which it runs.
         on_attention: Told of each attention while its tensors live.
         latent: Is what the head reads wanted, too?
+        earliest: The lowest number that the last attention had in earlier passes, which makes this one quicker.
 
     Attributes:
         tokens: (batch, ..., channels), or with the channels at another axis.
@@ -95,6 +96,7 @@ class TokenPass:
         attention: int | nn.Module | None = None,
         on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
         latent: bool = False,
+        earliest: int = 0,
     ) -> None:
         self._latent = latent
         self._on_attention = on_attention
@@ -108,7 +110,7 @@ class TokenPass:
         self._mode: Callable[[], Any] = evaluation_mode if training else nullcontext
         self.batch = arguments[0].shape[0]
         try:
-            one = self._watch(followed, attention)
+            one = self._watch(followed, attention, earliest)
         except Exception as error:
             if _lacks_batch(arguments[0], root):
                 raise ValueError(_no_batch_axis(arguments[0])) from error
@@ -130,10 +132,12 @@ class TokenPass:
         if one.output_slot is None or one.output_slot not in found.dependent:
             self.reason = self.reason or "what the model returns is made unseen"
 
-    def _watch(self, followed: int, attention: int | nn.Module | None) -> WatchedPass:
+    def _watch(self, followed: int, attention: int | nn.Module | None, earliest: int) -> WatchedPass:
         within = attention if isinstance(attention, nn.Module) else None
         ordinal = attention if isinstance(attention, int) else None
         options: dict[str, Any] | None = {"ordinal": None if ordinal is None or ordinal < 0 else ordinal}
+        if attention is None and self._point is None and earliest:
+            options = {"earliest": earliest}
         with torch.inference_mode(False), self._mode():
             for _ in range(_MOST_PASSES):
                 one = watched(

@@ -41,6 +41,7 @@ class WatchedPass:
         followed: How many of the arguments are the inputs to explain, from the first on.
         point: Where the tokens are; None: where they enter an attention.
         ordinal: Which attention, by its number in time; None: the last.
+        earliest: The last one is not expected before this number; if it is, the pass must be made `again`.
         within: The module in which it runs; None: any.
         held: Numbers of operations whose results are kept alive until the end.
         on_attention: Told of each attention while its tensors live.
@@ -67,6 +68,7 @@ class WatchedPass:
         followed: int = 1,
         point: HookPoint | None = None,
         ordinal: int | None = None,
+        earliest: int = 0,
         within: nn.Module | None = None,
         held: frozenset[int] = frozenset(),
         on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
@@ -80,6 +82,7 @@ class WatchedPass:
         self.finder = AttentionFinder()
         self._point = point
         self._ordinal = ordinal
+        self._earliest = earliest
         self._held = held
         self._kept: list[Tensor] = []
         self._head: Any = None
@@ -120,6 +123,8 @@ class WatchedPass:
     def again(self) -> dict[str, Any] | None:
         """What another pass must do otherwise, to keep what this one lost; None if nothing was."""
         found = self.continuation
+        if found is None and self._earliest:
+            return {}
         if found is None or self.output_slot is None:
             return None
         ordinal = self._ordinal
@@ -230,18 +235,27 @@ class WatchedPass:
             found = self.continuation
             if found is not None and found.slot == tokens_of(self.recorder, self.finder.calls, call):
                 found.attention = call
-        elif self._inside and (self._ordinal is None or call.ordinal == self._ordinal):
+        elif self._inside and self._may_be_wanted(call):
             self.continuation = self._continue_from(call)
+        elif self._ordinal is None and call.ordinal:
+            self._forget(self.finder.calls[-2].operation.index)
+
+    def _may_be_wanted(self, call: AttentionCall) -> bool:
+        return call.ordinal >= self._earliest if self._ordinal is None else call.ordinal == self._ordinal
 
     def _continue_from(self, call: AttentionCall) -> Continuation:
         tokens = tokens_of(self.recorder, self.finder.calls, call)
         others = frozenset(other.operation for other in self.finder.calls if other is not call)
         found = Continuation(self.recorder, tokens, reads_of(self.recorder, call.operation, tokens, others), call)
         first = found.operations[0].index if found.operations else call.operation.index
+        self._forget(first)
+        return found
+
+    def _forget(self, first: int) -> None:
+        """Let go of what the operations before one have kept."""
         for operation in self.recorder.operations[self._forgotten : first]:
             operation.forget()
-        self._forgotten = first
-        return found
+        self._forgotten = max(self._forgotten, first)
 
     @contextmanager
     def _marked(self, module: nn.Module) -> Iterator[None]:

@@ -160,7 +160,7 @@ class UnprojectedFeatures(PathFeatures):
 
     def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """As for Features."""
-        back = (vectors @ self.weight).flatten(1, 2)
+        back = _projected_back(vectors, self.weight).flatten(1, 2)
         along = (back @ self.step.mT).view(*vectors.shape[:3], -1)
         whole = self.of_rows * along
         return whole if self.start is None else whole + (back @ self.start.mT).view_as(whole), along
@@ -169,7 +169,7 @@ class UnprojectedFeatures(PathFeatures):
         """As for LinearFeatures."""
         mixed = (self.of_rows * weights).flatten(1, 2) @ self.step
         mixed = mixed if self.start is None else mixed + weights.flatten(1, 2) @ self.start
-        return mixed.view(*weights.shape[:3], -1) @ self.weight.mT
+        return _projected(mixed.view(*weights.shape[:3], -1), self.weight)
 
 
 @dataclass(frozen=True)
@@ -197,14 +197,14 @@ class NoisyFeatures(LinearFeatures):
 
     def products(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """As for Features: the vectors are projected back to the tokens' channels, not the noise forward."""
-        noise = self.copies.from_copies(self.copies.as_copies(vectors @ self.weight) @ self.noise.mT)
+        noise = self.copies.from_copies(self.copies.as_copies(_projected_back(vectors, self.weight)) @ self.noise.mT)
         whole = vectors @ self.step.mT + self.deviation * noise
         return whole, whole
 
     def mix(self, weights: Tensor) -> Tensor:
         """As for LinearFeatures."""
         noise = self.copies.from_copies(self.copies.as_copies(weights) @ self.noise)
-        return weights @ self.step + self.deviation * (noise @ self.weight.mT)
+        return weights @ self.step + self.deviation * _projected(noise, self.weight)
 
     def written(self) -> tuple[Tensor, Tensor]:
         """The features and `t W`, (m * batch, heads, tokens, width)."""
@@ -246,6 +246,16 @@ class MaterialisedKeys(Features):
         (before,) = torch.autograd.grad(self._keys, self._before, of_keys, retain_graph=True)
         share = (before * self._along).sum((1, 3)).unflatten(0, (self._copies.number, -1))
         return share, self._copies.as_rows(gradients @ self._keys.detach())
+
+
+def _projected(sums: Tensor, weight: Tensor) -> Tensor:
+    """(batch, heads, rows, channels) to (batch, heads, rows, width); a product would copy the weight for each sample."""
+    return torch.einsum("bhrc,hwc->bhrw", sums, weight)
+
+
+def _projected_back(vectors: Tensor, weight: Tensor) -> Tensor:
+    """(batch, heads, rows, width) to (batch, heads, rows, channels)."""
+    return torch.einsum("bhrw,hwc->bhrc", vectors, weight)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from adapters import AttentionMatrices, Readout, mean_weights, root_module, uncompiled, weights_and_gradients
+from adapters.models import is_image, root_module, uncompiled
+from adapters.recording import AttentionMatrices, Readout, mean_weights, weights_and_gradients
 
-from ._checks import as_tuple, checked_inputs, is_image, samples_where
+from ._checks import as_tuple, checked_inputs, samples_where
 from ._features import full_precision
 from ._targets import ConceptScore, Target, scores_of
 from ._token_attribution import Tensors, no_grid
@@ -123,10 +124,11 @@ def _gradients(score: Callable[[Readout], Tensor], readout: Readout, weights: Se
     if values.requires_grad:
         found = torch.autograd.grad(values.sum(), weights, allow_unused=True)
     gradients = [torch.zeros_like(a) if g is None else g for a, g in zip(weights, found, strict=True)]
-    alive = torch.stack([(gradient != 0).flatten(1).any(1) for gradient in gradients]).any(0)
-    if not bool(alive.all()):
+    has_gradient = torch.stack([(gradient != 0).flatten(1).any(1) for gradient in gradients]).any(0)
+    if not bool(has_gradient.all()):
         raise ValueError(
-            f"No attention has a gradient for sample(s) {samples_where(~alive)}, and the map would be blank. Usual "
+            f"No attention has a gradient for sample(s) {samples_where(~has_gradient)}, and the map would be blank. "
+            "Usual "
             "causes: the head's weights for this target are zero (an untrained head), or gradients are cut "
             "(torch.no_grad or detach in the model's forward, or reentrant gradient checkpointing)."
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from adapters import Readout, TokenPass
+from adapters.recording import Readout, TokenPass
 
 Score = Callable[[Readout], Tensor]
 

@@ -1,24 +1,9 @@
 """Checks of arguments that several classes share."""
 
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def positive_int(name: str, value: object) -> int:
-    """The value as an int of at least 1.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is less than 1.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"Expected `{name}` to be an int, got {type(value)}.")
-    if value < 1:
-        raise ValueError(f"Expected `{name}` to be at least 1, got {value}.")
-    return int(value)
 
 
 def checked_inputs(given: Any) -> tuple[Tensor, ...]:
@@ -40,11 +25,6 @@ def checked_inputs(given: Any) -> tuple[Tensor, ...]:
                 f"{tuple(x.shape)}. Check the preprocessing of these samples."
             )
     return inputs
-
-
-def is_image(inputs: Tensor) -> bool:
-    """Are inputs images (batch, channels, height, width)?"""
-    return inputs.dim() == 4 and inputs.is_floating_point()
 
 
 def samples_where(samples: Tensor) -> list[int]:

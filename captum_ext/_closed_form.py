@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import DifferentOutputError, LastAttention, NotInClosedFormError, Readout
+from adapters.recording import DifferentOutputError, LastAttention, NotInClosedFormError, Readout
 
 from ._features import Copies, full_precision
 from ._perturbed_tokens import Chunk, InterpolatedTokens, NoisyTokens

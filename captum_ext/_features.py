@@ -249,12 +249,12 @@ class MaterialisedKeys(Features):
 
 
 def _projected(sums: Tensor, weight: Tensor) -> Tensor:
-    """(batch, heads, rows, channels) to (batch, heads, rows, width); a product would copy the weight for each sample."""
+    """From channels (batch, heads, rows, channels) to a width, without a copy of the weight for each sample."""
     return torch.einsum("bhrc,hwc->bhrw", sums, weight)
 
 
 def _projected_back(vectors: Tensor, weight: Tensor) -> Tensor:
-    """(batch, heads, rows, width) to (batch, heads, rows, channels)."""
+    """From a width (batch, heads, rows, width) back to channels."""
     return torch.einsum("bhrw,hwc->bhrc", vectors, weight)
 
 

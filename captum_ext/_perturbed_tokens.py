@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapters import LastAttention, Projection
+from adapters.recording import LastAttention, Projection
 
 from ._features import (
     Copies,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters import Readout
+from adapters.recording import Readout
 
 from .concept_target import ConceptTarget
 

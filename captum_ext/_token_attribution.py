@@ -11,9 +11,10 @@ from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from adapters import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass, root_module, uncompiled
+from adapters.models import is_image, root_module, uncompiled
+from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass
 
-from ._checks import as_tuple, checked_inputs, is_image, samples_where
+from ._checks import as_tuple, checked_inputs, samples_where
 from ._closed_form import check_closed_form
 from ._targets import ConceptScore, Score, Target, scores_of
 
@@ -253,10 +254,10 @@ def _check_result(parts: Tensor, grid: Grid | None) -> None:
             "finite. Are the weights finite? In float16 the model may overflow: use bfloat16 or float32."
         )
     patches = parts if grid is None else parts[..., grid.order.to(parts.device)]
-    alive = (patches != 0).any(-1).all(0)
-    if not bool(alive.all()):
+    has_gradient = (patches != 0).any(-1).all(0)
+    if not bool(has_gradient.all()):
         raise ValueError(
-            f"No patch token has a gradient for sample(s) {samples_where(~alive)}: the score asked for does not "
+            f"No patch token has a gradient for sample(s) {samples_where(~has_gradient)}: the score asked for does not "
             "depend on what these tokens bring into the attention at this layer, and the map would be blank. Usual "
             "causes: the layer lies behind the last attention that mixes tokens (pass the norm in front of it), the "
             "head's weights for this target are zero (an untrained head), or gradients are cut (torch.no_grad or "

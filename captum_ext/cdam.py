@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters import LastAttention, TokenPass
+from adapters.recording import LastAttention, TokenPass
 
 from ._autograd import gradient_relevance
 from ._closed_form import closed_form_relevance

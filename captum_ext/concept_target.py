@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters import latents_of
-
-from ._checks import positive_int
+from adapters.checks import positive_int
+from adapters.recording import latents_of
 
 Similarity = Literal["dot", "cosine", "l2"]
 

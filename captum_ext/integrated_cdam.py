@@ -10,10 +10,10 @@ import torch
 from captum.attr._utils.approximation_methods import SUPPORTED_METHODS, approximation_parameters
 from torch import Tensor
 
-from adapters import LastAttention, TokenPass
+from adapters.checks import positive_int
+from adapters.recording import LastAttention, TokenPass
 
 from ._autograd import integrated_relevance, scores_at
-from ._checks import positive_int
 from ._closed_form import closed_form_relevance, closed_form_scores
 from ._perturbed_tokens import InterpolatedTokens
 from ._targets import Score, Target

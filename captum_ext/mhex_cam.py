@@ -8,7 +8,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from adapters import MHEX, MHEXSettings, mhex_maps
-from adapters.mhex_maps import Activation
+from adapters.wrappers.mhex_maps import Activation
 
 
 class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped

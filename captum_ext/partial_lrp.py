@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from adapters import AttentionMatrices
+from adapters.recording import AttentionMatrices
 
 from ._attention_attribution import AttentionAttribution, through
 

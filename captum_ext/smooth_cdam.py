@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import LastAttention, NotInClosedFormError, TokenPass
+from adapters.checks import positive_int
+from adapters.recording import LastAttention, NotInClosedFormError, TokenPass
 
 from ._autograd import smooth_relevance
-from ._checks import positive_int
 from ._closed_form import closed_form_relevance
 from ._perturbed_tokens import NoisyTokens
 from ._targets import Score, Target

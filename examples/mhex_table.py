@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from train_mhex import DeepLogits, fit
 from training import Settings, Trainer, classification_scores
 
-from adapters import MHEX, MHEXCAM, collaboration, spatial_collaboration
+from adapters import MHEX, MHEXEvidenceCAM, collaboration, spatial_collaboration
 from quantus_metrics import EffectiveAverageDrop, RemovalDrop, SoftAverageDrop
 
 SCORES = {
@@ -36,7 +36,7 @@ SCORES = {
     "EAD": EffectiveAverageDrop(disable_warnings=True),
 }
 METHODS = {
-    "MHEX": lambda model: MHEXCAM(model, gamma_neg=0.1),
+    "MHEX": lambda model: MHEXEvidenceCAM(model, gamma_neg=0.1),
     "Grad-CAM": lambda model: GradCAM(model, [model.layer4]),
     "Layer-CAM": lambda model: LayerCAM(model, [model.layer4]),
 }

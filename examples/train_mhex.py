@@ -24,7 +24,7 @@ from training import Progress, Trainer, classification_scores, learned
 from training_options import add_data_options, add_options, settings_of, splits_of
 
 from adapters import MHEX, deep_supervision_loss
-from adapters.deep_supervision import Mode
+from adapters.wrappers.deep_supervision import Mode
 
 
 class DeepLogits(nn.Module):

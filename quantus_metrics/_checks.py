@@ -1,8 +1,6 @@
 """What is given to a score: images or token ids, classes and maps that belong together."""
 
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,15 +63,6 @@ def not_finite(value: Tensor) -> list[int]:
     if not value.is_floating_point():
         return []
     return [int(i) for i in (~value.isfinite().flatten(1).all(1)).nonzero().flatten()]
-
-
-def positive_int(name: str, value: Any) -> int:
-    """The value as an int of at least 1, or an error that names it."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"Expected `{name}` to be an integer, got {type(value)}.")
-    if value < 1:
-        raise ValueError(f"Expected `{name}` of at least 1, got {value}.")
-    return int(value)
 
 
 def unit_fraction(name: str, value: float) -> float:

@@ -13,15 +13,18 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 from quantus.functions.normalise_func import normalise_by_max
-from quantus.helpers import utils, warn
+from quantus.helpers import warn
 from quantus.helpers.enums import DataType, EvaluationCategory, ModelType, ScoreDirection
 from quantus.helpers.model.model_interface import ModelInterface
 from quantus.metrics.base import Metric
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ._checks import check_shapes, checked, not_finite, positive_int
-from ._memo import MEMORY, Memo
+from adapters.checks import positive_int
+from adapters.models import channels_first
+
+from ._checks import check_shapes, checked, not_finite
+from ._prediction_cache import MEMORY, PredictionCache
 from ._predictions import Predictions
 from ._scores import Scores
 
@@ -87,7 +90,7 @@ class TensorMetric(Metric[list[float]]):
         self.undefined: list[int] = []
         self.curves: dict[str, Array] = {}
         self.axis: tuple[str, Sequence[float]] = ("", ())
-        self._memo = Memo(MEMORY)
+        self._cache = PredictionCache(MEMORY)
 
     @abstractmethod
     def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
@@ -154,7 +157,7 @@ class TensorMetric(Metric[list[float]]):
         if a_batch is not None:
             a_batch = np.asarray(a_batch)
             check_shapes(x_batch.shape, y_batch.shape, a_batch.shape, texts=self._reads_texts)
-        predictions = Predictions(_module(model), batch_size, model_predict_kwargs, self._memo, softmax=softmax)
+        predictions = Predictions(_module(model), batch_size, model_predict_kwargs, self._cache, softmax=softmax)
         with tqdm(total=len(x_batch), desc=self.name, unit="sample", disable=not self.display_progressbar) as bar:
             for start in range(0, len(x_batch), batch_size):
                 batch = slice(start, start + batch_size)
@@ -168,7 +171,7 @@ class TensorMetric(Metric[list[float]]):
         self, model: Any, x_batch: Array, y_batch: Array, a_batch: Array, s_batch: Array | None = None, **kwargs: Any
     ) -> list[float]:
         """The scores of one batch, channels first; as `__call__`, but nothing is recorded."""
-        predictions = Predictions(_module(model), kwargs.get("batch_size", 64), memo=self._memo)
+        predictions = Predictions(_module(model), kwargs.get("batch_size", 64), cache=self._cache)
         maps = self._maps(model, predictions, x_batch, y_batch, a_batch, slice(None))
         maps = tuple(self._prepared(a) for a in maps)
         scores: list[float] = self._scored(predictions, x_batch, y_batch, *maps).values.tolist()
@@ -230,12 +233,8 @@ class TensorMetric(Metric[list[float]]):
         return maps
 
     def _inputs(self, x_batch: Array, channel_first: bool | None) -> Array:
-        x_batch = np.asarray(x_batch)
-        if x_batch.ndim != 4:
-            return x_batch
-        first = utils.infer_channel_first(x_batch) if channel_first is None else channel_first
-        channels_first: Array = utils.make_channel_first(x_batch, first)
-        return channels_first
+        arranged: Array = channels_first(np.asarray(x_batch), channel_first).numpy()
+        return arranged
 
     def _evaluate(
         self, predictions: Predictions, start: int, x: Array, y: Array, maps: tuple[Array, ...], bar: Any

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import positive_int
-from ._evaluation_mode import evaluation_mode
-from ._memo import Memo
+from adapters.checks import positive_int
+from adapters.models import evaluation_mode, logits_of, output_tensor, placement_of, state_key
+
+from ._prediction_cache import PredictionCache
 
 Model = Callable[..., Any]
 
@@ -24,14 +26,12 @@ class Predictions:
         model: Maps inputs to logits (batch, classes), or to an object with `.logits`.
         batch_size: How many inputs pass it at once.
         options: Further keyword arguments of the model.
-        memo: Where answers are kept that do not depend on maps. None: nowhere.
+        cache: Where predictions are kept that do not depend on maps. None: nowhere.
         softmax: Shall scores of logits be of probabilities instead?
 
     Attributes:
         batch_size: As above.
         softmax: As above, False for None.
-        memo: As above.
-        state: What the memo knows the model by.
     """
 
     def __init__(
@@ -39,25 +39,23 @@ class Predictions:
         model: Model,
         batch_size: int = 64,
         options: Mapping[str, Any] | None = None,
-        memo: Memo | None = None,
+        cache: PredictionCache | None = None,
         *,
         softmax: bool | None = None,
     ) -> None:
         if not callable(model):
             raise TypeError(f"Expected `model` to be a torch.nn.Module or a function, got {type(model)}.")
         self.model = model
-        self.memo = memo or Memo(0)
-        self.state = self.memo.state_of(model if memo else None, options)
+        self._cache = cache
         self.softmax = bool(softmax)
         self.batch_size = positive_int("batch_size", batch_size)
         self._options = options or {}
-        parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-        self._like = next((p for p in parameters if p.is_floating_point()), None)
+        self._placement = placement_of(model)
 
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
-        return torch.device("cpu") if self._like is None else self._like.device
+        return self._placement.device or torch.device("cpu")
 
     def of(self, x: Tensor, y: Tensor, *, probability: bool) -> Tensor:
         """(batch,) answers for the inputs as they are, from the memo where it has them."""
@@ -66,7 +64,24 @@ class Predictions:
             inputs, classes = x[missing], y[missing]
             return self.perturbed(lambda rows: inputs[rows], classes, probability=probability)
 
-        return self.memo.rows((self.state, "as they are", probability), x, y, compute)
+        return self.shared(("unperturbed", probability), x, y, compute)
+
+    def shared(self, key: Any, x: Tensor, y: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Predictions (batch, ...) that do not depend on maps: those in the cache, and the computed others.
+
+        Args:
+            key: What they depend on besides the model, the inputs and the classes.
+            x: The inputs.
+            y: The classes.
+            compute: Returns the predictions of some of them, by index.
+        """
+        if self._cache is None:
+            return compute(torch.arange(len(y), device=y.device)).to(x.device)
+        return self._cache.rows((self._state, key), x, y, compute)
+
+    @cached_property
+    def _state(self) -> Any:
+        return state_key(self.model, self._options)
 
     def perturbed(
         self,
@@ -85,10 +100,10 @@ class Predictions:
             also: Further arguments of the model, (count, ...) each.
         """
         parts: list[Tensor] = []
-        with _logits_of(self.model) as logits_of:
+        with _before_softmax(self.model) as run:
             for rows in torch.arange(len(classes), device=classes.device).split(self.batch_size):
                 further = {name: x[rows] for name, x in (also or {}).items()}
-                logits = self._logits(logits_of, make(rows), further)
+                logits = self._logits(run, make(rows), further)
                 if not parts:
                     _check(logits, classes, probability)
                 answers = logits.softmax(1) if probability else logits
@@ -97,19 +112,13 @@ class Predictions:
 
     def other_class(self, x: Tensor, y: Tensor) -> Tensor:
         """(batch,): for each input the likeliest class that is not the given one."""
-        with _logits_of(self.model) as logits_of:
-            logits = torch.cat([self._logits(logits_of, inputs, {}) for inputs in x.split(self.batch_size)])
+        with _before_softmax(self.model) as run:
+            logits = torch.cat([self._logits(run, inputs, {}) for inputs in x.split(self.batch_size)])
         _check(logits, y, False)
         return logits.scatter(1, y[:, None].to(logits.device), float("-inf")).argmax(1).to(y.device)
 
-    def _logits(self, logits_of: Model, inputs: Tensor, also: dict[str, Tensor]) -> Tensor:
-        if self._like is not None:
-            inputs = inputs.to(self._like.device)
-            inputs = inputs.to(self._like.dtype) if inputs.is_floating_point() else inputs
-        logits = logits_of(inputs, **self._options, **also)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
-            raise ValueError(f"Expected the model to return logits ({len(inputs)}, classes), got {got}.")
+    def _logits(self, run: Model, inputs: Tensor, also: dict[str, Tensor]) -> Tensor:
+        logits = logits_of(run(self._placement.moved(inputs), **self._options, **also), len(inputs))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -127,14 +136,14 @@ def _check(logits: Tensor, classes: Tensor, probability: bool) -> None:
 
 
 @contextmanager
-def _logits_of(model: Model) -> Iterator[Model]:
+def _before_softmax(model: Model) -> Iterator[Model]:
     """The model in evaluation mode, as a function that returns its logits."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     softmaxed: list[tuple[Tensor, Tensor]] = []
 
     def run(*args: Any, **kwargs: Any) -> Any:
         output = model(*args, **kwargs)
-        output = getattr(output, "logits", output)
+        output = output_tensor(output)
         logits = next((before for before, after in softmaxed if after is output), output)
         softmaxed.clear()
         return logits

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapters.checks import positive_int
+
 from ._blur import blurred
-from ._checks import checked, positive_int
+from ._checks import checked
 from ._metric import Options, TensorMetric
 from ._predictions import Model, Predictions
 from ._scores import Scores
@@ -171,7 +173,7 @@ class BoxSensitivity(TensorMetric):
             return predictions.perturbed(make, classes, probability=probability).view(-1, len(boxes))
 
         settings = sizes, self.num_boxes, self.blur_sigma, self.seed, probability
-        after = predictions.memo.rows((predictions.state, settings), x, y, compute)
+        after = predictions.shared(settings, x, y, compute)
         before = predictions.of(x, y, probability=probability)
         scale = torch.maximum(after.abs().amax(1), before.abs())
         return before[:, None] - after, 8 * torch.finfo(after.dtype).eps * scale

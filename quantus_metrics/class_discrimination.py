@@ -10,8 +10,8 @@ from quantus.helpers.enums import EvaluationCategory, ScoreDirection
 from torch import Tensor
 
 from ._checks import checked
-from ._memo import MEMORY, Memo
 from ._metric import Array, Options, TensorMetric
+from ._prediction_cache import MEMORY, PredictionCache
 from ._predictions import Model, Predictions
 from ._scores import Scores
 from .box_sensitivity import BoxSensitivity
@@ -61,7 +61,7 @@ def class_discrimination(
         >>> class_discrimination(model, image, torch.tensor([0]), left, right) > 0.5
         tensor([True])
     """
-    predictions = Predictions(model, batch_size, memo=Memo(MEMORY))
+    predictions = Predictions(model, batch_size, cache=PredictionCache(MEMORY))
     _, _, wrong = checked(x, y, wrong_a)
     return ClassDiscrimination(metric).scores(predictions, *checked(x, y, a), wrong).values
 
@@ -96,7 +96,7 @@ class ClassDiscrimination(TensorMetric):
                 "Expected a `metric` whose maps are as they are and of which more is better: no order 'MIF', and `abs` "
                 "or `normalise` given to ClassDiscrimination instead."
             )
-        self._memo = self.metric._memo  # predictions that the score has made already, or will need  # noqa: SLF001
+        self._cache = self.metric._cache  # predictions that the score has made already, or will need  # noqa: SLF001
         self._wrong_a: Array | None = None
         self._wrong_y: Array | None = None
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._checks import positive_int
-from ._evaluation_mode import evaluation_mode
+from adapters.checks import positive_int
+from adapters.models import channels_first, evaluation_mode, placement_of
 
 Array = npt.NDArray[Any]
 Channels = Literal["sum", "keep"]
@@ -139,15 +139,14 @@ class _Logit:
 def _as_tensors(model: nn.Module, inputs: Any, targets: Any, channel_first: bool | None) -> tuple[Tensor, Tensor]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected `model` to be a torch.nn.Module, got {type(model)}.")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    x = torch.as_tensor(np.array(inputs) if not isinstance(inputs, Tensor) else inputs.detach()).to(like.device)
-    if x.dim() == 4:
-        fewest = x.shape[3] < min(x.shape[1:3])
-        x = x.movedim(3, 1) if (fewest if channel_first is None else not channel_first) else x
-    y = torch.as_tensor(targets).to(like.device, torch.long)
+    placement = placement_of(model)
+    x = channels_first(inputs.detach() if isinstance(inputs, Tensor) else np.array(inputs), channel_first)
+    x = x.float() if x.dim() == 4 and not x.is_floating_point() else x
+    x = placement.moved(x if x.is_floating_point() else x.long())
+    y = torch.as_tensor(targets).to(x.device, torch.long)
     if y.shape != x.shape[:1]:
         raise ValueError(f"Expected one target for each input: inputs {tuple(x.shape)}, targets {tuple(y.shape)}.")
-    return x.to(like.dtype) if x.is_floating_point() or x.dim() == 4 else x.long(), y
+    return x, y
 
 
 def _found(model: nn.Module, name: str, value: Any) -> Any:

@@ -7,8 +7,10 @@ import numpy as np
 from quantus.helpers.enums import ScoreDirection
 from torch import Tensor
 
+from adapters.checks import positive_int
+
 from ._blur import blurred
-from ._checks import checked, positive_int
+from ._checks import checked
 from ._curves import area, exchange_curve
 from ._maps import is_constant
 from ._metric import Options, TensorMetric

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters import LastAttention, TokenPass, latents_of
+from adapters.recording import LastAttention, TokenPass, latents_of
 from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, SmoothCDAM, without_closed_form
 from captum_ext._closed_form import closed_form_relevance
 from captum_ext._perturbed_tokens import NoisyTokens
@@ -455,7 +455,7 @@ def test_the_fast_way_needs_no_hooks_and_replaces_nothing(name, monkeypatch):
     for kind in ("forward_hook", "forward_pre_hook"):
         monkeypatch.setattr(nn.Module, f"register_{kind}", refuse)
         monkeypatch.setattr(nn.modules.module, f"register_module_{kind}", refuse)
-        monkeypatch.setattr(f"adapters._borrow.register_module_{kind}", refuse)
+        monkeypatch.setattr(f"adapters.models.hooks.register_module_{kind}", refuse)
     with left_as_found(case.model):
         same(explained(case), expected)
     assert len(SEEN) >= 3

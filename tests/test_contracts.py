@@ -13,7 +13,7 @@ from captum.metrics import infidelity, sensitivity_max
 from contracts import METHODS, Breaks, in_threads, left_as_found
 from toy_models import tiny_vit
 
-from adapters import TokenPass
+from adapters.recording import TokenPass
 from captum_ext import without_closed_form
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))

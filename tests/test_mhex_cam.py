@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import captum_ext
-from adapters import MHEX, MHEXCAM, collaboration, spatial_collaboration
+from adapters import MHEX, MHEXEvidenceCAM, collaboration, spatial_collaboration
 
 RECOMMENDED = 1 / CLASSES + 0.1
 TARGETS = torch.tensor([1, 4, 0])
@@ -235,7 +235,7 @@ def test_it_stands_in_a_list_with_grad_cam(prediction, stage):
     expected = {
         GradCAM: resize((gradient.mean((2, 3), keepdim=True) * features).sum(1)),
         LayerCAM: resize((gradient.clamp(min=0) * features).sum(1)),
-        MHEXCAM: scaled(explain(wrapper, name)[:, 0].clamp(min=0)),
+        MHEXEvidenceCAM: scaled(explain(wrapper, name)[:, 0].clamp(min=0)),
     }
     for kind, maps in expected.items():
         with kind(model=wrapper, target_layers=[layer]) as cam:
@@ -393,7 +393,9 @@ def test_bad_targets_are_named(use, target):
             use(wrap(CNN), CNN, form)
 
 
-@pytest.mark.parametrize("use", [captum_ext.MHEXCAM, MHEXCAM, lambda m: collaboration(m, *inputs_of(CNN), TARGETS)])
+@pytest.mark.parametrize(
+    "use", [captum_ext.MHEXCAM, MHEXEvidenceCAM, lambda m: collaboration(m, *inputs_of(CNN), TARGETS)]
+)
 def test_a_plain_model_is_refused(use):
     with pytest.raises(TypeError, match=r"Expected an adapters.MHEX.*ResNet"):
         use(backbone(CNN))

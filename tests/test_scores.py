@@ -359,7 +359,7 @@ def test_a_change_is_noticed(change):
     model, metric, fresh, call = Everything(), make("box"), make("box"), {"model_predict_kwargs": {"p": 2.0, "q": 3.0}}
     before = score("box", model, metric=metric, **call)
     change(model, metric, call)
-    vars(fresh).update({k: v for k, v in vars(metric).items() if k != "_memo"})
+    vars(fresh).update({k: v for k, v in vars(metric).items() if k != "_cache"})
     after = score("box", model, metric=metric, **call)
     assert after == score("box", model, metric=fresh, **call) != before
 
@@ -400,7 +400,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     model, metric = net(), make("box")  # each sample has 36 answers of 8 bytes, and one
     for x in (X, X + 1, X + 2, X):
         assert score("box", model, x, metric=metric) == score("box", net(), x)
-        assert sum(kept.nbytes for kept in metric._memo._answers.values()) <= 1000
+        assert sum(kept.nbytes for kept in metric._cache._predictions.values()) <= 1000
 
 
 @every_score

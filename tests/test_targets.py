@@ -14,7 +14,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def readout(outputs):
-    from adapters import Readout
+    from adapters.recording import Readout
 
     return Readout(outputs, None)
 

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adapters.models import add_tensor
+
 from ._models import Transform, python_function
 
 
@@ -168,7 +170,7 @@ def _digest(text: str, samples: Samples, indices: Iterable[int]) -> str:
         digest.update(f"{sample.label} {sample.image.dtype} {tuple(sample.image.shape)}".encode())
         for array in (sample.image, sample.mask):
             if array is not None:
-                digest.update(array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                add_tensor(digest, array)
     return digest.hexdigest()
 
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adapters.models import logits_of, placement_of, unchanged
+
 from ._data import Sample, stacked
-from ._drawing import drawn_for
 from ._methods import Explain
 from ._metrics import Metric
-from ._models import PlainLogits, like_weights, logits_of
+from ._models import PlainLogits
+from ._seeding import seeded_for
 
 Array = npt.NDArray[Any]
 SIDE = 56  # of the gallery's maps, at most
@@ -79,14 +81,14 @@ class Evaluation:
         batch = Batch()
         if not samples:
             return batch
-        x = stacked(samples).to(like_weights(self.model))
+        x = placement_of(self.model).moved(stacked(samples))
         y, other = self.classes(samples, x)
         shown = [i for i, sample in enumerate(samples) if sample.index < self.gallery]
         pictures = [_picture(sample, int(y[i]), int(other[i])) for i, sample in enumerate(samples) if i in shown]
         for name, explain in self.explains.items():
             tell(name)
             maps = self.explained(explain, samples, x, y)
-            against = shown if not any(m.tells_classes for m in self.metrics.values()) else list(range(len(samples)))
+            against = shown if not any(m.compares_classes for m in self.metrics.values()) else list(range(len(samples)))
             others = self.explained(explain, [samples[i] for i in against], x[against], other[against])
             _add_maps(pictures, name, shown, maps, others, against)
             batch.explanations += [
@@ -112,7 +114,7 @@ class Evaluation:
         """One method's maps; seeded alike for all methods and classes."""
 
         def compute(rows: slice) -> list[Array]:
-            with drawn_for(self.seed, "explanation", samples[rows][0].index):
+            with seeded_for(self.seed, "explanation", samples[rows][0].index):
                 return list(explain(self.model, x[rows], y[rows]))
 
         start = time.perf_counter()
@@ -140,7 +142,7 @@ class Evaluation:
         for name, metric in self.metrics.items():
             tell(f"{method} {name}")
             missing = list(maps.errors)
-            if metric.tells_classes:
+            if metric.compares_classes:
                 missing = [one or two for one, two in zip(missing, others.errors, strict=True)]
             rows = [i for i, error in enumerate(missing) if error is None]
             call = _Call(self, metric, name, self.explains[method], x, y, maps.values, others.values, samples)
@@ -178,12 +180,12 @@ class _Call:
         score = self.metric.score
         model = self.of.model
         further: dict[str, Any] = {}
-        if self.metric.tells_classes:
+        if self.metric.compares_classes:
             further["wrong_a_batch"] = self.others[rows].copy()
         if not self.metric.ours:
             model = plain(model)
             further |= {"explain_func": self.explain, "explain_func_kwargs": {}, "s_batch": self._masks(rows)}
-        with drawn_for(self.of.seed, self.name, self.samples[rows[0]].index):
+        with unchanged(self.of.model), seeded_for(self.of.seed, self.name, self.samples[rows[0]].index):
             found = score(
                 model=model,
                 x_batch=self.x[rows].to(torch.promote_types(self.x.dtype, torch.float32)).cpu().numpy(),
@@ -191,7 +193,7 @@ class _Call:
                 a_batch=self.maps[rows].copy(),
                 **({"s_batch": None} | further),
                 channel_first=True,
-                device=str(like_weights(model).device),
+                device=str(placement_of(model).device or "cpu"),
                 batch_size=self.of.forward_batch,
             )
         values = np.asarray(found, dtype=float)
@@ -244,7 +246,7 @@ def _said(error: Exception) -> str:
 
 def plain(model: nn.Module) -> nn.Module:
     """A model that Quantus can run: float32 in and out."""
-    return model if like_weights(model).dtype == torch.float32 else PlainLogits(model).eval()
+    return model if placement_of(model).dtype in (None, torch.float32) else PlainLogits(model).eval()
 
 
 def _picture(sample: Sample, target: int, other: int) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from captum import attr
 from torch import Tensor, nn
 
 import captum_ext
-from adapters import CAStream, cnn_anatomy, reshape_transform_for, target_layer_for
+from adapters import CAStream, reshape_transform_for, target_layer_for
+from adapters.wrappers.cnn_anatomy import cnn_anatomy
 from quantus_metrics import explain_func
 
-from ._names import chosen, from_entry_points, spelled
+from ._names import from_entry_points, select, slug
 
 GROUP = "xai_compare.methods"
 Make = Callable[..., Any]
@@ -30,14 +31,14 @@ class Method:
         source: What it is, for the report.
         options: Arguments of the class and of its `attribute`; what the user gives replaces them.
         title: What the report calls it.
-        learns: May its first call find out things about the model that later calls know?
+        needs_warm_up: May its first call find out things about the model that later calls know?
     """
 
     make: Make
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     title: str = ""
-    learns: bool = True
+    needs_warm_up: bool = True
 
     def explain(self, options: Mapping[str, Any], batch_size: int) -> Explain:
         """A function `(model, inputs, targets)` that returns maps of the inputs' size, one channel."""
@@ -66,13 +67,13 @@ def methods_named(wanted: Any) -> dict[str, Method]:
     """
     known = methods()
     if not isinstance(wanted, Mapping):
-        return chosen("method", wanted, known)
+        return select("method", wanted, known)
     found = {}
     for name, value in wanted.items():
         if isinstance(value, str):
-            (found[spelled(name)],) = chosen("method", [value], known).values()
+            (found[slug(name)],) = select("method", [value], known).values()
         elif callable(value):
-            found[spelled(name)] = Method(value, _named(value), title=name)
+            found[slug(name)] = Method(value, _named(value), title=name)
         else:
             raise TypeError(f"Expected method {name!r} to be a name, a class or a function, got {type(value)}.")
     return found
@@ -147,7 +148,7 @@ _CAPTUM: dict[str, tuple[Make, str, dict[str, Any]]] = {
 
 def _captums(made: tuple[Make, str, dict[str, Any]]) -> Method:
     make, title, options = made
-    return Method(make, f"captum.attr: {title}", options, title, learns=False)
+    return Method(make, f"captum.attr: {title}", options, title, needs_warm_up=False)
 
 
 _CAMS = {

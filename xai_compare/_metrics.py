@@ -13,7 +13,7 @@ from quantus.metrics.base import Metric as Score
 import quantus_metrics
 from quantus_metrics import BoxSensitivity, ClassDiscrimination
 
-from ._names import chosen, described, from_entry_points, spelled
+from ._names import fingerprint, from_entry_points, select, slug
 
 GROUP = "xai_compare.metrics"
 Array = npt.NDArray[Any]
@@ -28,24 +28,24 @@ class Metric:
         title: Its name in Quantus.
         direction: "higher", "lower" or "": which scores are better.
         ours: Is it one of this project's, which normalise nothing and keep what explanations share?
-        tells_classes: Does it compare the maps of two classes?
+        compares_classes: Does it compare the maps of two classes?
     """
 
     score: Score[Any]
     title: str
     direction: str
     ours: bool
-    tells_classes: bool
+    compares_classes: bool
 
     @property
     def source(self) -> Any:
         """Its class and arguments, by which a run knows it again."""
-        return described(self.score)
+        return fingerprint(self.score)
 
 
 def metrics() -> dict[str, type[Score[Any]]]:
     """All that Quantus has registered, this project's among them, and third parties'."""
-    known = {spelled(name): cls for group in quantus.AVAILABLE_METRICS.values() for name, cls in group.items()}
+    known = {slug(name): cls for group in quantus.AVAILABLE_METRICS.values() for name, cls in group.items()}
     return known | from_entry_points(GROUP)
 
 
@@ -66,9 +66,9 @@ def metrics_named(wanted: Any, options: Mapping[str, Mapping[str, Any]]) -> dict
         ValueError: if a name is not known, or an argument is wrong.
     """
     if isinstance(wanted, Mapping):
-        return {spelled(name): _given(name, value) for name, value in wanted.items()}
-    names = [n for name in wanted for n in (our_metrics() if spelled(name) == "all" else [name])]
-    classes = chosen("metric", names, metrics())
+        return {slug(name): _given(name, value) for name, value in wanted.items()}
+    names = [n for name in wanted for n in (our_metrics() if slug(name) == "all" else [name])]
+    classes = select("metric", names, metrics())
     made = {name: _made(name, cls, options.get(name, {})) for name, cls in classes.items() if not _tells(cls)}
     for name, cls in classes.items():
         if _tells(cls):
@@ -83,9 +83,7 @@ def _of_another(options: dict[str, Any], made: Mapping[str, Score[Any]]) -> dict
         return options if box is None else options | {"metric": box}
     given = options["metric"]
     return (
-        options | {"metric": chosen("metric", [given], dict(made))[spelled(given)]}
-        if isinstance(given, str)
-        else options
+        options | {"metric": select("metric", [given], dict(made))[slug(given)]} if isinstance(given, str) else options
     )
 
 
@@ -110,7 +108,7 @@ def _described(score: Score[Any]) -> Metric:
         title=score.name.strip(),
         direction=direction if direction in ("higher", "lower") else "",
         ours=_is_ours(type(score)),
-        tells_classes=_tells(type(score)),
+        compares_classes=_tells(type(score)),
     )
 
 

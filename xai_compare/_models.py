@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from adapters.models import add_tensor, logits_of, placement_of
+
 FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION"
 Transform = Callable[[Image.Image], Tensor]
 
@@ -68,23 +70,17 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            add_tensor(digest, value, f"{name} {value.dtype} {tuple(value.shape)}")
     return digest.hexdigest()
 
 
 def moved(model: nn.Module, device: str, dtype: str) -> nn.Module:
     """The model itself if it is as asked for, else a copy that is."""
-    like = like_weights(model)
-    wanted = getattr(torch, dtype) if dtype else like.dtype
-    there = torch.device(device)
-    same = like.device.type == there.type and there.index in (None, like.device.index)
-    return model if same and like.dtype == wanted else copy.deepcopy(model).to(there, wanted)
-
-
-def like_weights(model: nn.Module) -> Tensor:
-    """A tensor of the device and number type that the model's weights have."""
-    return next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    here = placement_of(model)
+    wanted = getattr(torch, dtype) if dtype else here.dtype
+    there, now = torch.device(device), here.device or torch.device("cpu")
+    same = now.type == there.type and there.index in (None, now.index)
+    return model if same and here.dtype == wanted else copy.deepcopy(model).to(there, wanted)
 
 
 class PlainLogits(nn.Module):
@@ -96,21 +92,8 @@ class PlainLogits(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The logits (batch, classes)."""
-        like = like_weights(self.model)
-        return logits_of(self.model(inputs.to(like.dtype))).to(torch.promote_types(like.dtype, torch.float32))
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returns: a tensor, an object with `.logits`, or a tuple that begins with them.
-
-    Raises:
-        TypeError: if there are none.
-    """
-    found = getattr(output, "logits", output[0] if isinstance(output, tuple) and output else output)
-    if not isinstance(found, Tensor) or found.dim() != 2:
-        shape = f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""
-        raise TypeError(f"Expected the model to return logits (batch, classes), got {type(found)}{shape}.")
-    return found
+        logits = logits_of(self.model(placement_of(self.model).moved(inputs)))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _digits(_: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:

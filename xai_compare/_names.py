@@ -15,12 +15,12 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def spelled(name: str) -> str:
+def slug(name: str) -> str:
     """A name in lower case with hyphens: "Soft Average Drop" and "soft_average_drop" as "soft-average-drop"."""
     return re.sub(r"[^a-z0-9+.]+", "-", name.strip().lower()).strip("-")
 
 
-def called(wanted: Iterable[str]) -> dict[str, str]:
+def parse_aliases(wanted: Iterable[str]) -> dict[str, str]:
     """What is asked for by its own name, as "ig", or by another, as "ig20=ig": names to known names.
 
     Raises:
@@ -29,19 +29,19 @@ def called(wanted: Iterable[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for text in wanted:
         own, equals, of = text.partition("=")
-        name, stands_for = spelled(own), spelled(of if equals else own)
+        name, stands_for = slug(own), slug(of if equals else own)
         if names.setdefault(name, stands_for) != stands_for:
             raise ValueError(f"{name!r} stands for {names[name]!r} and for {stands_for!r}: give one another name.")
     return names
 
 
-def chosen(kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str, T]:
+def select(kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str, T]:
     """What is known by the wanted names, each once, in their order.
 
     Raises:
         ValueError: if a name is not known; the message names the close ones.
     """
-    names = called(wanted)
+    names = parse_aliases(wanted)
     unknown = list(dict.fromkeys(name for name in names.values() if name not in known))
     if unknown:
         hints = [f"{name!r}{_close(name, known)}" for name in unknown]
@@ -60,7 +60,7 @@ def _close(name: str, known: Iterable[str]) -> str:
     return f" (close: {', '.join(near)})" if near else ""
 
 
-def described(value: Any) -> Any:
+def fingerprint(value: Any) -> Any:
     """What JSON can hold of a value, the same in every process for equal values: what makes two runs alike.
 
     Objects are described by their class and the arguments that they keep under their names, as Quantus' metrics do.
@@ -68,14 +68,14 @@ def described(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {str(name): described(one) for name, one in value.items()}
+        return {str(name): fingerprint(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [described(one) for one in value]
+        return [fingerprint(one) for one in value]
     if isinstance(value, Tensor | np.ndarray | np.generic):
         array = np.ascontiguousarray(value.detach().cpu().double() if isinstance(value, Tensor) else value)
         return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
     if isinstance(value, functools.partial):
-        return [described(value.func), described(value.args), described(value.keywords)]
+        return [fingerprint(value.func), fingerprint(value.args), fingerprint(value.keywords)]
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     try:
@@ -83,8 +83,8 @@ def described(value: Any) -> Any:
     except ValueError:  # of a type that is not written in Python, as torch.dtype
         return str(value)
     return {
-        "class": described(type(value)),
-        **{name: described(getattr(value, name)) for name in sorted(kept)},
+        "class": fingerprint(type(value)),
+        **{name: fingerprint(getattr(value, name)) for name in sorted(kept)},
     }
 
 
@@ -97,7 +97,7 @@ def from_entry_points(group: str) -> dict[str, Any]:
     found = {}
     for entry in importlib.metadata.entry_points(group=group):
         try:
-            found[spelled(entry.name)] = entry.load()
+            found[slug(entry.name)] = entry.load()
         except Exception as error:
             distribution = entry.dist.name if entry.dist is not None else "an unknown distribution"
             raise ValueError(

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ._evaluation import Batch
-from ._names import described
+from ._names import fingerprint
 
 _REALS = pa.list_(pa.float32())
 TABLES = {
@@ -78,7 +78,7 @@ class RunFolder:
             ValueError: if another run is in the folder; the message says what differs.
             OSError: if it cannot be written, or the disk has too little space.
         """
-        identity = json.loads(json.dumps(identity, default=described))
+        identity = json.loads(json.dumps(identity, default=fingerprint))
         file = self.path / "run.json"
         if file.exists():
             facts: dict[str, Any] = json.loads(file.read_text())

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from adapters.models import logits_of, placement_of
+
 from ._comparison import Comparison
 from ._cost import in_forwards
 from ._data import Sample, Samples
-from ._drawing import drawn_for
 from ._evaluation import Batch, Evaluation
 from ._methods import Method
 from ._metrics import Metric
-from ._models import PlainLogits, Subject, like_weights, logits_of, moved, weights_hash
-from ._names import described
+from ._models import PlainLogits, Subject, moved, weights_hash
+from ._names import fingerprint
 from ._run_folder import RunFolder
+from ._seeding import seeded_for
 from ._settings import Settings
 from ._workers import Workers, stoppable
 
@@ -98,7 +100,7 @@ class Run:
         first = self._first()
         try:
             with torch.no_grad():
-                output = model(first.image[None].to(like_weights(model)))
+                output = model(placement_of(model).moved(first.image[None]))
         except Exception as error:
             raise ValueError(
                 f"The {type(model).__name__} cannot run on sample {first.name}, of shape {tuple(first.image.shape)}: "
@@ -182,7 +184,7 @@ class Run:
         settings["targets"] = "label" if self.by_label else "predicted"
         return {
             "settings": settings | {"methods": list(self.methods), "metrics": list(self.metrics)},
-            "methods": {name: described(method.make) for name, method in self.methods.items()},
+            "methods": {name: fingerprint(method.make) for name, method in self.methods.items()},
             "metrics": {name: metric.source for name, metric in self.metrics.items()},
             "weights": weights_hash(self.subject.model),
             "samples": self.samples.fingerprint(),
@@ -202,14 +204,14 @@ class Run:
         """
         first = self._first()
         model = self.evaluate.model
-        x = first.image[None].to(like_weights(model))
+        x = placement_of(model).moved(first.image[None])
         y, _ = self.evaluate.classes([first], x)
         forwards, refused = {}, []
         names = tqdm(self.evaluate.explains.items(), desc="checking methods", unit="method", leave=False, disable=None)
         for name, explain in names:
             try:
-                with drawn_for(self.settings.seed, "check", 0):
-                    if self.methods[name].learns:
+                with seeded_for(self.settings.seed, "check", 0):
+                    if self.methods[name].needs_warm_up:
                         explain(model, x, y)  # what is found out once is not counted
                     forwards[name] = in_forwards(lambda explain=explain: explain(model, x, y), model, x)  # type: ignore[misc]
             except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ._names import spelled
+from ._names import slug
 
 METHODS = (
     "cdam",
@@ -104,7 +104,7 @@ def from_mapping(given: Mapping[str, Any], where: str = "the settings") -> Setti
     if not isinstance(options, Mapping) or not all(isinstance(one, Mapping) for one in options.values()):
         raise TypeError(f"Expected `options` in {where} to hold a table for each method or metric, got {options!r}.")
     plain["options"] = {
-        spelled(name): {str(key).replace("-", "_"): value for key, value in values.items()}
+        slug(name): {str(key).replace("-", "_"): value for key, value in values.items()}
         for name, values in options.items()
     }
     for one in dataclasses.fields(Settings):
@@ -118,7 +118,7 @@ def names_in(value: Any, what: str) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
     if not all(isinstance(part, str) for part in parts):
         raise TypeError(f"Expected `{what}` to be names, got {value!r}.")
-    return tuple("=".join(spelled(side) for side in part.split("=", 1)) for part in parts if part.strip())
+    return tuple("=".join(slug(side) for side in part.split("=", 1)) for part in parts if part.strip())
 
 
 def read_file(path: Path) -> dict[str, Any]:

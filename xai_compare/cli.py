@@ -11,7 +11,7 @@ from typing import Any
 from ._comparison import Comparison
 from ._methods import methods
 from ._metrics import metrics, our_metrics
-from ._names import spelled
+from ._names import slug
 from ._settings import METHODS, METRICS, names_in, read_file
 from ._workers import StoppedError, WorkerError, is_main
 from .compare import compare
@@ -109,7 +109,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     given = settings.get("options", {})
     if not isinstance(given, Mapping) or not all(isinstance(values, Mapping) for values in given.values()):
         raise TypeError(f"Expected `options` in {args.config} to hold a table for each name, got {given!r}.")
-    options = {spelled(name): dict(values) for name, values in given.items()}
+    options = {slug(name): dict(values) for name, values in given.items()}
     for text in args.option:
         name, key, value = _option(text)
         options.setdefault(name, {})[key] = value
@@ -122,9 +122,9 @@ def _option(text: str) -> tuple[str, str, Any]:
     if not equals or not dot or not name or not key:
         raise ValueError(f"Expected --option NAME.KEY=VALUE, as smooth-cdam.nt_samples=20; got {text!r}.")
     try:
-        return spelled(name), key.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
+        return slug(name), key.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return spelled(name), key.replace("-", "_"), value
+        return slug(name), key.replace("-", "_"), value
 
 
 def _listed() -> str:

@@ -1,20 +1,21 @@
 """The comparison as a Python function."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from adapters.models import evaluation_mode, placement_of
+
 from ._comparison import Comparison
 from ._data import as_samples
-from ._drawing import drawn_for
 from ._methods import Method, methods_named
 from ._metrics import Metric, metrics_named
-from ._models import Subject, like_weights, load_model
+from ._models import Subject, load_model
 from ._runner import Run
+from ._seeding import seeded_for
 from ._settings import METHODS, METRICS, Settings, from_mapping
 from ._workers import Workers
 
@@ -82,7 +83,7 @@ def compare(
     scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options)
     _check_options(given, chosen, scores)
     if isinstance(model, str):
-        with drawn_for(given.seed, "model", 0):  # weights that are not loaded are random
+        with seeded_for(given.seed, "model", 0):  # weights that are not loaded are random
             subject = load_model(model, given.pretrained, given.checkpoint, given.options.get("model", {}))
     elif isinstance(model, nn.Module):
         subject = Subject(model, type(model).__name__)
@@ -92,7 +93,7 @@ def compare(
     if isinstance(data, str) and not data:
         raise ValueError("Expected `data`: a folder of images, 'digits', or a dataset. On the line: --data FOLDER")
     samples = as_samples(data, subject.transform, given.limit, given.seed, given.options.get("data", {}))
-    workers = Workers(given.device or ("" if isinstance(model, str) else str(like_weights(model).device)))
+    workers = Workers(given.device or ("" if isinstance(model, str) else str(placement_of(model).device or "cpu")))
     with evaluation_mode(subject.model):
         return Run(given, subject, samples, chosen, scores, Path(out), command, workers)()
 
@@ -108,15 +109,3 @@ def _check_options(settings: Settings, methods: Mapping[str, Method], metrics: M
             f"Options are given for {', '.join(unused)}, which is no method or metric of this run. There are "
             f"{', '.join([*methods, *metrics])}, model and data."
         )
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module's flag is as it was."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training

@@ -1,5 +1,8 @@
 """One forward pass of any model, watched: which operations ran, which attention was the last, how it goes on."""
 
+from .attention_matrices import AttentionMatrices as AttentionMatrices
+from .attention_matrices import mean_weights as mean_weights
+from .attention_matrices import weights_and_gradients as weights_and_gradients
 from .attention_weights import UnreadableAttentionError as UnreadableAttentionError
 from .last_attention import LastAttention as LastAttention
 from .last_attention import Projection as Projection

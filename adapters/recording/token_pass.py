@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .._borrow import evaluation_mode, modules_of, uncompiled
-from .._forward import root_module
-from .._outputs import bare_output
+from ..models.evaluation_mode import evaluation_mode
+from ..models.outputs import output_tensor
+from ..models.unwrapping import modules_of, root_module, uncompiled
 from .attention_calls import AttentionCall
 from .batch_layout import BatchLayout, layout_of
 from .continuation import NotReplayableError, substituted, tensors_in
@@ -104,10 +104,7 @@ class TokenPass:
         self._arguments = arguments
         self._point = point
         self._root = root = root_module(self._forward)
-        modules = [] if root is None else modules_of(root)
-        training = root is None or any(module.training for module in modules)
-        self._scripted = is_scripted(self._forward, modules)
-        self._mode: Callable[[], Any] = evaluation_mode if training else nullcontext
+        self._scripted = is_scripted(self._forward, modules_of(root))
         self.batch = arguments[0].shape[0]
         try:
             one = self._watch(followed, attention, earliest)
@@ -138,12 +135,12 @@ class TokenPass:
         options: dict[str, Any] | None = {"ordinal": None if ordinal is None or ordinal < 0 else ordinal}
         if attention is None and self._point is None and earliest:
             options = {"earliest": earliest}
-        with torch.inference_mode(False), self._mode():
+        with torch.inference_mode(False), evaluation_mode(self._forward):
             for _ in range(_MOST_PASSES):
                 one = watched(
                     self._forward,
                     self._arguments,
-                    bare_output,
+                    output_tensor,
                     followed=followed,
                     point=self._point,
                     within=within,
@@ -267,8 +264,8 @@ class TokenPass:
 
         hook = nullcontext() if self._point is None else exchanged_at(self._point, exchange)
         allowed = torch.set_grad_enabled(torch.is_grad_enabled())  # entering the other mode would allow gradients
-        with torch.inference_mode(False), allowed, self._mode(), hook, repeat:
-            output = bare_output(self._forward(*copies))
+        with torch.inference_mode(False), allowed, evaluation_mode(self._forward), hook, repeat:
+            output = output_tensor(self._forward(*copies))
         if repeat.replaced < len(replacements):
             raise ValueError(
                 "The model does other things each time it is called with the same inputs, so that its tokens cannot be "
@@ -386,10 +383,10 @@ class TokenPass:
                     found.append((module, output))
 
         copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), self._arguments)
-        hooks = [] if root is None else [module.register_forward_hook(note) for module in modules_of(root)]
+        hooks = [module.register_forward_hook(note) for module in modules_of(root)]
         try:
-            with torch.no_grad(), self._mode():
-                output = bare_output(self._forward(*copies))
+            with torch.no_grad(), evaluation_mode(self._forward):
+                output = output_tensor(self._forward(*copies))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -426,11 +423,11 @@ def latents_of(forward: Forward, arguments: tuple[Any, ...]) -> Tensor:
     """What a model's head reads, (batch, channels); without a head that is known, the output itself."""
     forward = uncompiled(forward)
     root = root_module(forward)
-    scripted = is_scripted(forward, [] if root is None else modules_of(root))
-    with torch.inference_mode(False), evaluation_mode():
+    scripted = is_scripted(forward, modules_of(root))
+    with torch.inference_mode(False), evaluation_mode(forward):
         options: dict[str, Any] = {}
         for _ in range(_MOST_PASSES):
-            one = watched(forward, arguments, bare_output, latent=True, root=root, copies=scripted, **options)
+            one = watched(forward, arguments, output_tensor, latent=True, root=root, copies=scripted, **options)
             again = one.again() if one.latent is None else None
             if again is None:
                 break

@@ -6,13 +6,13 @@ from typing import TypeVar
 
 from torch import nn
 
-from ._forward import Forward
+from .unwrapping import Forward
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 M = TypeVar("M", bound=nn.Module)
 
 
-def shadow(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
+def stand_in(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
     """A stand-in for a model that shares every part with it, but runs other forwards for some of its modules.
 
     Only the modules on the way to an exchanged one are copied, and shallowly: weights, buffers and all other modules

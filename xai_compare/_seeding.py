@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def drawn_for(seed: int, what: str, index: int) -> Iterator[None]:
+def seeded_for(seed: int, what: str, index: int) -> Iterator[None]:
     """Seed torch, numpy and random for one piece of work; afterwards they are as they were."""
     digest = hashlib.blake2b(f"{seed}/{what}/{index}".encode(), digest_size=4).digest()
     number = int.from_bytes(digest, "big")

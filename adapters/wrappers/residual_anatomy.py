@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._borrow import evaluation_mode, watch_calls
-from ._example_inputs import example_inputs
-from ._outputs import bare_output
+from ..models.evaluation_mode import evaluation_mode
+from ..models.example_inputs import example_inputs
+from ..models.hooks import watch_calls
+from ..models.outputs import output_tensor
 
 _ADDITIONS = (torch.add, Tensor.add, Tensor.add_)
 _SHORTCUTS = ("downsample", "shortcut", "skip")  # names of modules on the identity branch
@@ -124,8 +125,8 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor) -> ResidualA
         if around is not None and (first.dim() == 3 or any(isinstance(m, nn.Conv2d) for m in around.modules())):
             seen.append((names[around], (first, second)))
 
-    with torch.no_grad(), evaluation_mode(), watch_calls(before, after), WatchAdditions(see):
-        output = bare_output(model(**example) if isinstance(example, dict) else model(example))
+    with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), WatchAdditions(see):
+        output = output_tensor(model(**example) if isinstance(example, dict) else model(example))
     if not seen:
         raise ValueError(
             f"{type(model).__name__} has no residual additions: expected blocks, in an nn.Sequential or nn.ModuleList, "

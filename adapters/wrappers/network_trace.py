@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._average_pooling import AveragePooling, average_pooling
-from ._borrow import evaluation_mode, watch_calls
-from ._example_inputs import example_inputs
-from ._outputs import bare_output
+from ..models.evaluation_mode import evaluation_mode
+from ..models.example_inputs import example_inputs
+from ..models.hooks import watch_calls
+from ..models.outputs import output_tensor
+from .average_pooling import AveragePooling, average_pooling
 
 OF_WHOLE_NETWORKS = 3  # sizes of feature maps; a block has at most two
 
@@ -34,7 +35,7 @@ class SeenAverage:
 
 
 @dataclass
-class NetworkRun:
+class NetworkTrace:
     """One run of a network.
 
     Attributes:
@@ -93,7 +94,7 @@ class NetworkRun:
         as_first, as_last = abs(second * width - third * height), abs(first * width - second * height)
         return None if as_first == as_last else as_last < as_first
 
-    def on_a_wider_image(self) -> "NetworkRun | None":
+    def on_a_wider_image(self) -> "NetworkTrace | None":
         """The same on an image half as wide again; None if the network reads one size only."""
         height, width = self.image.shape[2:]
         try:
@@ -130,7 +131,7 @@ class NetworkRun:
                 yield child
 
 
-def run_once(model: nn.Module) -> NetworkRun:
+def run_once(model: nn.Module) -> NetworkTrace:
     """Run a network on an empty image, in evaluation mode.
 
     Raises:
@@ -148,7 +149,7 @@ def run_once(model: nn.Module) -> NetworkRun:
     raise ValueError(f"{type(model).__name__} could not be run on an image of {'; '.join(failures)}.")
 
 
-def _watched(model: nn.Module, image: Tensor) -> NetworkRun:
+def _watched(model: nn.Module, image: Tensor) -> NetworkTrace:
     names = {module: name for name, module in model.named_modules()}
     outputs: dict[str, Any] = {}
     returned: dict[str, int] = {}
@@ -170,11 +171,11 @@ def _watched(model: nn.Module, image: Tensor) -> NetworkRun:
             running.append(names[module])
 
     watch = _Watch(lambda: (tuple(running), len(calls) + len(watch.averages)))
-    with torch.no_grad(), evaluation_mode(), watch_calls(before, after), watch:
-        logits = bare_output(model(image))
+    with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), watch:
+        logits = output_tensor(model(image))
     once = {name: output for name, output in outputs.items() if calls.count(name) == 1}
     changed = frozenset(name for name, output in once.items() if getattr(output, "_version", 0) != versions[name])
-    return NetworkRun(model, image, logits, once, returned, changed, watch.averages, watch.refused)
+    return NetworkTrace(model, image, logits, once, returned, changed, watch.averages, watch.refused)
 
 
 class _Watch(TorchFunctionMode):

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._cam import CAM, categories
-from .mhex import MHEX
-from .mhex_maps import MHEXSettings, mhex_maps
+from ..wrappers.mhex import MHEX
+from ..wrappers.mhex_maps import MHEXSettings, mhex_maps
+from .cam import CAM, categories
 
 
-class MHEXCAM(CAM[MHEX]):
+class MHEXEvidenceCAM(CAM[MHEX]):
     """MHEX CAM as an object of pytorch-grad-cam's form; `captum_ext.MHEXCAM` is Captum's.
 
     Source: Sun and Liò 2025 (MHEX), section 3.4. As pytorch-grad-cam does, negative values become 0 before scaling.
@@ -27,9 +27,9 @@ class MHEXCAM(CAM[MHEX]):
 
     Example:
         >>> import torch, torchvision
-        >>> from adapters import MHEX, MHEXCAM
+        >>> from adapters import MHEX, MHEXEvidenceCAM
         >>> model = MHEX(torchvision.models.resnet18(), num_classes=8)
-        >>> MHEXCAM(model)(torch.randn(2, 3, 64, 64)).shape
+        >>> MHEXEvidenceCAM(model)(torch.randn(2, 3, 64, 64)).shape
         (2, 64, 64)
     """
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ._network_run import NetworkRun, run_once
+from .network_trace import NetworkTrace, run_once
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def cnn_anatomy(model: nn.Module, names: Sequence[str] | None = None) -> CNNAnat
     return CNNAnatomy(_stages(run, chosen), around, skip, run.logits.shape[-1], run.image)
 
 
-def _stages(run: NetworkRun, names: list[str]) -> tuple[Stage, ...]:
+def _stages(run: NetworkTrace, names: list[str]) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     told = {name: run.channels_last(name) for name in names}
     wider = run.on_a_wider_image() if None in told.values() else None  # where a map is as wide as deep
@@ -86,7 +86,7 @@ def _stages(run: NetworkRun, names: list[str]) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _check(run: NetworkRun, names: list[str]) -> None:
+def _check(run: NetworkTrace, names: list[str]) -> None:
     if not names:
         raise ValueError("Expected at least one stage, got none.")
     for name in names:
@@ -103,7 +103,7 @@ def _check(run: NetworkRun, names: list[str]) -> None:
         raise ValueError(f"Expected stages in the order in which they run, {order}, got {names}.")
 
 
-def _check_map(run: NetworkRun, name: str) -> None:
+def _check_map(run: NetworkTrace, name: str) -> None:
     if name not in run.outputs:
         known = any(name == n for n, _ in run.model.named_modules())
         near = ", ".join(run.children("")[:12])
@@ -121,7 +121,7 @@ def _check_map(run: NetworkRun, name: str) -> None:
         )
 
 
-def _check_last(run: NetworkRun, name: str) -> None:
+def _check_last(run: NetworkTrace, name: str) -> None:
     """Is a stage what is averaged, or what becomes it by a function, as a ReLU?"""
     features, output = run.last.pooling.features, run.outputs[name]
     between = range(run.returned[name] + 1, run.last.time + 1)
@@ -148,7 +148,7 @@ def _known(model: nn.Module) -> list[str]:
     return ["stem", *names] if library == "timm" and name == "ConvNeXt" else names
 
 
-def _up_to_the_pooled(run: NetworkRun, names: list[str]) -> list[str]:
+def _up_to_the_pooled(run: NetworkTrace, names: list[str]) -> list[str]:
     """Stages that end with the map that is averaged."""
     features = run.last.pooling.features
     ends = [i for i, name in enumerate(names) if run.outputs[name] is features] or [

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._borrow import borrowed
+from ..models.evaluation_mode import evaluated
+from ..recording import TokenPass
 from .mhex import MHEX, MHEXPass
-from .recording import TokenPass
 
 Activation = Literal["all", "gated"]
 _TOKEN_LAYERS = 3  # deeper ones smooth over the tokens
@@ -85,7 +85,7 @@ def mhex_maps(
     gamma = min(0.99, 1 / model.num_classes + 0.1)  # the sharpness of a single class is a little below 1
     thresholds = [gamma if given is None else given for given in (settings.gamma_pos, settings.gamma_neg)]
     maps: list[Tensor] = []
-    with borrowed(model, inputs) as given, torch.no_grad():
+    with evaluated(model, inputs) as given, torch.no_grad():
         classes = MHEXPass(model, *given).logits().argmax(1) if target is None else classes_of(model, target, given[0])
 
         def see(index: int, gated: Tensor, total: Tensor) -> None:

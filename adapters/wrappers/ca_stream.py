@@ -8,14 +8,14 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from ._average_pooling import AveragePooling, WatchAverages
-from ._borrow import evaluation_mode, uncompiled
-from ._cnn_anatomy import Stage, cnn_anatomy
-from ._forward import Forward
-from ._hub import HubWrapper
-from ._outputs import bare_output
-from ._shadow import shadow
-from ._stream import Stream
+from ..models.evaluation_mode import evaluation_mode
+from ..models.outputs import output_tensor
+from ..models.stand_in import stand_in
+from ..models.unwrapping import Forward, uncompiled
+from .average_pooling import AveragePooling, WatchAverages
+from .cnn_anatomy import Stage, cnn_anatomy
+from .cross_attention import Stream
+from .hub import HubWrapper
 
 _TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
 
@@ -98,7 +98,7 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
         self._required_gradients = {name for name, p in model.named_parameters() if p.requires_grad}
         self._trained = {name for name, module in model.named_modules() if module.training}
         self.backbone = model
-        with torch.no_grad(), evaluation_mode():
+        with torch.no_grad(), evaluation_mode(model):
             _Pass(self, self.stream.start(1, torch.zeros(1, dtype=torch.long) if class_specific else None)).run(
                 anatomy.image
             )
@@ -211,7 +211,7 @@ class _Pass:
             around = WatchAverages(self._answer)
         try:
             with around:
-                logits = bare_output(shadow(self._backbone, forwards)(images))
+                logits = output_tensor(stand_in(self._backbone, forwards)(images))
         except RuntimeError as error:
             if not any(words in str(error) for words in _TOO_SMALL):
                 raise

@@ -7,14 +7,13 @@ from typing import Any, Literal, Self, cast
 
 from torch import Tensor, nn
 
-from ._borrow import uncompiled
-from ._forward import Forward
-from ._hub import HubWrapper
-from ._mhex_block import MHEXBlock
-from ._outputs import bare_output
-from ._residual_anatomy import Placement, Residual, WatchAdditions, placed, residual_anatomy
-from ._shadow import shadow
+from ..models.outputs import output_tensor
+from ..models.stand_in import stand_in
+from ..models.unwrapping import Forward, uncompiled
 from .deep_supervision import deep_supervision_loss
+from .hub import HubWrapper
+from .mhex_block import MHEXBlock
+from .residual_anatomy import Placement, Residual, WatchAdditions, placed, residual_anatomy
 
 Prediction = Literal["last", "original"]
 See = Callable[[int, Tensor, Tensor], None]
@@ -203,7 +202,7 @@ class MHEXPass:
             backbone.get_submodule(one.name): partial(self._at_block, index)
             for index, one in enumerate(wrapper.residuals)
         }
-        self.output = shadow(backbone, forwards)(*args, **kwargs)
+        self.output = stand_in(backbone, forwards)(*args, **kwargs)
         if len(self._deep) != len(wrapper.residuals):
             raise ValueError(
                 f"The backbone ran without its residual additions {list(wrapper.names)}: was it changed after it was "
@@ -213,7 +212,7 @@ class MHEXPass:
     def logits(self) -> Tensor:
         """What the wrapper predicts."""
         last = self._deep[-1]
-        return bare_output(self.output) if self._wrapper.prediction == "original" or last is None else last
+        return output_tensor(self.output) if self._wrapper.prediction == "original" or last is None else last
 
     def deep(self) -> list[Tensor]:
         """The logits of every block."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._borrow import evaluation_mode
-from .recording import Grid, TokenPass
+from ..models.evaluation_mode import evaluation_mode
+from ..recording import Grid, TokenPass
 
 _USUAL_SIZE = 224
 
@@ -130,7 +130,7 @@ def target_layer_for(model: nn.Module, image_size: tuple[int, int] | None = None
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
-        with torch.no_grad(), evaluation_mode():
+        with torch.no_grad(), evaluation_mode(model):
             model(_empty_image(model, size))
     finally:
         for hook in hooks:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .recording import Readout, TokenPass, UnreadableAttentionError
-from .recording.attention_calls import AttentionCall
-from .recording.attention_weights import (
+from .attention_calls import AttentionCall
+from .attention_weights import (
+    UnreadableAttentionError,
     by_heads,
     check_keys,
     fused_arguments,
@@ -17,8 +17,9 @@ from .recording.attention_weights import (
     rows_read,
     weights_with_readout,
 )
-from .recording.continuation import substituted
-from .recording.recorder import Recorder
+from .continuation import substituted
+from .recorder import Recorder
+from .token_pass import Readout, TokenPass
 
 
 class AttentionMatrices(NamedTuple):

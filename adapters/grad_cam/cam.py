@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..models import placement_of
+
 W = TypeVar("W", bound=nn.Module)
 
 
@@ -63,8 +65,7 @@ class CAM(ABC, Generic[W]):
         """
         if aug_smooth or eigen_smooth:
             raise ValueError(f"{type(self).__name__} has no `aug_smooth` and no `eigen_smooth`: leave both False.")
-        like = next(self.model.parameters())
-        maps = _scaled(self.maps(input_tensor.to(like.device), targets).float())
+        maps = _scaled(self.maps(placement_of(self.model).moved(input_tensor), targets).float())
         resized = F.interpolate(maps[:, None], input_tensor.shape[2:], mode="bilinear")[:, 0]
         result: npt.NDArray[np.float32] = _scaled(resized).cpu().numpy()
         return result

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._borrow import borrowed
+from ..models.evaluation_mode import evaluated
 from .mhex import MHEX, MHEXPass
 from .mhex_maps import classes_of
 
@@ -45,7 +45,7 @@ def collaboration(model: MHEX, inputs: Any, targets: Tensor) -> Tensor:
     if len(model.blocks) < 2:
         raise ValueError(f"Expected at least two blocks, as two heads are compared; {model.names} is one.")
     classes = classes_of(model, targets, given[0])
-    with borrowed(model, given) as arguments, torch.enable_grad():
+    with evaluated(model, given) as arguments, torch.enable_grad():
         run = MHEXPass(model, *arguments)
         # The sum of losses: samples do not meet in evaluation mode, so each gradient is its own sample's.
         losses = [F.cross_entropy(y, classes, reduction="sum") for y in run.deep()]

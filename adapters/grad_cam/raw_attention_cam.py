@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._borrow import borrowed
-from ._cam import CAM
-from .ca_stream import CAStream
+from ..models.evaluation_mode import evaluated
+from ..wrappers.ca_stream import CAStream
+from .cam import CAM
 
 
 def raw_attention(model: CAStream, images: Tensor, stage: int = -1) -> Tensor:
@@ -25,7 +25,7 @@ def raw_attention(model: CAStream, images: Tensor, stage: int = -1) -> Tensor:
         raise ValueError(
             f"Expected `stage` from {-count} to {count - 1}, as the model has {count} stages; got {stage}."
         )
-    with borrowed(model, (images,)) as (given,), torch.no_grad():
+    with evaluated(model, (images,)) as (given,), torch.no_grad():
         return model.forward_with_attention(given)[1][stage]
 
 

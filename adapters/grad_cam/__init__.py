@@ -1,0 +1,1 @@
+"""What pytorch-grad-cam takes: CAM objects and reshape transforms."""

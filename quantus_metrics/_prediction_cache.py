@@ -1,0 +1,49 @@
+"""Predictions that several explanations share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from cachetools import LRUCache
+from torch import Tensor
+
+from adapters.models import digest_of
+
+MEMORY = 2**26  # bytes of predictions that a metric keeps
+_OVERHEAD = 512  # bytes of a tensor and its key besides its values
+
+
+class PredictionCache:
+    """Predictions for single inputs, of which the least recently used are dropped.
+
+    Args:
+        size: How many bytes the predictions may take.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._predictions: LRUCache[Any, Tensor] = LRUCache(size, getsizeof=_size)
+
+    def rows(self, key: Any, x: Tensor, y: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Predictions (batch, ...), of which only the missing ones are computed.
+
+        Args:
+            key: What else they depend on.
+            x: The inputs.
+            y: The classes.
+            compute: Returns the predictions of some of them, by index.
+        """
+        keys = [(key, int(cls), digest_of(one)) for one, cls in zip(x, y, strict=True)]
+        found = {k: self._predictions[k] for k in keys if k in self._predictions}
+        first = {k: i for i, k in reversed(list(enumerate(keys))) if k not in found}
+        if first:
+            missing = sorted(first.values())
+            predictions = compute(torch.tensor(missing, device=y.device))
+            found |= {keys[i]: one for i, one in zip(missing, predictions, strict=True)}
+            for i in missing:
+                if _size(found[keys[i]]) <= self._predictions.maxsize:
+                    self._predictions[keys[i]] = found[keys[i]].clone()
+        return torch.stack([found[k] for k in keys]).to(x.device)
+
+
+def _size(prediction: Tensor) -> int:
+    return prediction.nbytes + _OVERHEAD

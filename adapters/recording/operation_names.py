@@ -318,3 +318,13 @@ _IN_PLACE_FLAG = frozenset(
 def _flags(args: tuple[Any, ...]) -> list[bool]:
     """The last positional flag, which is `inplace` where there is one."""
     return [x for x in args[-1:] if isinstance(x, bool)]
+
+
+CUTS = frozenset(["detach", "detach_", "data"])
+"""What cuts gradients."""
+
+SPLITTING = frozenset(["view", "reshape", "unflatten", "transpose", "permute", "movedim", "contiguous"])
+"""What splits features into heads."""
+
+FLATTENINGS = frozenset(["view", "reshape", "flatten"])
+"""What makes one axis of several."""

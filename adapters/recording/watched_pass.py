@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .attention_calls import AttentionCall, AttentionFinder, projected
-from .continuation import Continuation, reads_of, tokens_of
+from .continuation import Continuation
 from .operation_names import ELEMENTWISE, MOVES
 from .recorder import InputsChangedError, Operation, Recorder, Slot, has_graph, version_of
+from .tokens import reads_of, tokens_of
 
 Forward = Callable[..., Any]
 

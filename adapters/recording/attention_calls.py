@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch.nn import functional as F
 
 from .operation_names import ELEMENTWISE, LINEAR, MOVES, PRODUCTS, SOFTMAXES
-from .recorder import Operation, Recorder, Slot
+from .operations import Operation, Slot
+from .recorder import Recorder
 
 _KEEPS_WEIGHTS = ELEMENTWISE | MOVES | LINEAR | frozenset(["normalize", "layer_norm", "batch_norm"])
 

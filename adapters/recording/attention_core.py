@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .attention_calls import AttentionCall, fused_operands, product_before
 from .continuation import Continuation
-from .recorder import Operation, Recorder, Slot
+from .operations import Operation, Slot
+from .recorder import Recorder
 from .rows import Axis, NotInClosedFormError, RowPlan, rows_of
 from .token_pass import TokenPass
 

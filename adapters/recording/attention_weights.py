@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .attention_calls import AttentionCall
 from .last_attention import LastAttention
-from .recorder import Replacement
+from .operations import Replacement
 from .rows import NotInClosedFormError
 from .token_pass import Readout, TokenPass
 

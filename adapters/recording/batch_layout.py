@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .continuation import repeated, substituted, tensors_in
 from .operation_names import ELEMENTWISE, MOVES
-from .recorder import Operation, Recorder, Slot
+from .operations import Operation, Slot
+from .recorder import Recorder
 
 
 @dataclass(frozen=True)

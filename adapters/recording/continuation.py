@@ -10,7 +10,8 @@ from torch.utils import _pytree as pytree
 
 from .attention_calls import AttentionCall, projected
 from .operation_names import FLATTENINGS
-from .recorder import Operation, Recorder, Replacement, Slot, version_of
+from .operations import Operation, Replacement, Slot
+from .recorder import Recorder, version_of
 from .tokens import reads_of
 
 _ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .attention_core import core_of, number_of, scale_and_mask
 from .operation_names import CUTS
+from .operations import Operation, Slot
 from .projections import between, projection_of
-from .recorder import Operation, Slot
 from .rows import MOST_ROWS, Axis, NotInClosedFormError, RowPlan, rows_of
 from .token_pass import Readout, TokenPass
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from .batch_layout import BatchLayout, rearranged
 from .operation_names import ELEMENTWISE, MOVES, PRODUCTS, SOFTMAXES
-from .recorder import Operation, Recorder, Slot
+from .operations import Operation, Slot
+from .recorder import Recorder
 
 _MAPS = frozenset(["conv2d", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"])
 _BY_INDEX = frozenset(["gather", "index_select", "take_along_dim"])

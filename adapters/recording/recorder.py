@@ -1,123 +1,23 @@
 """Recording what a forward pass does, operation by operation, without touching the model."""
 
 import contextlib
-import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .operation_names import ABOUT_SHAPES, may_mutate, name_of, name_tells_of_change
-
-# The body of torch's function without its first line, which would send it here again as a whole: its parts are seen.
-_multi_head_attention = types.FunctionType(
-    F.multi_head_attention_forward.__code__,
-    {**vars(F), "has_torch_function": lambda *_: False},
-    argdefs=F.multi_head_attention_forward.__defaults__,
-)
-
+from .functions import ABOUT_SHAPE, TYPE, collect, function_of, in_parts, known_functions, rewritten
+from .operation_names import may_mutate
+from .operations import Operation, Slot
 
 _FIX = getattr(torch._C, "_fix_weakref", None)  # noqa: SLF001 # as torch.utils.weak does, where torch needs it
 
 
-# What is made like another tensor depends on that one's shape or type only, and is recorded so.
-_AS_ANOTHER: dict[str, Callable[[Tensor, Tensor], tuple[Any, str, tuple[Any, ...]]]] = {
-    "type_as": lambda x, y: (Tensor.to, "to", (x, y.dtype)),
-    "expand_as": lambda x, y: (Tensor.expand, "expand", (x, tuple(y.shape))),
-    "view_as": lambda x, y: (Tensor.view, "view", (x, tuple(y.shape))),
-    "reshape_as": lambda x, y: (Tensor.reshape, "reshape", (x, tuple(y.shape))),
-}
-
-
-Replacement = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""What runs in an operation's place, given the function and its arguments."""
-
-
 class InputsChangedError(BaseException):
     """The model is about to change its inputs in place; passes through any `except Exception` of the model's code."""
-
-
-class Slot(int):
-    """The number of a tensor in a recording; stands for it in an operation's arguments."""
-
-
-@dataclass(slots=True, eq=False)
-class Operation:
-    """One call of a torch function.
-
-    Attributes:
-        index: Its place in time.
-        call: The same, counting all of torch's functions that the model's code calls.
-        name: The function's name.
-        func: The function.
-        args: Its arguments, tensors replaced by their slots.
-        kwargs: The same.
-        inputs: The slots in them.
-        outputs: The slots of the tensors it returned or changed.
-        differentiable: Did the model's code allow gradients here?
-        autocast: The type to which the model's own autocast rounds here, or None.
-        mutated: The slot it changed in place, or None.
-        before: What that held before, as long as it may be needed.
-        unseen: Was the tensor made by something that cannot be seen (TorchScript, a torch.autograd.Function)?
-        returned_a_value: Did it return a number to the model's code, which may decide by it?
-        changes_view: Did it change a view of another tensor?
-        constants: The tensors it read that depend on no input, as long as they may be needed.
-    """
-
-    index: int
-    call: int
-    name: str
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    inputs: tuple[Slot, ...]
-    outputs: tuple[Slot, ...] = ()
-    differentiable: bool = True
-    autocast: torch.dtype | None = None
-    mutated: Slot | None = None
-    before: Tensor | None = None
-    unseen: bool = False
-    returned_a_value: bool = False
-    changes_view: bool = False
-    constants: tuple[Tensor, ...] = ()
-
-    def forget(self) -> None:
-        """Let go of the tensors that were kept for it."""
-        self.before = None
-        self.constants = ()
-
-
-_ABOUT_SHAPE, _TYPE, _IN_PARTS, _LIKE_ANOTHER, _JOIN = "about its shape", "type", "in parts", "like another", "join"
-_known_functions: dict[Callable[..., Any], tuple[str, str | None, bool]] = {}
-_MOST_FUNCTIONS = 4096
-
-
-def _function(func: Callable[..., Any]) -> tuple[str, str | None, bool]:
-    """A function's name, whether it is treated in its own way, and whether it may change its first argument.
-
-    Found once for each.
-    """
-    name = name_of(func)
-    kind = None
-    if name in ABOUT_SHAPES:
-        kind = _ABOUT_SHAPE
-    elif name == "type":
-        kind = _TYPE
-    elif func in (F.multi_head_attention_forward, Tensor.__iter__, F.scaled_dot_product_attention):
-        kind = _IN_PARTS
-    elif name in ("cat", "concat", "concatenate"):
-        kind = _JOIN
-    elif name in _AS_ANOTHER:
-        kind = _LIKE_ANOTHER
-    if len(_known_functions) >= _MOST_FUNCTIONS:
-        _known_functions.clear()
-    found = _known_functions[func] = name, kind, name_tells_of_change(name)
-    return found
 
 
 class Listener(Protocol):
@@ -203,18 +103,14 @@ class Recorder(TorchFunctionMode):
         if self._paused:
             return func(*args, **kwargs)
         self.calls += 1
-        name, kind, may_change = _known_functions.get(func) or _function(func)
+        name, kind, may_change = known_functions.get(func) or function_of(func)
         if kind is not None:
-            if kind is _ABOUT_SHAPE or (kind is _TYPE and len(args) == 1 and not kwargs):
+            if kind is ABOUT_SHAPE or (kind is TYPE and len(args) == 1 and not kwargs):
                 return func(*args, **kwargs)
-            if kind is _IN_PARTS and (parts := in_parts(func, args, kwargs)) is not None:
+            if (parts := in_parts(func, args, kwargs)) is not None:
                 with self:
                     return parts(*args, **kwargs)
-            if kind is _LIKE_ANOTHER and len(args) == 2 and isinstance(args[1], Tensor):
-                func, name, args = _AS_ANOTHER[name](*args)
-            if kind is _JOIN and "out" not in kwargs and (full := _joined_with_nothing(args, kwargs)) is not None:
-                func, name, args = Tensor.clone, "clone", (full,)
-                kwargs = {"memory_format": torch.contiguous_format}
+            func, name, args, kwargs = rewritten(func, name, args, kwargs)
         mutates = bool(may_change or kwargs) and may_mutate(name, args, kwargs)
         if self._guarded and (mutates or name in _OUT_OF_SIGHT) and self._is_guarded(name, args, kwargs):
             raise InputsChangedError
@@ -282,7 +178,7 @@ class Recorder(TorchFunctionMode):
         try:
             result = operation.func(*args, **kwargs)
             outputs: list[Tensor] = []
-            _collect((result,), outputs)
+            collect((result,), outputs)
             if target is not None and version_of(target) != version:
                 operation.mutated = self.slot_of(target)
                 outputs = [*outputs, target] if all(x is not target for x in outputs) else outputs
@@ -335,21 +231,6 @@ class Recorder(TorchFunctionMode):
         return slot
 
 
-def in_parts(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
-    """The same in Python, for functions that do several things of which each shall be seen."""
-    if func is F.multi_head_attention_forward:
-        return _multi_head_attention
-    if func is Tensor.__iter__:
-        return _iterate
-    if func is F.scaled_dot_product_attention and kwargs.get("enable_gqa"):
-        return _attend_in_groups
-    return None
-
-
-def _iterate(tensor: Tensor) -> Iterator[Tensor]:
-    return iter(tensor.unbind(0))
-
-
 def _mark(tensor: Tensor) -> None:
     """Have it carry a gradient: what then runs unseen shows itself by its graph."""
     try:
@@ -372,32 +253,6 @@ def _nobody(operation: Operation) -> None:
 
 def _unseen() -> Any:
     raise AssertionError("What was not seen cannot be repeated.")
-
-
-def _attend_in_groups(query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool, **kwargs: Any) -> Tensor:
-    """Grouped queries written out, as torch's documentation of `enable_gqa` defines them."""
-    key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
-    value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
-
-
-def _collect(values: Any, found: list[Tensor]) -> None:
-    """The tensors in arguments, in order."""
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            _collect(value, found)
-        elif isinstance(value, dict):
-            _collect(value.values(), found)
-
-
-def _joined_with_nothing(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The one full tensor among several that are joined, as an empty cache is joined with the first keys."""
-    tensors: list[Tensor] = []
-    _collect((*args, *kwargs.values()), tensors)
-    full = [x for x in tensors if x.dim() != 1 or x.numel()]
-    return full[0] if len(full) == 1 < len(tensors) and full[0].dim() > 1 else None
 
 
 _OUT_OF_SIGHT = frozenset(["numpy", "__array__", "__dlpack__", "storage", "share_memory_"])

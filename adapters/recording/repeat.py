@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from .functions import in_parts
 from .operation_names import name_of
-from .recorder import Operation, Replacement, Slot, in_parts
+from .operations import Operation, Replacement, Slot
 
 
 class Repeat(TorchFunctionMode):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .continuation import autocast_of, repeated, substituted, tensors_in
 from .operation_names import ELEMENTWISE, PRODUCTS
-from .recorder import Operation, Recorder, Slot
+from .operations import Operation, Slot
+from .recorder import Recorder
 
 MOST_ROWS = 8
 

@@ -15,8 +15,9 @@ from .attention_calls import AttentionCall
 from .batch_layout import BatchLayout, layout_of
 from .continuation import NotReplayableError, substituted, tensors_in
 from .operation_names import ELEMENTWISE
+from .operations import Operation, Replacement, Slot
 from .places import Grid, covers, grid_of
-from .recorder import Operation, Recorder, Replacement, Slot
+from .recorder import Recorder
 from .repeat import Repeat, with_tokens
 from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at, is_scripted, watched
 

@@ -2,7 +2,8 @@
 
 from .attention_calls import AttentionCall, key_of, query_of, value_projections
 from .operation_names import FLATTENINGS, SPLITTING, VIEWS
-from .recorder import Operation, Recorder, Slot
+from .operations import Operation, Slot
+from .recorder import Recorder
 
 
 def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCall) -> Slot:

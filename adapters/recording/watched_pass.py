@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from .attention_calls import AttentionCall, AttentionFinder, projected
 from .continuation import Continuation
 from .operation_names import ELEMENTWISE, MOVES
-from .recorder import InputsChangedError, Operation, Recorder, Slot, has_graph, version_of
+from .operations import Operation, Slot
+from .recorder import InputsChangedError, Recorder, has_graph, version_of
 from .tokens import reads_of, tokens_of
 
 Forward = Callable[..., Any]

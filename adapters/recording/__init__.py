@@ -5,9 +5,9 @@ from .attention_matrices import mean_weights as mean_weights
 from .attention_matrices import weights_and_gradients as weights_and_gradients
 from .attention_weights import UnreadableAttentionError as UnreadableAttentionError
 from .last_attention import LastAttention as LastAttention
+from .operations import NotInClosedFormError as NotInClosedFormError
 from .places import Grid as Grid
 from .projections import Projection as Projection
-from .rows import NotInClosedFormError as NotInClosedFormError
 from .token_pass import DifferentOutputError as DifferentOutputError
 from .token_pass import NoTokensError as NoTokensError
 from .token_pass import Readout as Readout

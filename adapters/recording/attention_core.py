@@ -7,9 +7,10 @@ from torch import Tensor
 
 from .attention_calls import AttentionCall, fused_operands, product_before
 from .continuation import Continuation
-from .operations import Operation, Slot
+from .operations import NotInClosedFormError, Operation, Slot
 from .recorder import Recorder
-from .rows import Axis, NotInClosedFormError, RowPlan, rows_of
+from .row_axes import Axis
+from .rows import RowPlan, rows_of
 from .token_pass import TokenPass
 
 _MATRIX_PRODUCTS = ("matmul", "__matmul__")

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from .attention_calls import AttentionCall
 from .last_attention import LastAttention
-from .operations import Replacement
-from .rows import NotInClosedFormError
+from .operations import NotInClosedFormError, Replacement
 from .token_pass import Readout, TokenPass
 
 

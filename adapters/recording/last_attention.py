@@ -8,9 +8,10 @@ from torch import Tensor
 
 from .attention_core import core_of, number_of, scale_and_mask
 from .operation_names import CUTS
-from .operations import Operation, Slot
+from .operations import NotInClosedFormError, Operation, Slot
 from .projections import between, projection_of
-from .rows import MOST_ROWS, Axis, NotInClosedFormError, RowPlan, rows_of
+from .row_axes import MOST_ROWS, Axis
+from .rows import RowPlan, rows_of
 from .token_pass import Readout, TokenPass
 
 

@@ -59,3 +59,7 @@ class Operation:
         """Let go of the tensors that were kept for it."""
         self.before = None
         self.constants = ()
+
+
+class NotInClosedFormError(Exception):
+    """The model, or this call of it, does not allow the closed form; says why."""

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from .continuation import Continuation, autocast_of, repeated, substituted, tensors_in
 from .operation_names import MOVES
-from .operations import Operation, Slot
+from .operations import NotInClosedFormError, Operation, Slot
 from .recorder import Recorder
-from .rows import NotInClosedFormError
 from .token_pass import TokenPass
 
 Turn = Callable[[Tensor], Tensor]

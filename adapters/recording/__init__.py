@@ -4,7 +4,9 @@ from .attention_matrices import AttentionMatrices as AttentionMatrices
 from .attention_matrices import mean_weights as mean_weights
 from .attention_matrices import weights_and_gradients as weights_and_gradients
 from .attention_weights import UnreadableAttentionError as UnreadableAttentionError
+from .hook_point import HookPoint as HookPoint
 from .last_attention import LastAttention as LastAttention
+from .latents import latents_of as latents_of
 from .operations import NotInClosedFormError as NotInClosedFormError
 from .places import Grid as Grid
 from .projections import Projection as Projection
@@ -12,5 +14,3 @@ from .token_pass import DifferentOutputError as DifferentOutputError
 from .token_pass import NoTokensError as NoTokensError
 from .token_pass import Readout as Readout
 from .token_pass import TokenPass as TokenPass
-from .token_pass import latents_of as latents_of
-from .watched_pass import HookPoint as HookPoint

@@ -1,5 +1,6 @@
 """The weights of a model's attentions, although fused attention never writes them down."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,40 +75,50 @@ def weights_with_readout(run: TokenPass, calls: list[AttentionCall]) -> tuple[li
     Raises:
         UnreadableAttentionError: if the model returns something else with its attention written out.
     """
-    kept: list[Tensor] = []
-
-    def keep(weights: Tensor, *, differentiable: bool) -> Tensor:
-        if not torch.is_grad_enabled():
-            weights = weights.detach().requires_grad_()
-            torch.set_grad_enabled(differentiable)  # and not where the model's own code forbids it
-        elif not weights.requires_grad:  # they do not depend on the attentions before
-            weights = weights.detach().requires_grad_()
-        kept.append(weights)
-        return weights
-
-    def replaced(call: AttentionCall) -> Replacement:
-        differentiable = call.operation.differentiable
-
-        def fused(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            value, arguments = fused_arguments(args, kwargs)
-            weights = keep(fused_weights(**arguments), differentiable=differentiable)
-            return weights.to(value.dtype) @ value
-
-        def softmax(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return keep(func(*args, **kwargs), differentiable=differentiable)
-
-        return fused if call.softmax is None else softmax
-
-    replacements = {(call.softmax or call.operation).call: replaced(call) for call in calls}
+    kept = _KeptWeights()
+    replacements = {(call.softmax or call.operation).call: kept.replacement(call) for call in calls}
     if len(calls) == 1 and calls[0] is run.continuation.attention and run.reason is None:
         readout = run.replayed(run.tokens, replacements)
     else:
         with torch.no_grad():
             readout = run.repeat(replacements)
     run.check(readout)
-    if len(kept) != len(calls):
+    if len(kept.weights) != len(calls):
         raise UnreadableAttentionError("The model ran other attentions when it ran again.")
-    return kept, readout
+    return kept.weights, readout
+
+
+class _KeptWeights:
+    """The weights of attentions that run again, each the start of a graph or a part of one."""
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+
+    def replacement(self, call: AttentionCall) -> Replacement:
+        """What runs in an attention's place."""
+        run = self._fused if call.softmax is None else self._softmax
+        return functools.partial(run, call.operation.differentiable)
+
+    def _fused(
+        self, differentiable: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        value, arguments = fused_arguments(args, kwargs)
+        weights = self._keep(fused_weights(**arguments), differentiable)
+        return weights.to(value.dtype) @ value
+
+    def _softmax(
+        self, differentiable: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        return self._keep(func(*args, **kwargs), differentiable)
+
+    def _keep(self, weights: Tensor, differentiable: bool) -> Tensor:
+        first = not torch.is_grad_enabled()
+        if first or not weights.requires_grad:  # or they do not depend on the attentions before
+            weights = weights.detach().requires_grad_()
+        if first:
+            torch.set_grad_enabled(differentiable)  # and not where the model's own code forbids it
+        self.weights.append(weights)
+        return weights
 
 
 def last_weights(run: TokenPass) -> Tensor:

@@ -1,6 +1,6 @@
 """What a model computes from some tokens on, as recorded operations that can run again for other tokens."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -93,16 +93,12 @@ class Continuation:
                 self._find_gate(operation)
         if operation.mutated is not None and operation.mutated not in self.dependent:
             self._mutates(operation, operation.mutated)
+        own = {*self.dependent, self.slot} if reads else self.dependent
         for slot in operation.inputs:
-            if not (slot in self.dependent or (slot == self.slot and reads) or slot in self.externals):
+            if slot not in own and slot not in self.externals:
                 self.externals[slot] = self._take(slot)
         operation.before = None
-        if operation.returned_a_value:
-            self.reasons.append(f"the model's code reads a number from what follows the tokens (`{operation.name}`)")
-        if operation.unseen:
-            self.reasons.append(
-                "a part of the model runs unseen (TorchScript, a torch.autograd.Function, a backward hook)"
-            )
+        self.reasons.extend(_obstacles(operation))
         self.operations.append(operation)
         self.dependent.update(operation.outputs)
 
@@ -240,6 +236,14 @@ class Continuation:
             if tensor.shape != self._recorder.shapes[slot] and slot != operation.mutated:
                 raise NotReplayableError(f"the shape of what `{operation.name}` returns depends on the tokens' values")
             values[slot] = tensor
+
+
+def _obstacles(operation: Operation) -> Iterator[str]:
+    """Why an operation cannot be repeated."""
+    if operation.returned_a_value:
+        yield f"the model's code reads a number from what follows the tokens (`{operation.name}`)"
+    if operation.unseen:
+        yield "a part of the model runs unseen (TorchScript, a torch.autograd.Function, a backward hook)"
 
 
 def repeated(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,33 +13,17 @@ from ..models.outputs import output_tensor
 from ..models.unwrapping import modules_of, root_module, uncompiled
 from .attention_calls import AttentionCall
 from .batch_layout import BatchLayout, layout_of
+from .channels import channel_axis
 from .continuation import NotReplayableError, substituted, tensors_in
-from .operation_names import ELEMENTWISE
+from .hook_point import HookPoint, exchanged_at
+from .layer_advice import layer_advice
 from .operations import Operation, Replacement, Slot
 from .places import Grid, covers, grid_of
 from .recorder import Recorder
 from .repeat import Repeat, with_tokens
-from .watched_pass import Forward, HookPoint, WatchedPass, exchanged_at, is_scripted, watched
+from .watched_pass import Forward, WatchedPass, is_scripted, watched
 
-_MOST_PASSES = 4
-_LAST = frozenset(["linear", "addmm", "layer_norm", "rms_norm", "embedding"])
-_SECOND = frozenset(
-    [
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "batch_norm",
-        "group_norm",
-        "instance_norm",
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool1d",
-        "adaptive_max_pool2d",
-        "interpolate",
-        "pixel_shuffle",
-    ]
-)
+MOST_PASSES = 4
 
 
 class Readout(NamedTuple):
@@ -122,7 +106,7 @@ class TokenPass:
         self.slot = found.slot
         self.layout = BatchLayout(self.batch) if point is not None else self._find_layout()
         self.tokens = self.layout.to_batch(found.tokens)
-        self.channels = self._channel_axis()
+        self.channels = channel_axis(one.recorder, found, self.layout, at_layer=point is not None)
         self.readout = Readout(one.output, one.output if one.latent is None else one.latent.detach())
         self.reason = found.reasons[0] if found.reasons else None
         if self._scripted:
@@ -137,7 +121,7 @@ class TokenPass:
         if attention is None and self._point is None and earliest:
             options = {"earliest": earliest}
         with torch.inference_mode(False), evaluation_mode(self._forward):
-            for _ in range(_MOST_PASSES):
+            for _ in range(MOST_PASSES):
                 one = watched(
                     self._forward,
                     self._arguments,
@@ -327,37 +311,9 @@ class TokenPass:
             raise ValueError(
                 f"The tokens of the last attention have shape {tuple(self.continuation.tokens.shape)}, in which the "
                 f"batch of {self.batch} is not found: several inputs or parts of them are tokens together. Instead, "
-                f"{self._advice()}."
+                f"{layer_advice(self._forward, self._arguments)}."
             )
         return found
-
-    def _channel_axis(self) -> int:
-        """Where the channels are: told by the layers that read the tokens, or else by what made them."""
-        shape = self.continuation.tokens.shape
-        if len(shape) < 3:
-            return len(shape) - 1
-        recorder = self.watched.recorder
-        alike = {self.slot}
-        for operation in self.continuation.operations:
-            read = alike.intersection(operation.inputs)
-            if read and (told := _channels_told_by(operation, len(shape))) is not None:
-                return self._canonical(told)
-            if read and operation.name in ELEMENTWISE:
-                alike.update(slot for slot in operation.outputs if recorder.shapes[slot] == shape)
-        slot = self.slot
-        while recorder.writers[slot]:
-            operation = recorder.writers[slot][0]
-            if (told := _channels_told_by(operation, len(shape))) is not None:
-                return self._canonical(told)
-            followed = [one for one in operation.inputs if recorder.follows[one] and recorder.shapes[one] == shape]
-            if not followed:
-                break
-            slot = followed[0]
-        return self._canonical(1 if len(shape) == 4 and self._point is not None else len(shape) - 1)
-
-    def _canonical(self, axis: int) -> int:
-        """An axis of the tensor that the model made as one of `tokens`."""
-        return self.layout.axis_in_batch(axis, self.continuation.tokens.dim())
 
     def _none_found(self) -> str:
         if self._point is not None:
@@ -369,34 +325,8 @@ class TokenPass:
         return (
             "No attention was seen in this forward pass: no softmax of products of queries and keys that weights "
             f"values. Of a convolutional network use captum.attr.LayerGradCam or a method of pytorch-grad-cam, or "
-            f"{self._advice()}."
+            f"{layer_advice(self._forward, self._arguments)}."
         )
-
-    def _advice(self) -> str:
-        """Which layer to pass: the last one that holds a vector for each place or word."""
-        found: list[tuple[nn.Module, Tensor]] = []
-        root = self._root
-
-        def note(module: nn.Module, _: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point() and output.dim() >= 3:
-                places = output.shape[2:] if output.dim() > 3 else output.shape[1:2]
-                if output.shape[0] == self.batch and places.numel() > 1:
-                    found.append((module, output))
-
-        copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), self._arguments)
-        hooks = [module.register_forward_hook(note) for module in modules_of(root)]
-        try:
-            with torch.no_grad(), evaluation_mode(self._forward):
-                output = output_tensor(self._forward(*copies))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        names = {} if root is None else {module: name for name, module in root.named_modules()}
-        fits = [names[module] for module, made in found if made is not output and made.shape != output.shape]
-        fits = [name for name in fits if name]
-        if not fits:
-            return "pass `layer=` the module whose output times gradient you want"
-        return f'pass `layer=` the module whose output times gradient you want, as `model.get_submodule("{fits[-1]}")`'
 
 
 def _lacks_batch(inputs: Tensor, root: nn.Module | None) -> bool:
@@ -411,26 +341,3 @@ def _no_batch_axis(inputs: Tensor) -> str:
         f"needs a batch "
         "axis: `image.unsqueeze(0)`."
     )
-
-
-def _channels_told_by(operation: Operation, axes: int) -> int | None:
-    """The axis of the channels in what an operation reads, and in what a layer makes."""
-    if operation.name in _LAST:
-        return axes - 1
-    return 1 if operation.name in _SECOND else None
-
-
-def latents_of(forward: Forward, arguments: tuple[Any, ...]) -> Tensor:
-    """What a model's head reads, (batch, channels); without a head that is known, the output itself."""
-    forward = uncompiled(forward)
-    root = root_module(forward)
-    scripted = is_scripted(forward, modules_of(root))
-    with torch.inference_mode(False), evaluation_mode(forward):
-        options: dict[str, Any] = {}
-        for _ in range(_MOST_PASSES):
-            one = watched(forward, arguments, output_tensor, latent=True, root=root, copies=scripted, **options)
-            again = one.again() if one.latent is None else None
-            if again is None:
-                break
-            options = again
-    return (one.output if one.latent is None else one.latent).detach()

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .attention_calls import AttentionCall, AttentionFinder, projected
 from .continuation import Continuation
+from .hook_point import HookPoint, exchanged_at
 from .operation_names import ELEMENTWISE, MOVES
 from .operations import Operation, Slot
 from .recorder import InputsChangedError, Recorder, has_graph, version_of
@@ -20,17 +20,6 @@ from .tokens import reads_of, tokens_of
 Forward = Callable[..., Any]
 
 _NO_HEADS = MOVES | ELEMENTWISE | frozenset(["softmax", "log_softmax"])
-
-
-@dataclass(frozen=True)
-class HookPoint:
-    """The output of a module, or its first input."""
-
-    module: nn.Module
-    at_input: bool = False
-
-    def __str__(self) -> str:
-        return f"{type(self.module).__name__}{' (its input)' if self.at_input else ''}"
 
 
 class WatchedPass:
@@ -217,20 +206,15 @@ class WatchedPass:
                 hook.remove()
 
     def _listen(self, operation: Operation) -> None:
-        if self._held and operation.index in self._held:
-            self._kept.extend(x for slot in operation.outputs if (x := self.recorder.tensor(slot)) is not None)
-            self._kept.extend(operation.constants)
-        if (
-            self._latent_wanted
-            and operation.name == "linear"
-            and (read := projected(self.recorder, operation)) is not None
-        ):
-            self._head = self.recorder.tensor(read)
+        if self._held or self._latent_wanted:
+            self._hold(operation)
         if self.continuation is not None:
             self.continuation.add(operation)
         call = self.finder.found(self.recorder, operation)
-        if call is None:
-            return
+        if call is not None:
+            self._at_attention(call)
+
+    def _at_attention(self, call: AttentionCall) -> None:
         if self._on_attention is not None:
             self._on_attention(self.recorder, call)
         if self._point is not None:
@@ -241,6 +225,15 @@ class WatchedPass:
             self.continuation = self._continue_from(call)
         elif self._ordinal is None and call.ordinal:
             self._forget(self.finder.calls[-2].operation.index)
+
+    def _hold(self, operation: Operation) -> None:
+        """Keep alive what an earlier pass lost, and what the last linear layer reads, which may be the head."""
+        if operation.index in self._held:
+            self._kept.extend(x for slot in operation.outputs if (x := self.recorder.tensor(slot)) is not None)
+            self._kept.extend(operation.constants)
+        if self._latent_wanted and operation.name == "linear":
+            read = projected(self.recorder, operation)
+            self._head = self._head if read is None else self.recorder.tensor(read)
 
     def _may_be_wanted(self, call: AttentionCall) -> bool:
         return call.ordinal >= self._earliest if self._ordinal is None else call.ordinal == self._ordinal
@@ -320,35 +313,3 @@ def _shared(tensor: Tensor) -> Tensor:
     """Another tensor with the same memory and a version counter of its own."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_inference()
     return tensor.data if plain else _copied(tensor)
-
-
-@contextmanager
-def exchanged_at(point: HookPoint, exchange: Callable[[Any], Any]) -> Iterator[None]:
-    """Exchange what a module of this thread's calls returns, or reads, for what `exchange` makes of it.
-
-    At a module's input every argument that is the same tensor as the first is exchanged with it, as attention modules
-    may be given their tokens three times: as query, key and value.
-    """
-    thread = threading.get_ident()
-
-    def at_output(_: nn.Module, __: Any, output: Any) -> Any:
-        return exchange(output) if threading.get_ident() == thread else output
-
-    def at_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() != thread:
-            return None
-        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        new = exchange(first)
-        return (
-            tuple(new if value is first else value for value in args),
-            {name: new if value is first else value for name, value in kwargs.items()},
-        )
-
-    if point.at_input:
-        hook = point.module.register_forward_pre_hook(at_input, with_kwargs=True)
-    else:
-        hook = point.module.register_forward_hook(at_output)
-    try:
-        yield
-    finally:
-        hook.remove()

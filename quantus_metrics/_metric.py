@@ -233,8 +233,7 @@ class TensorMetric(Metric[list[float]]):
         return maps
 
     def _inputs(self, x_batch: Array, channel_first: bool | None) -> Array:
-        arranged: Array = channels_first(np.asarray(x_batch), channel_first).numpy()
-        return arranged
+        return channels_first(np.asarray(x_batch), channel_first)
 
     def _evaluate(
         self, predictions: Predictions, start: int, x: Array, y: Array, maps: tuple[Array, ...], bar: Any

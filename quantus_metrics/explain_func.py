@@ -140,7 +140,9 @@ def _as_tensors(model: nn.Module, inputs: Any, targets: Any, channel_first: bool
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected `model` to be a torch.nn.Module, got {type(model)}.")
     placement = placement_of(model)
-    x = channels_first(inputs.detach() if isinstance(inputs, Tensor) else np.array(inputs), channel_first)
+    x = channels_first(
+        inputs.detach() if isinstance(inputs, Tensor) else torch.as_tensor(np.array(inputs)), channel_first
+    )
     x = x.float() if x.dim() == 4 and not x.is_floating_point() else x
     x = placement.moved(x if x.is_floating_point() else x.long())
     y = torch.as_tensor(targets).to(x.device, torch.long)

@@ -89,7 +89,7 @@ def test_inputs_are_moved_to_the_type_of_the_weights_and_token_ids_keep_theirs()
 def test_images_of_either_layout_become_channels_first():
     image = torch.arange(2 * 3 * 5 * 7).view(2, 3, 5, 7)
     assert torch.equal(channels_first(image), image)
-    assert torch.equal(channels_first(image.movedim(1, 3).numpy()), image)
+    assert torch.equal(torch.from_numpy(channels_first(image.movedim(1, 3).numpy())), image)
     assert torch.equal(channels_first(image, first=False), image.movedim(3, 1))
     assert channels_first(np.ones((2, 9))).shape == (2, 9)
 

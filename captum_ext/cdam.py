@@ -25,7 +25,7 @@ class CDAM(TokenAttribution):
 
     Args:
         forward_func: A model, or any function that returns its output: a tensor, tuple, dictionary or ModelOutput.
-            The model runs in evaluation mode and is left as found.
+            The model runs in evaluation mode and is restored afterwards.
         layer: The module whose output is the tokens, (batch, tokens, channels) or a feature map
             (batch, channels, height, width). None: they are what the last attention reads, found in each call.
         attention: Another attention than the last: its number in time (from the end if negative), or a module in which

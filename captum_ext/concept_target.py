@@ -69,7 +69,7 @@ class ConceptTarget:
             similarity: "dot", "cosine" or "l2".
             additional_forward_args: Further arguments of the model; tensors with one row per example are split with
                 the examples.
-            batch_size: How many examples pass the model at once, at least 1.
+            batch_size: Batch size for the examples, at least 1.
 
         Raises:
             TypeError: if `images` is not a tensor.

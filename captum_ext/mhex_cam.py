@@ -21,7 +21,7 @@ class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
     2025 (MHEX), sections 3.4 and 3.6. Differs from the paper: Vision Transformers have maps too, of their tokens.
 
     Args:
-        forward_func: An adapters.MHEX with its heads. It runs in evaluation mode and is left as found.
+        forward_func: An adapters.MHEX with its heads. It runs in evaluation mode and is restored afterwards.
 
     Raises:
         TypeError: if it is not one.

@@ -18,7 +18,7 @@ class RawAttention(Attribution):  # type: ignore[misc] # captum is untyped
     Source: Torres et al. 2024 (CA-Stream), equation 4. Differs from the paper: every stage's map is available.
 
     Args:
-        forward_func: An adapters.CAStream. It runs in evaluation mode and is left as found.
+        forward_func: An adapters.CAStream. It runs in evaluation mode and is restored afterwards.
 
     Raises:
         TypeError: if it is not one.

@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     Attributes:
         abs: Take the maps' absolute values (False).
         normalise: Normalise each map, before `abs`, by `normalise_func` (False). The definitions are of raw maps; what
-            they need in [0, 1] they scale themselves. Other than in Quantus, a map is normalised by itself.
+            they need in [0, 1] they scale themselves. Unlike in Quantus, each map is normalised independently.
         normalise_func: Takes and returns maps (1, ...) (`quantus.normalise_by_max`).
         normalise_func_kwargs: Its further arguments (None).
         return_aggregate: Return one value for all samples (False).
@@ -131,7 +131,7 @@ class TensorMetric(Metric[list[float]]):
             model_predict_kwargs: Further arguments of the model.
             softmax: True: scores of logits measure probabilities instead. What is defined by probabilities stays so.
             device: Passed to `explain_func`.
-            batch_size: How many inputs pass the model at once.
+            batch_size: Batch size for perturbed inputs.
             custom_batch: Not used.
             kwargs: None are known.
 

@@ -19,12 +19,12 @@ Model = Callable[..., Any]
 class Predictions:
     """Logits or probabilities of given classes, without gradients, on the model's device and in its number type.
 
-    The model runs in evaluation mode and is left as found. A model that ends in an `nn.Softmax` is read in front of
-    it, so logits are logits and no softmax is applied twice.
+    The model runs in evaluation mode and is restored afterwards. If it ends in an `nn.Softmax`, the input of that is read,
+    so that logits are logits and no softmax is applied twice.
 
     Args:
         model: Maps inputs to logits (batch, classes), or to an object with `.logits`.
-        batch_size: How many inputs pass it at once.
+        batch_size: Batch size for perturbed inputs.
         options: Further keyword arguments of the model.
         cache: Where predictions are kept that do not depend on maps. None: nowhere.
         softmax: Shall scores of logits be of probabilities instead?

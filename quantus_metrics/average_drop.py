@@ -27,7 +27,7 @@ def average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, 
         x: (batch, channels, height, width).
         y: (batch,), the class that is evaluated.
         a: (batch, [1 or channels,] height, width), the maps; channels are summed.
-        batch_size: How many images pass the model at once.
+        batch_size: Batch size for perturbed images.
 
     Returns:
         (batch,) scores.
@@ -52,7 +52,7 @@ def average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, 
 
 
 def average_gain(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, batch_size: int = 64) -> Tensor:
-    """The share of what the probability lacks of 1 that is gained when each pixel is multiplied by its saliency.
+    """The fraction of the remaining probability, 1 - p, that is gained when each pixel is multiplied by its saliency.
 
         x~ = x m,    AG = max(0, p(x~) - p(x)) / (1 - p(x))
 
@@ -76,7 +76,7 @@ def average_increase(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tens
 class AverageDrop(TensorMetric):
     """Average Drop (AD): `max(0, p(x) - p(x m)) / p(x)`, `m` the map scaled to [0, 1].
 
-    Source: CA-Stream, table 1. Lower is better, other than in `RemovalDrop`, which removes the salient pixels; from 0
+    Source: CA-Stream, table 1. Lower is better, unlike in `RemovalDrop`, which removes the salient pixels; from 0
     to 1. Undefined: `p(x) = 0`, which scores 0, and constant maps, which keep nothing. Arguments: those of all Quantus
     metrics.
     """

@@ -50,7 +50,7 @@ def box_sensitivity(
         seed: Of the boxes.
         normalise_area: Divide the area by the range of sizes.
         softmax: Measure the probability instead of the logit.
-        batch_size: How many images pass the model at once.
+        batch_size: Batch size for perturbed images.
 
     Returns:
         (batch,) scores.
@@ -77,7 +77,7 @@ class BoxSensitivity(TensorMetric):
 
     Correlated are the map's sum inside the box and the change of the logit when the box is blurred. Source: CDAM,
     section 3.4. Higher is better; from -1 to 1, without `normalise_area` times the range of sizes. Undefined, and a
-    correlation of 0: sizes at which all sums or all changes are equal. The curve `f_box` is in `curves`, and drawn by
+    correlation of 0: sizes at which all sums or all changes are equal. The curve `f_box` is in `curves`, and plotted by
     `plot`.
 
     The boxes do not depend on the map: on one instance, the explanations of the same images share their predictions.
@@ -180,7 +180,7 @@ class BoxSensitivity(TensorMetric):
 
 
 def _corners(size: int, height: int, width: int, count: int, seed: int) -> Tensor:
-    """(count, 2): the upper left corners of boxes, drawn for each size by itself."""
+    """(count, 2): the upper left corners of boxes, sampled for each size independently."""
     draw = np.random.default_rng([seed, size])
     return torch.from_numpy(draw.integers(0, [height - size + 1, width - size + 1], (count, 2)))
 

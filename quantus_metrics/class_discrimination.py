@@ -42,7 +42,7 @@ def class_discrimination(
         a: (batch, [1 or channels,] height, width), its maps.
         wrong_a: Maps of another class, of the same shape.
         metric: The score. None: `BoxSensitivity()`.
-        batch_size: How many images pass the model at once.
+        batch_size: Batch size for perturbed images.
 
     Returns:
         (batch,) scores.
@@ -71,7 +71,7 @@ class ClassDiscrimination(TensorMetric):
 
     Source: CDAM, equations 7 and 8. Higher is better; exactly 0 for a map that does not depend on the class. Undefined
     where one of the two scores is. The wrong class's maps are given as `wrong_a_batch`, or made by `explain_func`; its
-    class as `wrong_y_batch`, else it is the likeliest one beside y.
+    class as `wrong_y_batch`, else it is the likeliest other class.
 
     Args:
         metric: `BoxSensitivity()`, the default, or `Fidelity()`. The predictions of boxes are shared with it.
@@ -133,7 +133,7 @@ class ClassDiscrimination(TensorMetric):
             model_predict_kwargs: Further arguments of the model.
             softmax: Measure probabilities instead of logits.
             device: Passed to `explain_func`.
-            batch_size: How many inputs pass the model at once.
+            batch_size: Batch size for perturbed inputs.
             custom_batch: The same as `wrong_a_batch`, by Quantus' own name.
             wrong_a_batch: Maps of another class for each sample.
             wrong_y_batch: (samples,), those classes.

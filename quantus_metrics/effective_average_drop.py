@@ -59,7 +59,7 @@ def effective_average_drop(
         threshold: Pixels whose `m` is above it are removed, from 0 to 1.
         area_threshold: Pixels whose `m` is above it count for the area, from 0 to 1.
         fill: What removed pixels become: a number, one for each channel, or an image (channels, height, width).
-        batch_size: How many images pass the model at once.
+        batch_size: Batch size for perturbed images.
 
     Returns:
         (batch,) scores.

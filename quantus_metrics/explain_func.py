@@ -48,7 +48,7 @@ def explain_func(
         tensors, and returns an array (samples, 1 or channels, height, width), or (samples, tokens). Of further keyword
         arguments `batch_size` replaces the one above; the others, which `quantus.evaluate` passes from one method on to
         the next, are ignored: each function keeps its own options. The model runs where its weights are, in
-        evaluation mode; its train flags and gradients are left as found.
+        evaluation mode; its training flags and gradients are restored afterwards.
 
     Raises:
         TypeError: if `method` is not callable.

@@ -48,7 +48,7 @@ def fidelity(
         blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
         steps: In how many steps all pixels are blurred.
         softmax: Measure the probability instead of the logit.
-        batch_size: How many images pass the model at once.
+        batch_size: Batch size for perturbed images.
 
     Returns:
         (batch,) scores.
@@ -74,7 +74,7 @@ class Fidelity(TensorMetric):
 
     LIF blurs the least important pixels first, MIF the most important ones. Source: CDAM, section 3.4. Higher is better
     (for the order "MIF" alone lower); in units of logit times percent. Undefined: constant maps, for which LIF - MIF is
-    exactly 0. Both curves are in `curves`, and drawn by `plot`.
+    exactly 0. Both curves are in `curves`, and plotted by `plot`.
 
     Args:
         order: As in `fidelity`, like all that follow.

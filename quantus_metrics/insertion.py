@@ -41,7 +41,7 @@ def insertion(
         a: (batch, [1 or channels,] height, width), the maps; channels are summed.
         blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
         steps: In how many steps all pixels come.
-        batch_size: How many images pass the model at once.
+        batch_size: Batch size for perturbed images.
 
     Returns:
         (batch,) scores.
@@ -105,7 +105,7 @@ class Insertion(_Curve):
     """Insertion: the area under the class's probability while pixels come into the blurred image, most salient first.
 
     Source: RISE; CA-Stream, table 1. Higher is better; from 0 to 1. Undefined: constant maps, which are scored row by
-    row. The curve is in `curves`, and drawn by `plot`.
+    row. The curve is in `curves`, and plotted by `plot`.
 
     Args:
         blur_sigma: As in `insertion`, like all that follow.
@@ -127,7 +127,7 @@ class Deletion(_Curve):
     """Deletion: the area under the class's probability while pixels are replaced by 0, most salient first.
 
     Source: RISE; CA-Stream, table 1. Lower is better; from 0 to 1. Undefined: constant maps, which are scored row by
-    row. The curve is in `curves`, and drawn by `plot`.
+    row. The curve is in `curves`, and plotted by `plot`.
 
     Args:
         fill: As in `deletion`, like all that follow.

@@ -51,7 +51,7 @@ def removal_drop(
         mask_id: The mask token; needed for texts.
         pad_id: The padding token, which is never removed, and no real token. None: all tokens are real.
         relative: Divide by `p(x)`; False, as in the paper's table of texts: `max(0, p(x) - p(x~))`.
-        batch_size: How many inputs pass the model at once.
+        batch_size: Batch size for perturbed inputs.
 
     Returns:
         (batch,) scores.
@@ -75,7 +75,7 @@ def removal_drop(
 class RemovalDrop(TensorMetric):
     """Average Drop by removal ("AVG Drop"): `max(0, (p(x) - p(x~)) / p(x))`, salient pixels or tokens removed in `x~`.
 
-    Source: MHEX, section 3.5.1. Higher is better, other than in `AverageDrop`, which keeps the salient pixels; from 0
+    Source: MHEX, section 3.5.1. Higher is better, unlike in `AverageDrop`, which keeps the salient pixels; from 0
     to 1. Undefined, and 0: constant maps of images, `p(x) = 0`.
 
     Args:

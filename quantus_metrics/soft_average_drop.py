@@ -26,7 +26,7 @@ def soft_average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Ten
         x: (batch, channels, height, width).
         y: (batch,), the class that is evaluated.
         a: (batch, [1 or channels,] height, width), the maps; channels are summed.
-        batch_size: How many images pass the model at once.
+        batch_size: Batch size for perturbed images.
 
     Returns:
         (batch,) scores.

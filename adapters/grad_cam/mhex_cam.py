@@ -45,7 +45,9 @@ class MHEXEvidenceCAM(CAM[MHEX]):
         super().__init__(model, target_layers, reshape_transform)
         self.settings = MHEXSettings(**settings)
         if self.settings.per_layer:
-            raise ValueError("Expected one map of each image; for those of each block see captum_ext.MHEXCAM.")
+            raise ValueError(
+                "`per_layer` is not supported here; use captum_ext.MHEXCAM, which returns a map of each block."
+            )
 
     def maps(self, images: Tensor, targets: Sequence[Any] | None) -> Tensor:
         """The maps of the targets' classes."""

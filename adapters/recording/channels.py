@@ -31,7 +31,7 @@ def channel_axis(recorder: Recorder, found: Continuation, layout: BatchLayout, *
 
     Args:
         recorder: The recording.
-        found: How the pass goes on from the tokens.
+        found: How the pass continues from the tokens.
         layout: How samples lie in them.
         at_layer: Are they the output or input of a layer that was given?
     """

@@ -109,7 +109,7 @@ class Continuation:
             if flat and read.outputs[0] in operation.inputs and operation.index > self._attention_index >= 0:
                 raise ValueError(
                     "The tokens of the last attention are flattened over samples, and so read by the attention and "
-                    "beside it. Pass `layer=` the module whose output is the tokens."
+                    "elsewhere. Pass `layer=` the module whose output is the tokens."
                 )
 
     def _adds_residual(self, operation: Operation) -> bool:

@@ -91,7 +91,7 @@ class LastAttention:
         start: dict[Slot, Axis | None] = {self._output: Axis(2) if self._queries > 1 else None}
         self._reads_tokens = any(found.reads_tokens(op) for op in after)
         if self._reads_tokens and not tied:
-            raise NotInClosedFormError("the tokens are read beside the attention")
+            raise NotInClosedFormError("the tokens are also read outside the attention")
         if self._reads_tokens:
             start[found.slot] = self._token_axis
         self._after = RowPlan(self._recorder, after, start, self._queries, found.externals)
@@ -164,7 +164,7 @@ class LastAttention:
         return rows if self.run.layout.axis == 0 else rows.transpose(0, 1)
 
     def _of_copies(self, function: Callable[..., Any], copies: int, *tensors: Tensor) -> Any:
-        """A function of one batch for several, each by itself: samples of different copies do not meet."""
+        """Apply a function of one batch to several, independently: samples of different copies do not meet."""
         allowed = torch.set_grad_enabled(torch.is_grad_enabled())
         with torch.inference_mode(False), allowed:
             if copies == 1:

@@ -42,7 +42,7 @@ class DifferentOutputError(Exception):
 
 
 class TokenPass:
-    """One forward pass of a model, from which its tokens are known, and how it goes on from them.
+    """One forward pass of a model, from which its tokens are known, and how it continues from them.
 
     The model is run as it is, on copies of the inputs, in evaluation mode, while this thread's torch functions are
     watched. Nothing is remembered from one call to the next, so that whatever is changed in between, counts.

@@ -1,4 +1,4 @@
-"""One forward pass of any model, watched, and how it goes on from the tokens of its last attention."""
+"""One recorded forward pass of any model, and how it continues from the tokens of its last attention."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ _NO_HEADS = MOVES | ELEMENTWISE | frozenset(["softmax", "log_softmax"])
 
 
 class WatchedPass:
-    """A forward pass: what it returned, its operations, and how it goes on from the tokens.
+    """A forward pass: what it returned, its operations, and how it continues from the tokens.
 
     Args:
         forward: The model, or any function that calls it.
@@ -47,7 +47,7 @@ class WatchedPass:
         returned: What the model returned.
         output: The tensor to explain.
         output_slot: Its slot; None if it does not depend on the inputs.
-        continuation: How the pass goes on from the tokens; None if there is no attention.
+        continuation: How the pass continues from the tokens; None if there is no attention.
     """
 
     def __init__(

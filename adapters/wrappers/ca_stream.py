@@ -124,7 +124,7 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
 
         Raises:
             TypeError: if images or labels are not tensors.
-            ValueError: if images are so small that nothing is left of them at a stage, or labels do not fit.
+            ValueError: if images are so small that the feature map of a stage is empty, or labels do not fit.
         """
         if not isinstance(images, Tensor) or images.dim() != 4:
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images)
@@ -216,7 +216,7 @@ class _Pass:
             if not any(words in str(error) for words in _TOO_SMALL):
                 raise
             raise ValueError(
-                f"Images of {images.shape[2]} x {images.shape[3]} pixels are so small that nothing is left of them at "
+                f"Images of {images.shape[2]} x {images.shape[3]} pixels are too small: the feature map is empty at "
                 f"stage {self._stages[self._reached].name!r}: {error}"
             ) from error
         if self._query is not None and len(self._maps) < len(self._stages) - self._start:

@@ -42,7 +42,7 @@ class Stream(nn.Module):
         classes: How many queries, one for each class; None: one for all.
 
     Attributes:
-        query: (d_0,) or (classes, d_0), at first drawn from a normal distribution of mean 1 and variance 1.
+        query: (d_0,) or (classes, d_0), initialised from a normal distribution of mean 1 and variance 1.
         projections: The W_l, linear maps to the next stage's width; the last one keeps its width. Xavier uniform.
         keys: Linear maps of each stage; empty without `projections`.
         values: The same.

@@ -31,7 +31,7 @@ class HubWrapper(nn.Module, PyTorchModelHubMixin):
 
         Args:
             save_directory: The folder; it is made where it is not there.
-            with_backbone: Also the backbone's weights? None: as the class does by itself.
+            with_backbone: Also the backbone's weights? None: the default of the class.
             kwargs: Those of huggingface_hub's mixin, as `push_to_hub=True`.
         """
         with _saving(with_backbone):

@@ -26,8 +26,8 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
 
         z = ReLU(mean x + mean r),    s = W z,    x' = sigmoid(s) x,    y = P s
 
-    and the block goes on with x' + r. In a transformer, at the addition of the feed-forward part, means are over real
-    tokens, and the block goes on with sigmoid(s) (x + r). Source: Sun and Liò 2025 (MHEX), sections 3.2 and 3.6.
+    and the block continues with x' + r. In a transformer, at the addition of the feed-forward part, means are over real
+    tokens, and the block continues with sigmoid(s) (x + r). Source: Sun and Liò 2025 (MHEX), sections 3.2 and 3.6.
 
     The backbone's weights are kept and, unlike in CAStream, learn too. Its own code runs; only the additions are
     exchanged, so hooks on the backbone work, and its layers are target layers of any CAM. The last head reads what

@@ -135,8 +135,8 @@ class Learner(nn.Module):
             known = (labels,) if isinstance(self.model, CAStream) and self.training else ()
             logits = output_tensor(self.model(*inputs, *known))
             loss = cross_entropy(logits, labels)
-        share = 1 if num_items_in_batch is None else len(labels) / num_items_in_batch
-        return {"loss": loss * share, "logits": logits}
+        total = len(labels) if num_items_in_batch is None else num_items_in_batch
+        return {"loss": loss * len(labels) / total, "logits": logits}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """What is saved of the classifier, under its own names."""

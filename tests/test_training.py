@@ -231,7 +231,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     runs = [
         subprocess.Popen([sys.executable, "-c", code], env=env | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
     ]
-    assert [run.wait(200) for run in runs] == [0, 0]
+    assert [run.wait(280) for run in runs] == [0, 0]
     one, two = (load_file(tmp_path / out / WEIGHTS) for out in ("one", "two"))
     assert one.keys() == two.keys() == start.keys()
     for name in start:
@@ -279,7 +279,8 @@ def test_accuracy_and_loss_are_means_over_all_samples(scenes):
 
 
 def random_states():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    numpy = np.random.get_state()
+    return random.getstate(), numpy[1].tolist(), numpy[2], torch.get_rng_state().tolist()
 
 
 def test_class_maps_go_to_the_trackers_and_change_nothing(tmp_path, scenes, monkeypatch):
@@ -308,10 +309,13 @@ def test_class_maps_go_to_the_trackers_and_change_nothing(tmp_path, scenes, monk
     trainer.fit()
     assert same(trainer.model.state_dict(), without.model.state_dict())
     assert log(trainer) == log(without)
-    states = random_states()
+    model.train()[1].eval()
+    states, modes = random_states(), [module.training for module in model]
     callback.on_evaluate(trainer.args, trainer.state, trainer.control)
     assert random_states() == states
+    assert [module.training for module in model] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
+    model.eval()
     assert sent.pop()[2] == logged.pop()["train/global_step"] == 21
 
     assert [(name, step, form) for name, _, step, form in sent] == [("class maps", s, "HWC") for s in (7, 14, 21)]

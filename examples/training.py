@@ -45,14 +45,9 @@ _DEFAULTS = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy")
     "dataloader_pin_memory": torch.cuda.is_available(),
     "seed": 0,
 }
-_FIXED = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-)
-_FIXED += ("optim", "optim_args", "weight_decay", "max_grad_norm", "lr_scheduler_type", "thirds", "patience", "seed")
+_FIXED = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
+_FIXED += ("optim", "optim_args", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type")
+_FIXED += ("thirds", "patience")
 
 
 @dataclass

@@ -270,10 +270,12 @@ def test_the_learning_rate_falls_in_thirds(tmp_path, scenes):
     assert found["learning_rate"] == pytest.approx([0.1, 0.01, 0.001])
 
 
-def test_accuracy_and_loss_are_means_over_all_samples(scenes):
+def test_accuracy_and_loss_are_means_over_all_samples(tmp_path, scenes):
     model = network().eval()
     images, labels = scenes.images, scenes.labels
-    found = accuracy(model, ImageData(images, labels, scenes.classes), arguments("out", per_device_eval_batch_size=15))
+    found = accuracy(
+        model, ImageData(images, labels, scenes.classes), arguments(tmp_path, per_device_eval_batch_size=15)
+    )
     assert found["test_accuracy"] == pytest.approx((model(images).argmax(1) == labels).float().mean().item())
     assert found["test_loss"] == pytest.approx(F.cross_entropy(model(images), labels).item(), rel=1e-5)
 

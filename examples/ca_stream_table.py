@@ -11,8 +11,8 @@ is interrupted goes on where it was.
 
 import argparse
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,11 +22,9 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, ScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from small_resnet import small_resnet
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from training import Settings, Trainer, classification_loss, classification_scores, in_thirds, learned
+from training import SGD, ClassifierTrainer, accuracy, arguments
 
 from adapters import CAStream, RawAttentionCAM
 from quantus_metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
@@ -70,30 +68,31 @@ def one_seed(seed: int, name: str, args: argparse.Namespace) -> Iterator[dict[st
     torch.manual_seed(seed)
     backbone = small_resnet(len(test.classes), len(test[0][0]))
     folder = args.out / "training" / f"{name}-{seed}"
-    trained(backbone, train, validation, Settings(args.epochs, args.batch_size, seed=seed), folder / "average")
+    how = {"seed": seed, "batch_size": args.batch_size}
+    trained(backbone, train, validation, folder / "average", epochs=args.epochs, **how)
     images = torch.stack([test[i][0] for i in range(min(args.images, len(test)))])
     yield from rows("GAP", backbone, backbone, images, test, seed)
     stream = CAStream(backbone)
-    trained(stream, train, validation, Settings(args.stream_epochs, args.batch_size, seed=seed), folder / "stream")
+    trained(stream, train, validation, folder / "stream", epochs=args.stream_epochs, **how)
     yield from rows("CA", stream, backbone, images, test, seed)
 
 
 def trained(
-    model: nn.Module, train: Dataset, validation: Dataset, settings: Settings, folder: Path, adam: bool = False
+    model: nn.Module,
+    train: Dataset,
+    validation: Dataset,
+    folder: Path,
+    *,
+    epochs: int,
+    seed: int,
+    batch_size: int = 64,
+    **recipe: Any,
 ) -> None:
-    """Train a model by the recipe of CA-Stream's paper, or MHEX's; go on, or read what was trained before."""
-    sgd = partial(SGD, lr=0.1 * settings.batch_size / 256, momentum=0.9, weight_decay=1e-4)
-    Trainer(settings).fit(
-        model,
-        train,
-        validation,
-        loss=classification_loss,
-        scores=classification_scores,
-        optimizer=(partial(AdamW, lr=1e-3) if adam else sgd)(learned(model)),
-        schedule=CosineAnnealingLR if adam else in_thirds,
-        out=folder,
-        resume=True,
-    )
+    """Train a model, by default by the recipe of CA-Stream's paper; go on, or read what was trained before."""
+    recipe = recipe or SGD | {"learning_rate": SGD["learning_rate"] * batch_size / 256}
+    recipe |= {"num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "seed": seed}
+    ClassifierTrainer(model, arguments(folder, resume=True, **recipe), train, validation).fit()
+    model.cpu()
 
 
 def rows(
@@ -101,7 +100,7 @@ def rows(
 ) -> Iterator[dict[str, object]]:
     """Accuracy, and the scores of each method's maps of the predicted classes."""
     model.eval()
-    accuracy = Trainer(Settings(batch_size=250)).evaluate(model, test, classification_scores)["accuracy"]
+    share = accuracy(model, test)["test_accuracy"]
     with torch.no_grad():
         classes = model(images).argmax(1)
     cams = {name: make(model=model, target_layers=[backbone.layer4]) for name, make in CAMS.items()}
@@ -116,7 +115,7 @@ def rows(
             name: 100 * float(np.mean(score(model, images.numpy(), classes.numpy(), given)))
             for name, score in SCORES.items()
         }
-        yield {"seed": seed, "pooling": pooling, "accuracy": 100 * accuracy, "method": method} | scores
+        yield {"seed": seed, "pooling": pooling, "accuracy": 100 * share, "method": method} | scores
 
 
 def report(table: pd.DataFrame) -> str:

@@ -24,8 +24,7 @@ from scipy.stats import pearsonr
 from small_resnet import small_resnet
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from train_mhex import DeepLogits, fit
-from training import Settings, Trainer, classification_scores
+from training import ADAMW, accuracy
 
 from adapters import MHEX, MHEXEvidenceCAM, collaboration, spatial_collaboration
 from quantus_metrics import EffectiveAverageDrop, RemovalDrop, SoftAverageDrop
@@ -63,8 +62,7 @@ def main() -> None:
     for seed in range(args.seeds):
         network = plain(data, args, folder / f"plain-{seed}", seed)
         model = with_mhex(data, args, folder / f"mhex-{seed}", seed)
-        accuracies.append({"seed": seed, "plain": accuracy(network, data["test"])})
-        accuracies[-1]["MHEX"] = accuracy(DeepLogits(model), data["test"])
+        accuracies.append({"seed": seed, "plain": percent(network, data["test"]), "MHEX": percent(model, data["test"])})
         scores += scored({"MHEX": model}, network, judge, images, labels, seed)
         together.append(agreement(model, judge, images, labels, seed))
     pd.DataFrame(scores).to_csv(args.out / f"mhex_{name}.csv", index=False)
@@ -84,7 +82,7 @@ def plain(data: dict[str, Dataset], args: argparse.Namespace, out: Path, seed: i
     """A network of its own."""
     torch.manual_seed(seed)
     model = small_resnet(len(data["test"].classes), len(data["test"][0][0]))
-    trained(model, data["train"], data["validation"], Settings(args.epochs, 64, seed=seed), out, adam=True)
+    trained(model, data["train"], data["validation"], out, epochs=args.epochs, seed=seed, **ADAMW)
     return model
 
 
@@ -92,14 +90,13 @@ def with_mhex(data: dict[str, Dataset], args: argparse.Namespace, out: Path, see
     """The same with MHEX at its down-sampling blocks."""
     torch.manual_seed(seed)
     model = MHEX(small_resnet(len(data["test"].classes), len(data["test"][0][0])), placement="downsample")
-    settings = Settings(args.epochs, 64, seed=seed)
-    fit(Trainer(settings), model, data["train"], data["validation"], out=out, learning_rate=1e-3, resume=True)
-    return model.eval()
+    trained(model, data["train"], data["validation"], out, epochs=args.epochs, seed=seed, **ADAMW)
+    return model
 
 
-def accuracy(model: nn.Module, test: Dataset) -> float:
-    """In percent."""
-    return 100 * Trainer(Settings(batch_size=64)).evaluate(model, test, classification_scores)["accuracy"]
+def percent(model: nn.Module, test: Dataset) -> float:
+    """The test accuracy."""
+    return 100 * accuracy(model, test)["test_accuracy"]
 
 
 def scored(

@@ -1,96 +1,69 @@
 """Train a CA-Stream on a frozen network: by default as in the paper, with SGD for 90 epochs.
 
     python examples/train_classifier.py                              # a small backbone for digit scenes
-    python examples/train_ca_stream.py --backbone out/classifier/last.safetensors
+    python examples/train_ca_stream.py --backbone out/classifier/model.safetensors --maps 8
     accelerate launch examples/train_ca_stream.py --data imagenet --model torchvision:resnet50 --pretrained \
-        --workers 8 --mixed-precision bf16
+        --dataloader-num-workers 8 --bf16
 
-Each epoch ends with a checkpoint and a line of `OUT/log.csv`; what is interrupted goes on with `--resume`. At the end
-the CA-Stream is in OUT, to be loaded by `CAStream.from_pretrained(OUT, model=backbone)`.
+Each epoch ends with a checkpoint; what is interrupted goes on with `--resume`. At the end the CA-Stream is in the
+output folder, to be loaded by `CAStream.from_pretrained(FOLDER, model=backbone)`.
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
-from run_folder import BEST, LAST, load_weights
-from small_resnet import build_model
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from training import Progress, Trainer, classification_scores, in_thirds, learned
-from training_options import add_data_options, add_options, settings_of, splits_of
+from class_map_callback import ClassMapCallback
+from safetensors.torch import load_file
+from torch.utils.data import default_collate
+from training import SGD, ClassifierTrainer, ImageOptions, accuracy, parse
 
 from adapters import CAStream
+from captum_ext import RawAttention
 
 
-def labelled_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The mean cross-entropy of a batch, where labels choose the queries of a class-specific stream."""
-    return cross_entropy(model(*batch), batch[1])
+@dataclass
+class StreamOptions(ImageOptions):
+    """Those of the backbone and of CAStream."""
+
+    backbone: str | None = field(default=None, metadata={"help": "weights that train_classifier.py wrote"})
+    start_stage: int = field(default=0, metadata={"help": "how many stages to leave out"})
+    projections: bool = field(default=False, metadata={"help": "linear maps for keys and values"})
+    class_specific: bool = field(default=False, metadata={"help": "a query for each class"})
+    maps: int = field(
+        default=0, compare=False, metadata={"help": "of how many validation images to draw the attention each epoch"}
+    )
+
+    def stream(self, backbone: torch.nn.Module) -> CAStream:
+        """A new stream on a backbone."""
+        return CAStream(
+            backbone,
+            start_stage=self.start_stage,
+            projections=self.projections,
+            class_specific=self.class_specific,
+        )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Train, save, compare with the backbone on test images."""
-    args = _options().parse_args(arguments)
-    trainer = Trainer(settings_of(args))
-    train, validation, test = splits_of(args)
-    backbone = build_model(args.model, len(train.classes), len(train[0][0]), args.pretrained)
-    if args.backbone:
-        load_weights(backbone, args.backbone)
-    elif not args.pretrained:
-        trainer.accelerator.print("The backbone has random weights; give --backbone FILE or --pretrained.")
-    model = CAStream(
-        backbone,
-        start_stage=args.start_stage,
-        projections=args.projections,
-        class_specific=args.class_specific,
-    )
-    fit(trainer, model, train, validation, args)
-    load_weights(model, args.out / (LAST if args.patience is None else BEST))
-    if trainer.accelerator.is_main_process:
-        model.save_pretrained(args.out)
+    defaults = SGD | {"output_dir": "out/ca_stream", "num_train_epochs": 90, "per_device_train_batch_size": 256}
+    args, options = parse(StreamOptions, __doc__, given, **defaults)
+    train, validation, test = options.splits()
+    backbone = options.network(train)
+    if options.backbone:
+        backbone.load_state_dict(load_file(options.backbone))
+    elif not options.pretrained:
+        print("The backbone has random weights; give --backbone FILE or --pretrained.")
+    model = options.stream(backbone)
+    trainer = ClassifierTrainer(model, args, train, validation, options=options)
+    if options.maps:
+        shown = default_collate([validation[i] for i in range(options.maps)])
+        trainer.add_callback(ClassMapCallback(trainer, *shown, RawAttention(model).attribute))
+    trainer.fit()
     for name, network in (("average pooling", model.backbone), ("CA-Stream", model)):
-        found = trainer.evaluate(network, test, classification_scores)
-        trainer.accelerator.print(f"{name:16} test accuracy {found['accuracy']:.1%}, loss {found['loss']:.4f}")
-    trainer.accelerator.print(f"wrote {args.out}")
-    trainer.accelerator.end_training()
-
-
-def fit(trainer: Trainer, model: CAStream, train: object, validation: object, args: argparse.Namespace) -> Progress:
-    """Train the stream by the paper's recipe."""
-    return trainer.fit(
-        model,
-        train,
-        validation,
-        loss=labelled_loss,
-        scores=classification_scores,
-        optimizer=torch.optim.SGD(learned(model), args.learning_rate, momentum=0.9, weight_decay=1e-4),
-        schedule=in_thirds,
-        out=args.out,
-        description={
-            "model": args.model,
-            "backbone": str(args.backbone),
-            "data": Path(args.data).name,
-            "image_size": args.image_size,
-            "learning_rate": args.learning_rate,
-            "start_stage": args.start_stage,
-            "projections": args.projections,
-            "class_specific": args.class_specific,
-        },
-        resume=args.resume,
-        overwrite=args.overwrite,
-    )
-
-
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_options(parser)
-    parser.add_argument("--backbone", type=Path, help="weights of the model that train_classifier.py wrote")
-    parser.add_argument("--start-stage", type=int, default=0, help="how many stages to leave out (%(default)s)")
-    parser.add_argument("--projections", action="store_true", help="linear maps for keys and values")
-    parser.add_argument("--class-specific", action="store_true", help="a query for each class")
-    add_options(parser, Path("out/ca_stream"), epochs=90, learning_rate=0.1)
-    return parser
+        found = accuracy(network, test, args)
+        if trainer.is_world_process_zero():
+            print(f"{name:16} test accuracy {found['test_accuracy']:.1%}, loss {found['test_loss']:.4f}")
 
 
 if __name__ == "__main__":

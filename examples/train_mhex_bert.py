@@ -1,26 +1,39 @@
 """Train MHEX on news texts: a BERT with a gate and a classifier in each layer.
 
     python examples/train_mhex_bert.py --data ag_news/test.csv                       # a small BERT from scratch
-    accelerate launch examples/train_mhex_bert.py --data train.csv --model bert-base-uncased --epochs 5
+    accelerate launch examples/train_mhex_bert.py --data train.csv --model bert-base-uncased
 
 With the name of a pretrained model as in the paper: AdamW with learning rate 2e-5, batches of 32, early stopping on the
 validation loss. Without it a small BERT learns from scratch, at 5e-4. `--plain` trains the same BERT without MHEX.
 """
 
-import argparse
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import torch
 from news import News, load_news, token
-from run_folder import BEST, load_weights
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
-from train_mhex import DeepLogits, deep_loss
-from training import Progress, Settings, Trainer, learned
-from training_options import add_options, settings_of
+from torch import nn
+from training import ADAMW, ClassifierTrainer, accuracy, parse
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from adapters import MHEX
+
+
+@dataclass
+class TextOptions:
+    """Texts, and a model for them."""
+
+    data: str = field(metadata={"help": "a csv file of AG News, or a folder with its test.csv"})
+    model: str | None = field(default=None, metadata={"help": "a pretrained model; None: a small BERT from scratch"})
+    plain: bool = field(default=False, metadata={"help": "without MHEX"})
+
+    def classifier(self, news: News) -> nn.Module:
+        """A BERT for the classes of the news, with MHEX unless it is to be plain."""
+        if self.model:
+            pretrained = AutoModelForSequenceClassification.from_pretrained
+            bert: nn.Module = pretrained(self.model, num_labels=len(news.classes))
+        else:
+            bert = small_bert(news)
+        return bert if self.plain else MHEX(bert)
 
 
 def small_bert(news: News) -> BertForSequenceClassification:
@@ -39,76 +52,18 @@ def small_bert(news: News) -> BertForSequenceClassification:
     )
 
 
-class Logits(nn.Module):
-    """A plain BERT from ids and mask to logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The logits."""
-        logits: Tensor = self.model(ids, attention_mask=mask).logits
-        return logits
-
-
-def plain_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    """The cross-entropy of a batch."""
-    return nn.functional.cross_entropy(model(*batch[:-1]), batch[-1])
-
-
-def text_scores(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Cross-entropy, and whether the largest logit is that of the label, for each text."""
-    logits = model(*batch[:-1]).float()
-    loss = nn.functional.cross_entropy(logits, batch[-1], reduction="none")
-    return {"loss": loss, "accuracy": (logits.argmax(1) == batch[-1]).float()}
-
-
-def fit(model: nn.Module, news: dict[str, News], settings: Settings, out: Path, rate: float, **how: bool) -> Progress:
-    """Train an MHEX, or a plain BERT; afterwards it has the weights of the epoch with the smallest validation loss."""
-    deep = isinstance(model, MHEX)
-    trained = DeepLogits(model) if deep else Logits(model)
-    progress = Trainer(settings).fit(
-        trained,
-        news["train"],
-        news["validation"],
-        loss=deep_loss if deep else plain_loss,
-        scores=text_scores,
-        optimizer=torch.optim.AdamW(learned(model), rate),
-        schedule=CosineAnnealingLR,
-        out=out,
-        description={"deep": deep, "learning_rate": rate},
-        **how,
-    )
-    load_weights(trained, out / BEST)
-    return progress
-
-
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Train, save, evaluate on test texts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a csv file of AG News, or a folder with its test.csv")
-    parser.add_argument("--model", help="a pretrained model of transformers; without it a small BERT from scratch")
-    parser.add_argument("--plain", action="store_true", help="without MHEX")
-    add_options(parser, Path("out/mhex_bert"), epochs=5, learning_rate=0.0)
-    parser.set_defaults(batch_size=32, patience=2)
-    args = parser.parse_args()
-
-    news = load_news(args.data, args.model)
-    settings = settings_of(args)
-    trainer = Trainer(settings)
-    if args.model:
-        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=4)
-    else:
-        model = small_bert(news["train"])
-    model = model if args.plain else MHEX(model)
-    rate = args.learning_rate or (2e-5 if args.model else 5e-4)
-    fit(model, news, settings, args.out, rate, resume=args.resume, overwrite=args.overwrite)
-    if trainer.accelerator.is_main_process:
-        model.save_pretrained(args.out)
-    found = trainer.evaluate(Logits(model) if args.plain else DeepLogits(model), news["test"], text_scores)
-    trainer.accelerator.print(f"test accuracy {found['accuracy']:.1%}; wrote {args.out}")
-    trainer.accelerator.end_training()
+    defaults = ADAMW | {"learning_rate": 0.0, "output_dir": "out/mhex_bert", "num_train_epochs": 5, "patience": 2}
+    args, options = parse(TextOptions, __doc__, given, per_device_train_batch_size=32, **defaults)
+    args.learning_rate = args.learning_rate or (2e-5 if options.model else 5e-4)
+    news = load_news(options.data, options.model)
+    model = options.classifier(news["train"])
+    trainer = ClassifierTrainer(model, args, news["train"], news["validation"], options=options)
+    trainer.fit()
+    found = accuracy(model, news["test"], args)
+    if trainer.is_world_process_zero():
+        print(f"test accuracy {found['test_accuracy']:.1%}; wrote {args.output_dir}")
 
 
 if __name__ == "__main__":

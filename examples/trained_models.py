@@ -18,7 +18,6 @@ from mhex_table import plain, with_mhex
 from small_resnet import small_resnet
 from torch import nn
 from torch.utils.data import Dataset
-from training import Settings
 
 from adapters import MHEX, CAStream
 
@@ -37,7 +36,7 @@ def average_pooling(data: str = "digits", seed: int = 0, epochs: int = 10) -> nn
     torch.manual_seed(seed)
     model = small_resnet(len(splits["test"].classes), len(splits["test"][0][0]))
     folder = OUT / "training" / f"{Path(data).name.lower()}-{seed}" / "average"
-    trained(model, splits["train"], splits["validation"], Settings(epochs, 64, seed=seed), folder)
+    trained(model, splits["train"], splits["validation"], folder, epochs=epochs, seed=seed)
     return model
 
 
@@ -46,7 +45,7 @@ def ca_stream(data: str = "digits", seed: int = 0, epochs: int = 10, stream_epoc
     model = CAStream(average_pooling(data, seed, epochs))
     splits = {split: load_data(data, split) for split in SPLITS}
     folder = OUT / "training" / f"{Path(data).name.lower()}-{seed}" / "stream"
-    trained(model, splits["train"], splits["validation"], Settings(stream_epochs, 64, seed=seed), folder)
+    trained(model, splits["train"], splits["validation"], folder, epochs=stream_epochs, seed=seed)
     return model
 
 

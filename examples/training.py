@@ -1,285 +1,258 @@
-"""A training loop for any model, on one process or many, that may be killed at any time.
+"""What transformers.Trainer lacks for the classifiers here: their losses and options, a step schedule, safe resuming.
 
-    accelerate launch --num_processes 2 examples/train_classifier.py --data digits
+    accelerate launch --num_processes 2 examples/train_classifier.py --data digits --report-to tensorboard
 
-A batch is what one step of the optimizer sees, on all processes and in all accumulated parts together, so neither
-changes what is learned. All randomness of an epoch comes from the seed and the epoch's number.
+All options of transformers.TrainingArguments are options of the scripts.
 """
 
-import os
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+import json
+import shutil
+import tempfile
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
-from run_folder import RunFolder
+from image_data import load_data
+from safetensors.torch import load_file
+from small_resnet import build_model
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.module import _IncompatibleKeys
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
+from torch.utils.data import Dataset, default_collate
+from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-Loss = Callable[[nn.Module, Any], Tensor]
-Scores = Callable[[nn.Module, Any], dict[str, Tensor]]
-Schedule = Callable[[Optimizer, int], LRScheduler]
+from adapters import MHEX, CAStream, deep_supervision_loss
+from adapters.models.outputs import output_tensor
+from adapters.wrappers.deep_supervision import Mode
+from adapters.wrappers.hub import HubWrapper
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train, whatever the model.
-
-    epochs: How many.
-    batch_size: Samples for each step of the optimizer, on all processes together. What is left over at the end of an
-        epoch is not used in it.
-    accumulate: In how many parts the gradients of a batch are computed, to save memory.
-    mixed_precision: "no", "fp16" or "bf16".
-    clip: The largest norm of the gradients; None: any.
-    patience: Stop after so many epochs without a smaller validation loss; None: never.
-    seed: Of weights, order and augmentation.
-    workers: Processes that load data, for each process that trains.
-    deterministic: Are sums taken in the same order every time? Slower on GPUs; needed to resume to the same bits.
-    """
-
-    epochs: int = 90
-    batch_size: int = 256
-    accumulate: int = 1
-    mixed_precision: str = "no"
-    clip: float | None = None
-    patience: int | None = None
-    seed: int = 0
-    workers: int = 0
-    deterministic: bool = True
+SGD = {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.1, "weight_decay": 1e-4, "thirds": True}
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.01, "lr_scheduler_type": "cosine"}
+_DEFAULTS = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "epoch") | {
+    "save_total_limit": 2,
+    "metric_for_best_model": "loss",
+    "restore_callback_states_from_checkpoint": True,  # else early stopping counts from 0 again
+    "logging_nan_inf_filter": False,
+    "max_grad_norm": 0.0,
+    "per_device_eval_batch_size": 256,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    "seed": 0,
+}
+_FIXED = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
+_FIXED += ("optim", "optim_args", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type")
+_FIXED += ("thirds", "patience")
 
 
 @dataclass
-class Progress:
-    """How far a run is; `rows` are those of its log."""
+class Arguments(TrainingArguments):
+    """TrainingArguments, and what they lack."""
 
-    epoch: int = 0
-    step: int = 0
-    best_epoch: int = 0
-    best_loss: float = float("inf")
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    thirds: bool = field(default=False, metadata={"help": "divide the learning rate by 10 after each third"})
+    patience: int | None = field(
+        default=None, metadata={"help": "stop after so many epochs without a smaller validation loss; use the best"}
+    )
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in the output folder"})
+    overwrite: bool = field(default=False, metadata={"help": "remove the checkpoints of an earlier run"})
 
-
-class EpochOrder(Sampler[int]):
-    """Indices in an order that depends on the seed and the epoch only."""
-
-    def __init__(self, size: int, count: int, seed: int) -> None:
-        self.size, self.count, self.seed, self.epoch = size, count, seed, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(_seed_of(self.seed, self.epoch))
-        return iter(torch.randperm(self.size, generator=generator)[: self.count].tolist())
+    def __post_init__(self) -> None:
+        """Derive what patience needs."""
+        self.load_best_model_at_end |= self.patience is not None
+        super().__post_init__()
 
 
-class Trainer:
-    """Trains and evaluates models.
+@dataclass
+class ImageOptions:
+    """Images, and a convolutional network for them."""
+
+    data: str = field(default="digits", metadata={"help": "see image_data.py"})
+    image_size: int | None = field(default=None, metadata={"help": "height and width; None: see image_data.py"})
+    model: str = field(default="small", metadata={"help": "small, timm:NAME or torchvision:NAME"})
+    pretrained: bool = field(default=False, metadata={"help": "begin with the library's weights"})
+    limit: int | None = field(default=None, metadata={"help": "only so many images of each split, to try it out"})
+
+    def splits(self) -> list[Dataset]:
+        """Images to train, validate and test."""
+        names = ("train", "validation", "test")
+        return [load_data(self.data, split, self.image_size, self.limit) for split in names]
+
+    def network(self, data: Dataset) -> nn.Module:
+        """A network for the classes and channels of these images."""
+        return build_model(self.model, len(data.classes), len(data[0][0]), self.pretrained)
+
+
+def arguments(output_dir: str | Path, **given: Any) -> Arguments:
+    """Arguments with the defaults of the scripts."""
+    return Arguments(**(_DEFAULTS | {"output_dir": str(output_dir)} | given))
+
+
+def parse(options: type, doc: str, given: Sequence[str] | None = None, **defaults: Any) -> tuple[Arguments, Any]:
+    """The arguments and options of a command line, by default the process's own; random numbers are seeded."""
+    formats = (ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter)
+    parser = HfArgumentParser((Arguments, options), description=doc, formatter_class=type("Format", formats, {}))
+    parser.set_defaults(**_DEFAULTS | defaults)
+    found = parser.parse_args_into_dataclasses(given)
+    set_seed(found[0].seed)
+    return found
+
+
+class Learner(nn.Module):
+    """A classifier as Trainer takes it: from inputs and labels to loss and logits.
+
+    The loss is the cross-entropy, in MHEX's training that of all blocks. The state is what `model` itself would save:
+    the stream only of a CA-Stream.
 
     Args:
-        settings: How.
-        cpu: Stay on the CPU where there is a GPU?
-
-    Attributes:
-        accelerator: Accelerate's, which knows the processes and devices.
+        model: From images, or token ids and masks, to logits.
+        mode: That of `deep_supervision_loss`.
     """
 
-    def __init__(self, settings: Settings, cpu: bool = False) -> None:
-        self.settings = settings
-        self.accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=settings.mixed_precision,
-            gradient_accumulation_steps=settings.accumulate,
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
-        )
-        parts = self.accelerator.num_processes * settings.accumulate
-        if settings.batch_size < 1 or settings.batch_size % parts:
-            raise ValueError(
-                f"Expected a batch size that {self.accelerator.num_processes} processes and {settings.accumulate} "
-                f"accumulated parts divide, got {settings.batch_size}. Take "
-                f"{max(1, settings.batch_size // parts) * parts}."
-            )
-        if settings.deterministic and self.accelerator.device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-        set_seed(settings.seed)
+    accepts_loss_kwargs = True  # losses are shares of the whole batch, whose size Trainer then tells
 
-    def fit(
+    def __init__(self, model: nn.Module, mode: Mode = "finetune") -> None:
+        super().__init__()
+        self.model, self.mode = model, mode
+
+    def forward(
+        self, inputs: list[Tensor], labels: Tensor, num_items_in_batch: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Loss and logits; all parts of a batch together have its mean loss."""
+        if isinstance(self.model, MHEX) and self.training:
+            outputs = self.model.deep_forward(*inputs)
+            logits, loss = outputs[-1], deep_supervision_loss(outputs, labels, self.mode)
+        else:
+            known = (labels,) if isinstance(self.model, CAStream) and self.training else ()
+            logits = output_tensor(self.model(*inputs, *known))
+            loss = cross_entropy(logits, labels)
+        total = len(labels) if num_items_in_batch is None else num_items_in_batch
+        return {"loss": loss * len(labels) / total, "logits": logits}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """What is saved of the classifier, under its own names."""
+        model = self.model
+        return model.own_state(model.saves_backbone) if isinstance(model, HubWrapper) else model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False) -> _IncompatibleKeys:
+        """Load what `state_dict` returned; names and shapes must be the same."""
+        load = self.model.load_own_state if isinstance(self.model, HubWrapper) else self.model.load_state_dict
+        load(state)
+        return _IncompatibleKeys([], [])
+
+
+class ClassifierTrainer(Trainer):
+    """Trains and evaluates a classifier on tuples of its inputs and a label.
+
+    Args:
+        model: The classifier.
+        args: How to train.
+        train: Samples to learn from.
+        validation: Samples to evaluate on after each epoch.
+        mode: That of `deep_supervision_loss`, for an MHEX.
+        options: The dataclass with what else decides the result; a run that resumes must have the same.
+    """
+
+    def __init__(
         self,
         model: nn.Module,
-        data: Dataset,
-        validation: Dataset,
-        *,
-        loss: Loss,
-        scores: Scores,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        out: str | Path,
-        description: dict[str, Any] | None = None,
-        resume: bool = False,
-        overwrite: bool = False,
-    ) -> Progress:
-        """Train a model in place; it has the weights of the last epoch afterwards.
+        args: Arguments,
+        train: Dataset | None = None,
+        validation: Dataset | None = None,
+        mode: Mode = "finetune",
+        options: Any = None,
+    ) -> None:
+        super().__init__(
+            Learner(model, mode),
+            args,
+            _collate,
+            train,
+            validation,
+            compute_metrics=lambda found: {"accuracy": np.mean(found.predictions == found.label_ids)},
+            preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
+            callbacks=[] if args.patience is None else [EarlyStoppingCallback(args.patience)],
+        )
+        chosen = {one.name: getattr(options, one.name) for one in fields(options) if one.compare} if options else {}
+        chosen |= {name: getattr(args, name) for name in _FIXED} | {"samples": len(train or ())}
+        self._settings = json.loads(json.dumps(chosen))
 
-        Writes to `out`: `log.csv`, `settings.json`, the last two checkpoints, and the weights `best.safetensors` (of
-        the smallest validation loss) and `last.safetensors`, without those that are frozen.
-
-        Args:
-            model: What requires no gradients, and modules that stay in evaluation mode in `train()`, stay as they are.
-            data: Samples to learn from.
-            validation: Samples to evaluate on after each epoch.
-            loss: The mean loss of a batch, from the model and the batch.
-            scores: Values (batch,) of each sample by name, from the same; one is called "loss".
-            optimizer: Of the model's parameters.
-            schedule: Makes a learning-rate schedule from the optimizer and the number of steps.
-            out: The folder of the run.
-            description: What else decides the result, as the model's name; a run that resumes must have the same.
-            resume: Go on from the last checkpoint in `out`, if there is one?
-            overwrite: Remove an earlier run in `out`?
+    def fit(self) -> None:
+        """Train the classifier, or go on from the last whole checkpoint, or read what a finished run learned; save it.
 
         Raises:
-            ValueError: if `out` holds a run and neither is given, or one with other settings, or data are too few.
-            FloatingPointError: if the loss is not finite. The last checkpoint is the one before that.
+            ValueError: if the output folder holds a run, and neither `resume` nor `overwrite` is set, or both, or the
+                run has other settings.
+            FloatingPointError: if the loss is not finite. The last checkpoint is from before.
         """
-        order = self._order(data)
-        described = asdict(self.settings) | {"processes": self.accelerator.num_processes, "samples": len(data)}
-        folder = RunFolder(out, self.accelerator)
-        checkpoint = folder.begin(described | (description or {}), resume, overwrite)
-        steps = len(order) // self.settings.batch_size
-        prepared = self.accelerator.prepare(
-            model,
-            optimizer,
-            schedule(optimizer, steps * self.settings.epochs),
-            self._loader(data, order),
-            self._loader(validation),
-        )
-        progress = Progress(**folder.load(checkpoint)) if checkpoint else Progress()
-        folder.write_log(progress.rows)
-        with self._bar(steps, progress) as bar:
-            while progress.epoch < self.settings.epochs and not self._patience_is_over(progress):
-                order.epoch = progress.epoch
-                is_best = self._epoch(prepared, loss, scores, progress, bar)
-                folder.save(model.train(), progress.epoch, asdict(progress), is_best)
-        self.accelerator.unwrap_model(prepared[0], keep_fp32_wrapper=False).eval()
-        folder.close()
-        self.accelerator.free_memory()
-        return progress
+        with self.args.main_process_first(local=False):
+            last = self._last_checkpoint()
+        state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)) if last else None
+        if state and state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            best = last.with_name(f"checkpoint-{state.best_global_step}")
+            used = best if self.args.load_best_model_at_end else last
+            self.model.load_state_dict(load_file(used / SAFE_WEIGHTS_NAME))
+            self.state = state
+        else:
+            self.train(resume_from_checkpoint=str(last) if last else None)
+        self.model.eval()
+        if self.is_world_process_zero():
+            getattr(self.model.model, "save_pretrained", self.save_model)(self.args.output_dir)
 
-    def evaluate(self, model: nn.Module, data: Dataset, scores: Scores) -> dict[str, float]:
-        """The mean of each score over all samples."""
-        return self._evaluate(model.to(self.accelerator.device), self.accelerator.prepare(self._loader(data)), scores)
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Trainer's schedules, and that in thirds."""
+        if self.args.thirds and self.lr_scheduler is None:
+            used = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(used, lambda step: 0.1 ** min(3 * step // num_training_steps, 2))
+        return super().create_scheduler(num_training_steps, optimizer)
 
-    def _epoch(self, prepared: tuple[Any, ...], loss: Loss, scores: Scores, progress: Progress, bar: tqdm) -> bool:
-        model, _, _, loader, validation = prepared
-        start = time.perf_counter()
-        set_seed(_seed_of(self.settings.seed, progress.epoch, self.accelerator.process_index))
-        model.train()
-        total, rate = self._steps(prepared, loss, progress, bar)
-        mean = self.accelerator.reduce(total, "mean").item() / len(loader)
-        if not np.isfinite(mean):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Refuse a loss that is not finite, before it is saved."""
+        super().log(logs, start_time)
+        if not np.isfinite(logs.get("loss", 0.0)):
             raise FloatingPointError(
-                f"The loss of epoch {progress.epoch + 1} is {mean}. Take a smaller learning rate, or clip gradients."
+                f"The loss of the steps up to {self.state.global_step} is {logs['loss']}. Take a smaller "
+                "--learning-rate, or clip gradients by --max-grad-norm 1."
             )
-        found = self._evaluate(model, validation, scores)
-        progress.epoch += 1
-        is_best = found["loss"] < progress.best_loss
-        if is_best:
-            progress.best_epoch, progress.best_loss = progress.epoch, found["loss"]
-        row = {"epoch": progress.epoch, "step": progress.step, "learning_rate": rate, "train_loss": mean}
-        row |= {f"validation_{name}": value for name, value in found.items()}
-        progress.rows.append(row | {"seconds": round(time.perf_counter() - start, 3)})
-        bar.set_postfix(
-            {"epoch": progress.epoch} | {k: f"{v:.3f}" for k, v in row.items() if k.startswith("validation")}
-        )
-        return is_best
 
-    def _steps(self, prepared: tuple[Any, ...], loss: Loss, progress: Progress, bar: tqdm) -> tuple[Tensor, float]:
-        """One pass over the data: the sum of the losses, and the learning rate of the last step."""
-        model, optimizer, schedule, loader, _ = prepared
-        total, rate = torch.zeros((), device=self.accelerator.device), 0.0
-        for batch in loader:
-            with self.accelerator.accumulate(model):
-                value = loss(model, batch)
-                self.accelerator.backward(value)
-                if self.accelerator.sync_gradients:
-                    rate = optimizer.param_groups[0]["lr"]
-                    progress.step += 1
-                    bar.update()
-                    if self.settings.clip is not None:
-                        self.accelerator.clip_grad_norm_(model.parameters(), self.settings.clip)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-            total = total + value.detach()
-        return total, rate
-
-    @torch.no_grad()
-    def _evaluate(self, model: nn.Module, loader: DataLoader, scores: Scores) -> dict[str, float]:
-        model.eval()
-        parts: dict[str, list[Tensor]] = {}
-        for batch in loader:
-            with self.accelerator.autocast():
-                values = scores(model, batch)
-            for name, value in self.accelerator.gather_for_metrics(values).items():
-                parts.setdefault(name, []).append(value.double().cpu())
-        return {name: torch.cat(values).mean().item() for name, values in parts.items()}
-
-    def _order(self, data: Dataset) -> EpochOrder:
-        batch = self.settings.batch_size
-        if len(data) < batch:
-            raise ValueError(f"Expected at least one batch of {batch} samples, got {len(data)}. Take a smaller batch.")
-        return EpochOrder(len(data), len(data) // batch * batch, self.settings.seed)
-
-    def _loader(self, data: Dataset, order: EpochOrder | None = None) -> DataLoader:
-        return DataLoader(
-            data,
-            batch_size=self.settings.batch_size // self.settings.accumulate,
-            sampler=order,
-            num_workers=self.settings.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-
-    def _bar(self, steps: int, progress: Progress) -> tqdm:
-        total = steps * self.settings.epochs
-        return tqdm(total=total, initial=progress.step, unit="step", disable=not self.accelerator.is_main_process)
-
-    def _patience_is_over(self, progress: Progress) -> bool:
-        patience = self.settings.patience
-        return patience is not None and progress.epoch - progress.best_epoch >= patience
+    def _last_checkpoint(self) -> Path | None:
+        """The last whole one of this run; its settings are compared, or noted at its beginning."""
+        args, out = self.args, Path(self.args.output_dir)
+        if args.resume and args.overwrite:
+            raise ValueError("Expected --resume or --overwrite, got both. Leave one of them out.")
+        for path in out.glob("checkpoint-*") if args.overwrite else ():
+            shutil.rmtree(path)
+        whole = [file.parent for file in out.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # written last
+        noted = out / "settings.json"
+        if not whole:
+            out.mkdir(parents=True, exist_ok=True)
+            noted.write_text(json.dumps(self._settings, indent=2) + "\n")
+            return None
+        if not args.resume:
+            raise ValueError(
+                f"Expected a folder without a run, but {out} holds one. Go on by --resume, begin again by --overwrite, "
+                "or take another --output-dir."
+            )
+        before = json.loads(noted.read_text())
+        differ = [(key, before.get(key), now) for key, now in self._settings.items() if before.get(key) != now]
+        if differ:
+            changed = "; ".join(f"{key} was {old!r} and is {now!r}" for key, old, now in differ)
+            raise ValueError(
+                f"Expected the settings of the run in {out}, but {changed}. Give those, or take another --output-dir."
+            )
+        return max(whole, key=lambda path: int(path.name.split("-")[1]))
 
 
-def learned(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that require gradients."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def accuracy(model: nn.Module, data: Dataset, args: Arguments | None = None) -> dict[str, float]:
+    """`test_accuracy` and `test_loss` of a classifier, by default on the CPU."""
+    args = args or arguments(tempfile.gettempdir(), use_cpu=True)
+    metrics: dict[str, float] = ClassifierTrainer(model, args, validation=data).predict(data).metrics
+    return metrics
 
 
-def in_thirds(optimizer: Optimizer, steps: int) -> LambdaLR:
-    """A tenth of the learning rate after one third of the steps, a hundredth after two."""
-    return LambdaLR(optimizer, lambda step: 0.1 ** min(3 * step // steps, 2))
-
-
-def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The mean cross-entropy of a batch of images and labels."""
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def classification_scores(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Cross-entropy, and whether the largest logit is that of the label, for each sample."""
-    logits = model(batch[0])
-    return {
-        "loss": F.cross_entropy(logits, batch[1], reduction="none"),
-        "accuracy": logits.argmax(1) == batch[1],
-    }
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+def _collate(samples: list[tuple[Any, ...]]) -> dict[str, Any]:
+    *inputs, labels = default_collate(samples)
+    return {"inputs": inputs, "labels": labels}

@@ -1,31 +1,36 @@
-import csv
-import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import train_ca_stream
+import train_classifier
 from blood_cells import CLASSES, REPEATED, SHARES, SIZE, chosen_cells, load_cells, split_files
+from class_map_callback import ClassMapCallback
 from image_data import ImageData, load_data
 from PIL import Image
-from run_folder import BEST, LAST, WEIGHTS, load_weights
 from safetensors.torch import load_file
 from small_resnet import build_model, small_resnet
 from torch import nn
-from training import Settings, Trainer, classification_loss, classification_scores, in_thirds, learned
+from training import SGD, ClassifierTrainer, Learner, accuracy, arguments
+from transformers import TrainerCallback, TrainerState
 
 from adapters import CAStream
+from captum_ext import signed_overlay
 from xai_compare.digit_scenes import make_scenes
 
 ROOT = Path(__file__).parent.parent
 CELLS = ROOT.parent / "shared" / "data" / "bccd"
 needs_cells = pytest.mark.skipif(not CELLS.exists(), reason="the BCCD dataset is not there")
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,175 +63,144 @@ def network(frozen=False):
     return CAStream(layers, stages=["0", "3"]) if frozen else layers
 
 
-def train(
-    out, data, model=None, loss=classification_loss, epochs=3, resume=False, overwrite=False, rate=0.1, **changed
-):
-    model = model or network()
-    settings = Settings(**({"epochs": epochs, "batch_size": 8} | changed))
-    progress = Trainer(settings, cpu=True).fit(
-        model,
-        data,
-        data,
-        loss=loss,
-        scores=classification_scores,
-        optimizer=torch.optim.SGD(learned(model), rate, momentum=0.9),
-        schedule=in_thirds,
-        out=out,
-        description={"rate": rate},
-        resume=resume,
-        overwrite=overwrite,
-    )
-    return model, progress
+class Killed(BaseException):
+    pass
 
 
-def rows(out):
-    with (out / "log.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+class Kill(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def trainer_of(out, data, model=None, kill=None, **changed):
+    given = SGD | {"num_train_epochs": 3, "per_device_train_batch_size": 8, "use_cpu": True} | changed
+    trainer = ClassifierTrainer(model or network(), arguments(out, disable_tqdm=True, **given), data, data)
+    trainer.add_callback(Kill(kill))
+    return trainer
+
+
+def train(*args, **changed):
+    trainer = trainer_of(*args, **changed)
+    trainer.fit()
+    return trainer
+
+
+def log(trainer, *names):
+    rows, names = trainer.state.log_history, names or ("loss", "eval_loss", "eval_accuracy")
+    return {name: [row[name] for row in rows if name in row] for name in names}
 
 
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-class Killed(BaseException):
-    pass
-
-
-def killed_at(step):
-    calls = iter(range(1000))
-
-    def loss(model, batch):
-        if next(calls) == step:
-            raise Killed
-        return classification_loss(model, batch)
-
-    return loss
-
-
-def names(out):
-    return sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-
-
 @pytest.mark.parametrize("frozen", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("step", [3, 10], ids=["first-epoch", "second-epoch"])
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path, scenes, step, frozen):
-    whole, _ = train(tmp_path / "whole", scenes, network(frozen))
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path, scenes, step, frozen, accumulated):
+    how = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}
+    whole = train(tmp_path / "whole", scenes, network(frozen), **how)
     with pytest.raises(Killed):
-        train(tmp_path / "cut", scenes, network(frozen), loss=killed_at(step))
+        train(tmp_path / "cut", scenes, network(frozen), kill=step, **how)
     torch.rand(5)
-    cut, _ = train(tmp_path / "cut", scenes, network(frozen), resume=True)
-    assert same(cut.state_dict(), whole.state_dict())
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
-    assert [row["epoch"] for row in rows(tmp_path / "cut")] == ["1", "2", "3"]
-    assert [row["step"] for row in rows(tmp_path / "cut")] == ["7", "14", "21"]
-    expected = ["best.safetensors", "checkpoint-2", "checkpoint-3", "last.safetensors", "log.csv", "settings.json"]
-    assert names(tmp_path / "cut") == expected
-    for name in (BEST, LAST):
-        assert same(load_file(tmp_path / "cut" / name), load_file(tmp_path / "whole" / name))
+    cut = train(tmp_path / "cut", scenes, network(frozen), resume=True, **how)
+    assert same(cut.model.model.state_dict(), whole.model.model.state_dict())
+    assert not same(cut.model.state_dict(), Learner(network(frozen)).state_dict())
+    assert log(cut) == log(whole)
+    assert cut.state.global_step == 21
+    assert same(load_file(tmp_path / "cut" / WEIGHTS), whole.model.state_dict())
 
 
 def test_a_run_that_was_killed_while_it_saved_ends_as_if_it_had_not_been(tmp_path, scenes, monkeypatch):
-    whole, _ = train(tmp_path / "whole", scenes)
-
     def killed(*_):
         raise Killed
 
+    whole = train(tmp_path / "whole", scenes)
+    save = TrainerState.save_to_json
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", killed)
+        patch.setattr(TrainerState, "save_to_json", lambda s, path: killed() if s.global_step == 14 else save(s, path))
         with pytest.raises(Killed):
             train(tmp_path / "cut", scenes)
-    assert not list((tmp_path / "cut").glob("checkpoint-*"))
-    with monkeypatch.context() as patch:
-        patch.setattr("run_folder.RunFolder.write_log", lambda self, rows: killed() if len(rows) == 2 else None)
-        with pytest.raises(Killed):
-            train(tmp_path / "cut", scenes, resume=True)
-    cut, _ = train(tmp_path / "cut", scenes, resume=True)
-    assert same(cut.state_dict(), whole.state_dict())
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert (tmp_path / "cut" / "checkpoint-14" / WEIGHTS).exists()
+    cut = train(tmp_path / "cut", scenes, resume=True)
+    assert same(cut.model.state_dict(), whole.model.state_dict())
+    assert log(cut) == log(whole)
 
 
-def test_a_finished_run_that_resumes_changes_nothing(tmp_path, scenes):
-    whole, _ = train(tmp_path, scenes)
-    before = rows(tmp_path)
-    again, progress = train(tmp_path, scenes, resume=True, loss=killed_at(0))
-    assert same(again.state_dict(), whole.state_dict())
-    assert rows(tmp_path) == before
-    assert progress.epoch == 3
+def test_a_finished_run_that_resumes_is_read(tmp_path, scenes):
+    whole = train(tmp_path, scenes)
+    again = train(tmp_path, scenes, kill=22, resume=True)
+    assert same(again.model.state_dict(), whole.model.state_dict())
+    assert log(again) == log(whole)
+    assert not again.model.training
 
 
 def test_an_interrupted_patience_goes_on(tmp_path, scenes):
-    def worse_and_worse(model, batch):
-        scores = classification_scores(model, batch)
-        return scores | {"loss": scores["loss"] * 0 + next(losses)}
-
-    def run(out, loss=classification_loss, **more):
-        model = network()
-        return Trainer(Settings(epochs=9, batch_size=56, patience=2), cpu=True).fit(
-            model,
-            scenes,
-            scenes,
-            loss=loss,
-            scores=worse_and_worse,
-            optimizer=torch.optim.SGD(model.parameters(), 0.1),
-            schedule=in_thirds,
-            out=out,
-            **more,
-        )
-
     losses = iter([2.0, 1.0, 1.5, 1.6, 1.7])
+
+    def run(**more):
+        trainer = trainer_of(
+            tmp_path, scenes, num_train_epochs=9, per_device_train_batch_size=56, patience=2, save_total_limit=5, **more
+        )
+        trainer.compute_metrics = lambda _: {"loss": next(losses)}
+        trainer.fit()
+        return trainer
+
     with pytest.raises(Killed):
-        run(tmp_path, killed_at(3))
-    progress = run(tmp_path, resume=True)
-    assert (progress.epoch, progress.best_epoch, progress.best_loss) == (4, 2, 1.0)
-    assert not same(load_file(tmp_path / BEST), load_file(tmp_path / LAST))
+        run(kill=4)
+    for _ in range(2):  # the second time it has ended, and is read
+        found = run(resume=True)
+        assert (found.state.global_step, found.state.best_global_step, found.state.best_metric) == (4, 2, 1.0)
+        best, last = (load_file(tmp_path / f"checkpoint-{step}" / WEIGHTS) for step in (2, 4))
+        assert same(found.model.state_dict(), best)
+        assert same(load_file(tmp_path / WEIGHTS), best)
+        assert not same(best, last)
+    assert next(losses) == 1.7
 
 
 def test_a_folder_with_a_run_is_neither_overwritten_nor_continued_by_accident(tmp_path, scenes):
-    train(tmp_path, scenes, epochs=1)
-    with pytest.raises(ValueError, match=r"holds a run up to checkpoint-1.*--resume.*--overwrite"):
-        train(tmp_path, scenes, epochs=1)
+    train(tmp_path, scenes, num_train_epochs=1)
+    with pytest.raises(ValueError, match=r"holds one. Go on by --resume, begin again by --overwrite"):
+        train(tmp_path, scenes, num_train_epochs=1)
     with pytest.raises(
-        ValueError, match=r"batch_size was 8 and is 4; clip was None and is 1.0; rate was 0.1 and is 0.2"
+        ValueError, match=r"per_device_train_batch_size was 8 and is 4; learning_rate was 0.1 and is 0.2. Give those"
     ):
-        train(tmp_path, scenes, epochs=1, batch_size=4, clip=1.0, rate=0.2, resume=True)
+        train(tmp_path, scenes, num_train_epochs=1, per_device_train_batch_size=4, learning_rate=0.2, resume=True)
     with pytest.raises(ValueError, match="samples was 56 and is 40"):
-        train(tmp_path, torch.utils.data.Subset(scenes, range(40)), epochs=1, resume=True)
-    assert json.loads((tmp_path / "settings.json").read_text())["batch_size"] == 8
+        train(tmp_path, torch.utils.data.Subset(scenes, range(40)), num_train_epochs=1, resume=True)
     with pytest.raises(ValueError, match="got both"):
         train(tmp_path, scenes, resume=True, overwrite=True)
-    train(tmp_path, scenes, epochs=2, overwrite=True)
-    assert len(rows(tmp_path)) == 2
+    assert train(tmp_path, scenes, num_train_epochs=2, overwrite=True).state.global_step == 14
 
 
-def test_a_run_may_resume_in_more_parts_and_says_so(tmp_path, scenes, capsys):
-    with pytest.raises(Killed):
-        train(tmp_path, scenes, loss=killed_at(10))
-    train(tmp_path, scenes, resume=True, accumulate=2)
-    assert "not to the bit: accumulate was 1 and is 2" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_accumulated_parts_are_the_whole_batch(tmp_path, scenes, clip):
+    """The last batch of an epoch has 6 samples, 5 in its first part."""
     scenes = ImageData(scenes.images.double(), scenes.labels, scenes.classes)
-    whole, progress = train(tmp_path / "1", scenes, network(True).double(), clip=clip)
-    parts, in_parts = train(tmp_path / "2", scenes, network(True).double(), clip=clip, accumulate=2)
-    start = network(True).double().state_dict()
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(parts.state_dict()[name], value, atol=1e-9, rtol=0)
-        assert name.startswith("backbone.") or not torch.equal(value, start[name])
-    assert in_parts.step == progress.step == 21
-    for row, other in zip(progress.rows, in_parts.rows, strict=True):
-        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-9)
-        assert row["learning_rate"] == other["learning_rate"]
+    how = {"max_grad_norm": clip, "num_train_epochs": 3}
+    whole = train(tmp_path / "1", scenes, network(True).double(), per_device_train_batch_size=10, **how)
+    how |= {"gradient_accumulation_steps": 2}
+    parts = train(tmp_path / "2", scenes, network(True).double(), per_device_train_batch_size=5, **how)
+    start = network(True).double().own_state()
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, atol=1e-9, rtol=0)
+        assert not torch.equal(value, start[name])
+    assert parts.state.global_step == whole.state.global_step == 18
+    for name, values in log(parts, "loss", "eval_loss", "learning_rate").items():
+        assert values == pytest.approx(log(whole, name)[name], abs=1e-6)
 
 
 STEP = """
 import torch
 from torch import nn
-from training import Settings, Trainer, classification_loss, classification_scores, in_thirds, learned
+from training import SGD, ClassifierTrainer, arguments
 from adapters import CAStream
 
-def step(folder, out):
+def step(folder, out, batch):
     torch.manual_seed(1)
     backbone = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)
@@ -234,92 +208,129 @@ def step(folder, out):
     model = CAStream(backbone, stages=["0", "2"], projections=True).double()
     start = {name: value.clone() for name, value in model.own_state().items()}
     data = list(zip(*torch.load(f"{folder}/data.pt")))
-    progress = Trainer(Settings(epochs=1, batch_size=16), cpu=True).fit(
-        model, data, data, loss=classification_loss, scores=classification_scores, schedule=in_thirds,
-        optimizer=torch.optim.SGD(learned(model), 1.0), out=f"{folder}/{out}",
-    )
-    return start, progress
+    given = SGD | {"num_train_epochs": 1, "learning_rate": 1.0, "use_cpu": True}
+    args = arguments(f"{folder}/{out}", per_device_train_batch_size=batch, **given)
+    ClassifierTrainer(model, args, data, data).fit()
+    return start
 """
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """The learning rates of the two steps are 1 and 0.1, so the change is the sum of the gradients, so weighted."""
-    drawn = make_scenes(36, "train", digits=1)
+    drawn = make_scenes(32, "train", digits=1)
     torch.save((F.avg_pool2d(drawn.images, 4).double(), drawn.labels[:, 0]), tmp_path / "data.pt")
     scope = {}
     exec(STEP, scope)
-    start, progress = scope["step"](tmp_path, "one")
+    start = scope["step"](tmp_path, "one", 16)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    env |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
-    code = f"{STEP}step({str(tmp_path)!r}, 'two')"
+    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
+    code = f"{STEP}step({str(tmp_path)!r}, 'two', 8)"
     runs = [
         subprocess.Popen([sys.executable, "-c", code], env=env | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
     ]
-    assert [run.wait(200) for run in runs] == [0, 0]
-    one, two = (load_file(tmp_path / out / LAST) for out in ("one", "two"))
+    assert [run.wait(280) for run in runs] == [0, 0]
+    one, two = (load_file(tmp_path / out / WEIGHTS) for out in ("one", "two"))
     assert one.keys() == two.keys() == start.keys()
     for name in start:
         torch.testing.assert_close(start[name] - two[name], start[name] - one[name], atol=1e-14, rtol=1e-6)
         if not (name.startswith("stream.keys") and name.endswith("bias")):  # changes nothing: softmax
             assert (start[name] - one[name]).abs().max() > 1e-9
-    assert json.loads((tmp_path / "two" / "settings.json").read_text())["processes"] == 2
-    (row,) = rows(tmp_path / "two")
-    for name in ("train_loss", "validation_loss", "validation_accuracy"):
-        assert float(row[name]) == pytest.approx(progress.rows[0][name], abs=1e-9)  # 36 samples, in batches of 16
-    assert len(list((tmp_path / "two" / "checkpoint-1").glob("random_states_*"))) == 2
+    assert len(list((tmp_path / "two" / "checkpoint-2").glob("rng_state_*"))) == 2
 
 
 def test_only_what_is_learned_is_saved_and_what_is_frozen_stays(tmp_path, scenes):
     before = network(True)
-    model, _ = train(tmp_path, scenes, network(True), epochs=1)
-    saved = load_file(tmp_path / "checkpoint-1" / WEIGHTS)
-    assert set(saved) == set(model.own_state())
+    model = train(tmp_path, scenes, network(True), num_train_epochs=1).model.model
+    assert same(load_file(tmp_path / "checkpoint-7" / WEIGHTS), model.own_state())
     assert same(before.backbone.state_dict(), model.backbone.state_dict())
     assert not same(before.own_state(), model.own_state())
-    loaded = network(True)
-    load_weights(loaded, tmp_path / LAST)
+    loaded = CAStream.from_pretrained(tmp_path, model=network())
     assert same(loaded.state_dict(), model.state_dict())
-    with pytest.raises(ValueError, match=r"another model: 0.bias is missing.*stream.query is not known"):
-        load_weights(network(), tmp_path / LAST)
-    with pytest.raises(ValueError, match=r"(?s)another model.*size mismatch"):
-        load_weights(CAStream(network(), stages=["3"]), tmp_path / LAST)
+    with pytest.raises(ValueError, match=r"another layout than this CAStream's: .* is not known"):
+        Learner(CAStream(network(), stages=["3"])).load_state_dict(model.own_state())
 
 
-def test_running_averages_of_what_learns_are_saved(tmp_path, scenes):
-    train(tmp_path, scenes, epochs=1)
-    assert load_file(tmp_path / LAST)["1.running_mean"].abs().max() > 0
+def test_the_whole_of_a_plain_network_is_saved(tmp_path, scenes):
+    model = train(tmp_path, scenes, num_train_epochs=1).model.model
+    assert same(load_file(tmp_path / WEIGHTS), model.state_dict())
+    assert model.state_dict()["1.running_mean"].abs().max() > 0
 
 
-def test_losses_that_are_not_finite_and_batches_that_do_not_fit_are_refused(tmp_path, scenes):
-    with pytest.raises(FloatingPointError, match=r"epoch 1 is nan. Take a smaller learning rate"):
-        train(tmp_path, scenes, loss=lambda model, batch: classification_loss(model, batch) * float("nan"))
+def test_a_loss_that_is_not_finite_is_refused_before_it_is_saved(tmp_path, scenes):
+    with pytest.raises(FloatingPointError, match=r"up to 7 is (nan|inf). Take a smaller --learning-rate"):
+        train(tmp_path, scenes, learning_rate=1e30)
     assert not list(tmp_path.glob("checkpoint-*"))
-    with pytest.raises(ValueError, match=r"1 processes and 3 accumulated parts divide, got 8. Take 6"):
-        Trainer(Settings(batch_size=8, accumulate=3), cpu=True)
-    with pytest.raises(ValueError, match="one batch of 64 samples, got 56"):
-        train(tmp_path, scenes, batch_size=64)
 
 
 def test_the_learning_rate_falls_in_thirds(tmp_path, scenes):
-    _, progress = train(tmp_path, scenes)
-    assert [row["learning_rate"] for row in progress.rows] == pytest.approx([0.1, 0.01, 0.001])
+    found = log(train(tmp_path, scenes), "learning_rate")
+    assert found["learning_rate"] == pytest.approx([0.1, 0.01, 0.001])
 
 
-def test_the_order_of_samples_is_new_in_each_epoch(tmp_path):
-    data = [(torch.full((1,), float(i)), 0) for i in range(6)]
-    seen = []
+def test_accuracy_and_loss_are_means_over_all_samples(tmp_path, scenes):
+    model = network().eval()
+    images, labels = scenes.images, scenes.labels
+    found = accuracy(
+        model, ImageData(images, labels, scenes.classes), arguments(tmp_path, per_device_eval_batch_size=15)
+    )
+    assert found["test_accuracy"] == pytest.approx((model(images).argmax(1) == labels).float().mean().item())
+    assert found["test_loss"] == pytest.approx(F.cross_entropy(model(images), labels).item(), rel=1e-5)
 
-    def loss(model, batch):
-        seen.append(batch[0][:, 0].int().tolist())
-        return model(batch[0]).mean()
 
-    train(tmp_path, data, nn.Linear(1, 1), loss, batch_size=3, epochs=2)
-    first, second = seen[0] + seen[1], seen[2] + seen[3]
-    assert sorted(first) == sorted(second) == list(range(6))
-    assert first != second
+def random_states():
+    numpy = np.random.get_state()
+    return random.getstate(), numpy[1].tolist(), numpy[2], torch.get_rng_state().tolist()
+
+
+def test_class_maps_go_to_the_trackers_and_change_nothing(tmp_path, scenes, monkeypatch):
+    sent, logged = [], []
+
+    class Tracker(TrainerCallback):
+        class tb_writer:  # noqa: N801 as Trainer's callback names it
+            add_image = staticmethod(lambda *picture, dataformats: sent.append((*picture, dataformats)))
+
+    def explain(images, targets):
+        """A map that costs gradients and random numbers, and changes with the mode of the model."""
+        assert not any(module.training for module in model.modules())
+        inputs = images.clone().requires_grad_()
+        model(inputs).gather(1, targets[:, None]).sum().backward()
+        return inputs.grad + 0 * (torch.rand(()) + np.random.rand() + random.random())
+
+    without = train(tmp_path / "without", scenes)
+    model, images, targets = network(), scenes.images[:3], scenes.labels[:3]
+    trainer = trainer_of(tmp_path / "with", scenes, model)
+    trainer.add_callback(Tracker())
+    callback = ClassMapCallback(trainer, images, targets, explain)
+    trainer.add_callback(callback)
+    trainer.args.report_to = ["wandb"]
+    wandb = SimpleNamespace(Image=lambda picture: picture, log=logged.append)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trainer.fit()
+    assert same(trainer.model.state_dict(), without.model.state_dict())
+    assert log(trainer) == log(without)
+    model.train()[1].eval()
+    states, modes = random_states(), [module.training for module in model]
+    callback.on_evaluate(trainer.args, trainer.state, trainer.control)
+    assert random_states() == states
+    assert [module.training for module in model] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model.eval()
+    assert sent.pop()[2] == logged.pop()["train/global_step"] == 21
+
+    assert [(name, step, form) for name, _, step, form in sent] == [("class maps", s, "HWC") for s in (7, 14, 21)]
+    assert [row["train/global_step"] for row in logged] == [7, 14, 21]
+    heat = explain(images, targets)[:, 0]
+    for index, image in enumerate(images):
+        shown = (image - image.min()) / (image.max() - image.min())
+        row = sent[-1][1][index * 12 : (index + 1) * 12]
+        np.testing.assert_allclose(row[:, :12], shown.expand(3, -1, -1).movedim(0, 2), atol=1e-6)
+        np.testing.assert_allclose(row[:, 12:], signed_overlay(shown, heat[index]), atol=1e-5)
+    written = np.asarray(Image.open(tmp_path / "with" / "class_maps" / "21.png")) / 255
+    np.testing.assert_allclose(written, sent[-1][1], atol=0.5 / 255 + 1e-6)
+    np.testing.assert_array_equal(logged[-1]["class maps"], sent[-1][1])
 
 
 @pytest.mark.timeout(120)
@@ -327,33 +338,30 @@ def test_the_small_network_learns_digits(tmp_path):
     data, validation = load_data("digits", "train", 32, limit=2500), load_data("digits", "validation", 32, limit=300)
     torch.manual_seed(0)
     model = small_resnet(10, 1)
-    settings = Settings(epochs=1, batch_size=32)
-    progress = Trainer(settings, cpu=True).fit(
-        model,
-        data,
-        validation,
-        loss=classification_loss,
-        scores=classification_scores,
-        optimizer=torch.optim.SGD(learned(model), 0.03, momentum=0.9, weight_decay=1e-4),
-        schedule=in_thirds,
-        out=tmp_path,
-    )
-    assert progress.rows[-1]["validation_accuracy"] > 0.2  # a tenth by chance
+    given = SGD | {"num_train_epochs": 1, "per_device_train_batch_size": 32, "learning_rate": 0.03}
+    ClassifierTrainer(model, arguments(tmp_path, **given), data, validation).fit()
+    assert accuracy(model, validation)["test_accuracy"] > 0.2  # a tenth by chance
     assert model(torch.zeros(1, 1, 48, 48)).shape == (1, 10)
     assert model.forward_features(torch.zeros(1, 1, 48, 48)).shape == (1, 128, 6, 6)
 
 
-def test_the_script_trains_saves_and_loads(tmp_path, capsys):
-    import train_ca_stream
-
-    options = ["--epochs=2", "--batch-size=16", "--limit=32", "--class-specific", "--start-stage=1", "--image-size=24"]
-    train_ca_stream.main([*options, "--out", str(tmp_path)])
+def test_the_scripts_train_save_and_load(tmp_path, capsys):
+    options = ["--num-train-epochs=2", "--per-device-train-batch-size=16", "--limit=32", "--image-size=24"]
+    train_classifier.main([*options, "--output-dir", str(tmp_path / "plain")])
+    weights = tmp_path / "plain" / WEIGHTS
+    options += ["--class-specific", "--maps=2", "--backbone", str(weights), "--output-dir", str(tmp_path / "stream")]
+    capsys.readouterr()
+    train_ca_stream.main([*options, "--start-stage=1"])
     assert "CA-Stream        test accuracy" in capsys.readouterr().out
-    loaded = CAStream.from_pretrained(tmp_path, model=build_model("small", 10, 1))
+    backbone = build_model("small", 10, 1)
+    backbone.load_state_dict(load_file(weights))
+    loaded = CAStream.from_pretrained(tmp_path / "stream", model=backbone)
     assert loaded.class_specific
-    assert same(load_file(tmp_path / LAST), loaded.own_state())
+    assert same(load_file(tmp_path / "stream" / "checkpoint-4" / WEIGHTS), loaded.own_state())
+    assert sorted(file.name for file in (tmp_path / "stream" / "class_maps").iterdir()) == ["2.png", "4.png"]
     with pytest.raises(ValueError, match="start_stage was 1 and is 0"):
-        train_ca_stream.main([*options, "--start-stage", "0", "--resume", "--out", str(tmp_path)])
+        train_ca_stream.main([*options, "--resume"])
+    train_ca_stream.main([*options, "--start-stage=1", "--resume", "--maps=0"])
 
 
 @needs_cells

@@ -19,8 +19,8 @@ Model = Callable[..., Any]
 class Predictions:
     """Logits or probabilities of given classes, without gradients, on the model's device and in its number type.
 
-    The model runs in evaluation mode and is restored afterwards. If it ends in an `nn.Softmax`, the input of that is read,
-    so that logits are logits and no softmax is applied twice.
+    The model runs in evaluation mode and is restored afterwards. Where it ends in an `nn.Softmax`, the input of that is
+    read, so that logits are logits and no softmax is applied twice.
 
     Args:
         model: Maps inputs to logits (batch, classes), or to an object with `.logits`.

@@ -345,7 +345,7 @@ def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path):
     summary, tests = found.summary(), found.tests()
     assert summary.method.tolist() == 2 * [name.lower() for name in names]
     assert summary.metric.unique().tolist() == ["2", "nan"]
-    assert summary.direction.tolist() == 10 * [""]
+    assert summary.direction.tolist() == 10 * ["higher"]
     assert summary["mean"].dtype == summary.n.astype(float).dtype == float
     assert tests[["metric", "method_a", "method_b"]].to_numpy()[0].tolist() == ["2", "1", "null"]
     assert tests.p.dtype == float

@@ -112,8 +112,8 @@ class Comparison:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    numbers = [name for name in pd.read_csv(path, nrows=0) if name not in _NAMES]
-    missing: dict[Hashable, list[str]] = {name: [""] for name in numbers}
+    numbers = [name for name in map(str, pd.read_csv(path, nrows=0)) if name not in _NAMES]
+    missing = {name: [""] for name in numbers}
     return pd.read_csv(path, dtype=_NAMES, keep_default_na=False, na_values=missing)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 from contextlib import contextmanager
@@ -187,7 +188,7 @@ def test_a_worker_that_dies_ends_the_run_which_goes_on_with_another_number_of_pr
         os.kill(workers[1], signal.SIGKILL)
         code, said = commands.wait(job)
     assert code == 1
-    assert "another process of the run has exited" in said
+    assert re.search("another process of the run (has|may have) exited", said)  # it notices, or is stopped first
     assert f"Finished results are in {out}; run the same command again to continue." in said
     assert 1 <= parts(out) < 6
     assert not (out / "report.html").exists()

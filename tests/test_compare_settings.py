@@ -4,6 +4,7 @@ import importlib.metadata
 import re
 import shutil
 from collections import namedtuple
+from dataclasses import MISSING, fields
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import quantus_metrics
-from xai_compare import cli, compare
+from xai_compare import METHODS, METRICS, Settings, cli, compare
 from xai_compare._settings import from_mapping
 from xai_compare.cli import main
 
@@ -276,7 +277,7 @@ def test_a_file_gives_what_the_line_does_not(asked, tmp_path, name, text):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("method: ixg", "Unknown in the settings: method"),
+        ("method: ixg", "Unknown setting 'method' in .*run.yaml"),
         ("limit: many", "`limit` to be a whole number"),
         ("pretrained: maybe", "`pretrained`"),
         ("options: {ixg: 3}", "`options`.*table"),
@@ -289,6 +290,77 @@ def test_a_file_gives_what_the_line_does_not(asked, tmp_path, name, text):
 def test_a_file_with_something_wrong_is_explained(tmp_path, refused, text, said):
     (tmp_path / "run.yaml").write_text(text)
     assert re.search(said, refused(["--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]))
+
+
+@pytest.mark.parametrize("name", ["command", "transform", "labels", "config", "list"])
+def test_what_is_no_setting_is_refused_in_a_file(tmp_path, refused, name):
+    (tmp_path / "run.toml").write_text(f'{name} = "x"')
+    said = refused(["--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")])
+    assert f"Unknown setting '{name}' in {tmp_path / 'run.toml'}. Known settings: model, " in said
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_said_in_a_line(toy, tmp_path, capsys, device):
+    with pytest.raises(SystemExit) as end:
+        main(command(toy, tmp_path / "run", "--device", device))
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert re.fullmatch(rf"xai-compare: Device '{device}' is not available\. Available: cpu.*\.\n", said)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    with pytest.raises(ValueError, match=f"Device '{device}' is not available"):
+        compare(model, torch.rand(2, 1, 6, 6), out=tmp_path / "run", device=device)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(tmp_path, capsys):
+    (tmp_path / "run.toml").write_text('device = "cuda"')
+    with pytest.raises(SystemExit) as end:
+        main(["--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "xai-compare: Device 'cuda' is not available. Available: cpu.\n"
+
+
+@pytest.mark.parametrize("names", [("My Method", "my-method"), ("Ä", "Ö")])
+def test_names_that_become_one_are_refused(names, tmp_path, refused):
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), torch.rand(2, 1, 6, 6)
+    few = {"out": tmp_path / "run", "gallery": 0, "resamples": 100}
+    both = "'{}' and '{}'".format(*names)
+    with pytest.raises(ValueError, match=both):
+        compare(model, images, methods=dict.fromkeys(names, "ixg"), metrics=["compactness"], **few)
+    scores = {name: quantus_metrics.Compactness() for name in names}
+    with pytest.raises(ValueError, match=both):
+        compare(model, images, methods=["ixg"], metrics=scores, **few)
+    with pytest.raises(ValueError, match=both):
+        compare(model, images, methods=["ixg"], metrics=["compactness"], options={n: {} for n in names}, **few)
+    for what, known in (("methods", "ixg"), ("metrics", "compactness")):
+        assert both in refused([f"--{what}", ",".join(f"{name}={known}" for name in names)])
+
+
+def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path):
+    names = ["1", "null", "NA", "1e3", "true"]
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), torch.rand(3, 1, 6, 6)
+    metrics = {name: quantus_metrics.Compactness() for name in ("2", "nan")}
+    methods = dict.fromkeys(names, "ixg")
+    found = compare(model, images, out=tmp_path / "run", methods=methods, metrics=metrics, gallery=0, resamples=100)
+    summary, tests = found.summary(), found.tests()
+    assert summary.method.tolist() == 2 * [name.lower() for name in names]
+    assert summary.metric.unique().tolist() == ["2", "nan"]
+    assert summary.direction.tolist() == 10 * ["higher"]
+    assert summary["mean"].dtype == summary.n.astype(float).dtype == float
+    assert tests[["metric", "method_a", "method_b"]].to_numpy()[0].tolist() == ["2", "1", "null"]
+    assert tests.p.dtype == float
+
+
+def test_help_names_every_setting_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for one in fields(Settings):
+        option = "option" if one.name == "options" else one.name.replace("_", "-")
+        assert f"--{option} " in said or f"--{option}," in said
+        assert one.metadata["help"] in said
+        assert one.default in (None, "", False, MISSING, METHODS, METRICS) or f"(default: {one.default})" in said
+    assert f"(default: {','.join(METHODS)})" in said.replace("- ", "-").replace(", ", ",")
 
 
 def test_options_of_the_line_are_numbers_lists_or_texts(asked):

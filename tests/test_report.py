@@ -1,6 +1,7 @@
 """The report of a comparison: its numbers, and the page in a real browser."""
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -219,7 +220,7 @@ def test_the_same_arguments_make_the_same_page_and_matplotlib_is_left_as_found()
 
 
 def test_text_is_escaped_everywhere():
-    bad = "</script><script>alert(1)</script><!--\"'&\u2028é"
+    bad = "</script><script>alert(1)</script><!--\"'&\u2028é{{ 7 * 7 }}{% raw %}"
     summary = summary_of((bad, "higher", bad, 3, 1, 0.5, 0.4, 0.6))
     tests = pd.DataFrame([(bad, bad, "b", 3, 0.1, 0.5, 0.5)], columns=TESTS)
     curve = Curve(bad, bad, bad, bad + " $x$ $", [0, 1], [0, 1], [0, 1], [0, 1])
@@ -231,6 +232,14 @@ def test_text_is_escaped_everywhere():
     assert "alert(1)</script>" not in page
     assert page.count("<script") == page.count("</script>") == 2
     assert embedded(page)["methods"] == [[bad, bad]]
+    assert page.count("{{ 7 * 7 }}{% raw %}") > 20  # no name is read as a part of the template
+
+
+def test_the_policy_allows_the_pages_script_and_no_other():
+    page = small()
+    script = re.search(r"<script>(.*)</script>", page, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert re.search(r"script-src ([^;]*);", page)[1] == f"'sha256-{digest}'"
 
 
 # The page in a browser

@@ -1,7 +1,7 @@
 """A finished run: its tables, and the page that a person reads."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ._report import Curve, Picture, render
 from ._run_folder import RunFolder
 from ._statistics import curve_means, pairwise, summarise
 
-_INTERVALS = ["mean", "ci_low", "ci_high"]
+# Columns of names, which stay text: a method may be called "1" or "null".
+_NAMES: dict[Hashable, Any] = dict.fromkeys(("metric", "direction", "method", "method_a", "method_b"), str)
 
 
 class Comparison:
@@ -52,11 +53,11 @@ class Comparison:
 
     def summary(self) -> pd.DataFrame:
         """As written to `summary.csv`: a row for each metric and method."""
-        return pd.read_csv(self.folder / "summary.csv", keep_default_na=True).fillna({"direction": ""})
+        return _read_csv(self.folder / "summary.csv")
 
     def tests(self) -> pd.DataFrame:
         """As written to `tests.csv`: paired tests of all pairs of methods."""
-        return pd.read_csv(self.folder / "tests.csv")
+        return _read_csv(self.folder / "tests.csv")
 
     def report(self) -> Path:
         """Where the page is."""
@@ -108,6 +109,12 @@ class Comparison:
             ],
             "skipped": [{"sample": r.name, "error": r.error} for r in _rows(skipped)],
         }
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    numbers = [name for name in map(str, pd.read_csv(path, nrows=0)) if name not in _NAMES]
+    missing = {name: [""] for name in numbers}
+    return pd.read_csv(path, dtype=_NAMES, keep_default_na=False, na_values=missing)
 
 
 def _rows(table: pd.DataFrame) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from adapters import CAStream, reshape_transform_for, target_layer_for
 from adapters.wrappers.cnn_anatomy import cnn_anatomy
 from quantus_metrics import explain_func
 
-from ._names import from_entry_points, select, slug
+from ._names import by_slug, from_entry_points, select, slug
 
 GROUP = "xai_compare.methods"
 Make = Callable[..., Any]
@@ -63,12 +63,13 @@ def methods_named(wanted: Any) -> dict[str, Method]:
 
     Raises:
         TypeError: if a value is neither a name nor callable.
-        ValueError: if a name is not known.
+        ValueError: if a name is not known, or two are the same once normalised.
     """
     known = methods()
     if not isinstance(wanted, Mapping):
         return select("method", wanted, known)
     found = {}
+    by_slug(wanted)
     for name, value in wanted.items():
         if isinstance(value, str):
             (found[slug(name)],) = select("method", [value], known).values()

@@ -13,7 +13,7 @@ from quantus.metrics.base import Metric as Score
 import quantus_metrics
 from quantus_metrics import BoxSensitivity, ClassDiscrimination
 
-from ._names import fingerprint, from_entry_points, select, slug
+from ._names import by_slug, fingerprint, from_entry_points, select, slug
 
 GROUP = "xai_compare.metrics"
 Array = npt.NDArray[Any]
@@ -63,10 +63,10 @@ def metrics_named(wanted: Any, options: Mapping[str, Mapping[str, Any]]) -> dict
 
     Raises:
         TypeError: if an argument is not known, or a value is not a metric.
-        ValueError: if a name is not known, or an argument is wrong.
+        ValueError: if a name is not known, two are the same once normalised, or an argument is wrong.
     """
     if isinstance(wanted, Mapping):
-        return {slug(name): _given(name, value) for name, value in wanted.items()}
+        return {short: _given(name, wanted[name]) for short, name in by_slug(wanted).items()}
     names = [n for name in wanted for n in (our_metrics() if slug(name) == "all" else [name])]
     classes = select("metric", names, metrics())
     made = {name: _made(name, cls, options.get(name, {})) for name, cls in classes.items() if not _tells(cls)}

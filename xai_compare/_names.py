@@ -20,12 +20,28 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9+.]+", "-", name.strip().lower()).strip("-")
 
 
+def by_slug(names: Iterable[str]) -> dict[str, str]:
+    """Names by their slugs.
+
+    Raises:
+        ValueError: if two names have the same slug.
+    """
+    found: dict[str, str] = {}
+    for name in map(str.strip, names):
+        other = found.setdefault(slug(name), name)
+        if other != name:
+            raise ValueError(f"{other!r} and {name!r} are the same name, {slug(name)!r}, once normalised: rename one.")
+    return found
+
+
 def parse_aliases(wanted: Iterable[str]) -> dict[str, str]:
     """What is asked for by its own name, as "ig", or by another, as "ig20=ig": names to known names.
 
     Raises:
-        ValueError: if a name stands for two things.
+        ValueError: if a name stands for two things, or two names are the same once normalised.
     """
+    wanted = list(wanted)
+    by_slug(text.partition("=")[0] for text in wanted)
     names: dict[str, str] = {}
     for text in wanted:
         own, equals, of = text.partition("=")
@@ -95,7 +111,9 @@ def from_entry_points(group: str) -> dict[str, Any]:
         ValueError: if one of them cannot be loaded; the message names its distribution.
     """
     found = {}
-    for entry in importlib.metadata.entry_points(group=group):
+    entries = importlib.metadata.entry_points(group=group)
+    by_slug(entry.name for entry in entries)
+    for entry in entries:
         try:
             found[slug(entry.name)] = entry.load()
         except Exception as error:

@@ -3,37 +3,27 @@
 import base64
 import hashlib
 import io
-import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from string import Template
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 from PIL import Image
 
-from ._report_plots import Curve, plots
-from ._report_table import (
-    Records,
-    counted,
-    decimals,
-    entry,
-    mean,
-    number,
-    score_table,
-    table,
-    test_table,
-    text,
-    to_float,
-)
+from ._report_plots import Curve, sections
+from ._report_table import Records, Table, counted, decimals, entry, mean, number, score_columns, test_table, to_float
 
 __all__ = ["Curve", "Picture", "render"]
 
 _LARGEST = 448  # pixels; larger images are shrunk
 _MISSING = -128  # the code of a value that is not finite
+_OPTIONAL = ("samples", "finished", "failed", "skipped", "interruptions", "device", "model", "data", "seconds")
 
 
 @dataclass(frozen=True)
@@ -84,25 +74,30 @@ def render(
     drawn = [method for picture in pictures for maps in picture.maps.values() for method in maps]
     methods = _titles(run, "methods", [row["method"] for row in scores] + [c.method for c in curves] + drawn)
     metrics = _titles(run, "metrics", [row["metric"] for row in scores])
-    data = {"methods": list(methods.items()), "pictures": [_embedded(picture) for picture in pictures]}
     script = _asset("report.js")
-    return Template(_asset("report.html")).substitute(
+    return _page().render(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=_asset("report.css"),
         script=script,
-        title="Comparison of explanations" + (f": {text(run['model'])}" if run.get("model") else ""),
-        lead=_lead(run, len(methods), len(metrics)),
-        notices=_notices(run),
-        scores=score_table(run, scores, pairs, methods, metrics),
-        no_tests="" if pairs else "hidden",
-        no_curves="" if curves else "hidden",
-        plots=plots(curves, methods, _titles(run, "metrics", [curve.metric for curve in curves])),
-        no_gallery="" if pictures else "hidden",
-        data=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        command=text(run.get("command", "not recorded")),
+        run=dict.fromkeys(_OPTIONAL) | {"command": "not recorded"} | dict(run),
+        methods=methods,
+        metrics=metrics,
+        columns=score_columns(run, scores, pairs, methods, metrics),
+        sections=sections(curves, methods, _titles(run, "metrics", [curve.metric for curve in curves])),
+        data={"methods": list(methods.items()), "pictures": [_embedded(picture) for picture in pictures]},
         provenance=_provenance(run, scores, methods, metrics),
         tests=test_table(pairs, methods, metrics),
     )
+
+
+def _page() -> Template:
+    made = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    made.filters |= {"counted": counted, "duration": _duration}
+    made.tests["finite"] = math.isfinite
+    return made.from_string(_asset("report.html"))
 
 
 def _titles(run: Mapping[str, Any], kind: str, found: Iterable[str]) -> dict[str, str]:
@@ -110,44 +105,14 @@ def _titles(run: Mapping[str, Any], kind: str, found: Iterable[str]) -> dict[str
     return {key: str(entry(run, kind, key).get("title") or key) for key in [*(run.get(kind) or {}), *found]}
 
 
-def _asset(name: str) -> str:
-    return files(__package__).joinpath(name).read_text("utf-8")
+def _asset(name: str) -> Markup:
+    """A file of this package, which is trusted."""
+    return Markup(files(__package__).joinpath(name).read_text("utf-8"))
 
 
-def _lead(run: Mapping[str, Any], methods: int, metrics: int) -> str:
-    """What was run, in a sentence."""
-    said = counted(methods, "method")
-    said += f" for {text(run['model'])}" if run.get("model") else ""
-    said += f", scored by {counted(metrics, 'metric')}"
-    said += f" on {counted(run['finished'], 'image')}" if run.get("finished") is not None else ""
-    said += f". Data: {text(run['data'])}" if run.get("data") else ""
-    said += f". Run on {text(run['device'])}" if run.get("device") else ""
-    said += f" in {_duration(run['seconds'])}" if run.get("device") and run.get("seconds") is not None else ""
-    said += f", with {counted(run['interruptions'], 'interruption')}" if run.get("interruptions") else ""
-    return f"{said}."
-
-
-def _notices(run: Mapping[str, Any]) -> str:
-    """What did not work, if anything."""
-    skipped, failed = len(run.get("skipped") or ()), int(run.get("failed") or 0)
-    left = int(run.get("samples") or 0) - int(run.get("finished") or 0) - skipped
-    said = []
-    if run.get("finished") is not None and left > 0:
-        said.append(f"{counted(left, 'image')} of {run['samples']} not scored: the run was not finished.")
-    if skipped:
-        said.append(f'<a href="#skipped">{counted(skipped, "image")} skipped</a>.')
-    if failed:
-        said.append(
-            f'<a href="#failed">{counted(failed, "score")} failed</a> and {_are(failed)} left out of the means.'
-        )
-    return f'<p class="notice">{" ".join(said)}</p>' if said else ""
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
-def _provenance(run: Mapping[str, Any], scores: Records, methods: dict[str, str], metrics: dict[str, str]) -> str:
+def _provenance(
+    run: Mapping[str, Any], scores: Records, methods: dict[str, str], metrics: dict[str, str]
+) -> list[Table]:
     """Tables of what was run, with what, and what went wrong."""
     names = {"model": "Model", "weights": "Weights", "data": "Data", "seed": "Seed", "device": "Device"}
     facts = [(title, run[name]) for name, title in names.items() if run.get(name) is not None]
@@ -170,16 +135,19 @@ def _provenance(run: Mapping[str, Any], scores: Records, methods: dict[str, str]
         )
         for one in run.get("errors") or ()
     ]
-    tables = [
-        table("skipped", "Skipped images", ("Image", "Error"), skipped),
-        table("failed", "Failed scores", ("Method", "Metric", "Count", "Error"), errors, numeric=("Count",)),
-        table("run", "Run", ("", ""), facts),
-        table("settings", "Settings", ("", ""), list((run.get("settings") or {}).items())),
-        table("versions", "Versions", ("", ""), list((run.get("versions") or {}).items())),
-        table("methods", "Methods", ("Title", "Name", "Source"), made),
-        table("metrics", "Metrics", ("Title", "Better", "Name", "Seconds per map"), described, ("Seconds per map",)),
+    return [
+        Table("skipped", "Skipped images", ("Image", "Error"), skipped),
+        Table("failed", "Failed scores", ("Method", "Metric", "Count", "Error"), errors, numeric=("Count",)),
+        Table("run", "Run", ("", ""), facts),
+        *(Table(name, name.title(), ("", ""), _listed(run.get(name) or {})) for name in ("settings", "versions")),
+        Table("methods", "Methods", ("Title", "Name", "Source"), made),
+        Table("metrics", "Metrics", ("Title", "Better", "Name", "Seconds per map"), described, ("Seconds per map",)),
     ]
-    return "\n".join(one for one in tables if one)
+
+
+def _listed(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Names and values, lists with commas."""
+    return [(name, ", ".join(map(str, v)) if isinstance(v, list | tuple) else v) for name, v in values.items()]
 
 
 def _values(scores: Records, metric: str, name: str) -> list[float]:

@@ -4,15 +4,15 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.transforms import Affine2D
-
-from ._report_table import text
 
 _MARKERS, _DASHES = "os^DvPX<>phd", ("", "5 2", "1.5 1.5")
 _INKS = 6  # colours that report.css has for lines
@@ -45,27 +45,26 @@ class Curve:
     high: Sequence[float]
 
 
-def plots(curves: Sequence[Curve], methods: dict[str, str], metrics: dict[str, str]) -> str:
-    """For each metric a legend, and a plot for each name of its curves, all of the same height."""
-    order = list(methods)
-    sections, count = [], 0
+Key = tuple[int, str, int, str, str]  # of a legend: number, title, ink, dashes and marker of a method's line
+Panel = tuple[str, str, str, Markup]  # a plot: its name, what its axis means, view box, and what the SVG holds
+
+
+def sections(
+    curves: Sequence[Curve], methods: dict[str, str], metrics: dict[str, str]
+) -> list[tuple[str, list[Key], list[Panel]]]:
+    """For each metric its title, a legend, and a plot for each name of its curves, all of the same height."""
+    order, numbers, found = list(methods), count(), []
     for metric, title in metrics.items():
         own = [curve for curve in curves if curve.metric == metric]
-        panels = []
-        for name in sorted(dict.fromkeys(curve.name for curve in own), key=lambda name: name == "LIF"):
-            panels.append(_panel([curve for curve in own if curve.name == name], own, order, title, f"plot{count}"))
-            count += 1
-        if panels:
-            shown = [method for method in methods if any(curve.method == method for curve in own)]
-            legend = "".join(_key(order.index(method), methods[method]) for method in shown)
-            sections.append(
-                f'<section class="curves{" wide" * (len(panels) > 1)}"><h3>{text(title)}</h3>\n'
-                f'<ul class="legend">{legend}</ul>\n<div class="plots">{"".join(panels)}</div></section>'
-            )
-    return "\n".join(sections)
+        names = sorted(dict.fromkeys(curve.name for curve in own), key=lambda name: name == "LIF")
+        drawn = {curve.method for curve in own}
+        keys = [_key(index, title) for index, (method, title) in enumerate(methods.items()) if method in drawn]
+        panels = [_panel([c for c in own if c.name == name], own, order, f"plot{next(numbers)}") for name in names]
+        found += [(title, keys, panels)] if panels else []
+    return found
 
 
-def _panel(curves: list[Curve], own: list[Curve], order: list[str], title: str, name: str) -> str:
+def _panel(curves: list[Curve], own: list[Curve], order: list[str], name: str) -> Panel:
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=(4.4, 2.9), layout="constrained")
         axes: Any = figure.subplots()
@@ -79,8 +78,7 @@ def _panel(curves: list[Curve], own: list[Curve], order: list[str], title: str, 
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     shown = _NAMES.get(curves[0].name, curves[0].name)
-    label = f"{title}, {shown}: mean of each method and its 95 % interval against {curves[0].axis}"
-    return f"<figure><figcaption>{text(shown)}</figcaption>{_inline(file.getvalue(), name, label)}</figure>"
+    return shown, curves[0].axis, *_inline(file.getvalue(), name)
 
 
 def _draw(axes: Any, curve: Curve, index: int) -> None:
@@ -104,32 +102,20 @@ def _limits(curves: list[Curve]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _inline(svg: str, name: str, label: str) -> str:
-    """Matplotlib's SVG as a part of the page: with ids of its own, colours of the style sheet and a label."""
-    svg = svg[svg.index("<svg") :]
+def _inline(svg: str, name: str) -> tuple[str, Markup]:
+    """The view box of Matplotlib's SVG, and the rest of it with ids of its own and colours of the style sheet."""
+    opened, svg = svg[svg.index("<svg") :].split(">", 1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)")
     svg = re.sub(r"#0001([0-9a-f]{2})\b", lambda found: f"var(--line{int(found[1], 16)})", svg)
-    view = re.search(r'viewBox="[^"]*"', svg)
-    opened = f'<svg class="plot" {view[0] if view else ""} role="img" aria-label="{text(label)}">'
-    return re.sub(r"<svg[^>]*>", lambda _: opened, svg, count=1)
+    return opened.split('viewBox="')[1].split('"')[0], Markup(svg)
 
 
-def _key(index: int, title: str) -> str:
-    """An entry of the legend: the line as it is drawn, and a box to hide it."""
+def _key(index: int, title: str) -> Key:
     marker = MarkerStyle(_MARKERS[index % len(_MARKERS)])
     outline = marker.get_path().transformed(marker.get_transform() + Affine2D().scale(7, -7).translate(18, 6))
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in np.concatenate(outline.to_polygons()))
-    ink, dash = f"var(--line{index % _INKS})", _DASHES[index // _INKS % len(_DASHES)]
-    swatch = (
-        f'<svg viewBox="0 0 36 12" aria-hidden="true" style="color:{ink}"><line x1="0" x2="36" y1="6" y2="6" '
-        f'stroke="currentColor" stroke-width="2" stroke-dasharray="{_scaled(dash)}"/>'
-        f'<polygon points="{points}" fill="currentColor"/></svg>'
-    )
-    return f'<li><label><input type="checkbox" data-line="{index}" checked>{swatch}{text(title)}</label></li>'
-
-
-def _scaled(dash: str) -> str:
-    return " ".join(f"{1.6 * float(one):.1f}" for one in dash.split())
+    dash = _DASHES[index // _INKS % len(_DASHES)]
+    return index, title, index % _INKS, " ".join(f"{1.6 * float(one):.1f}" for one in dash.split()), points

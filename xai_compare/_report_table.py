@@ -1,78 +1,69 @@
-"""The tables of the report, as HTML."""
+"""What the tables of the report hold."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 Records = list[dict[Any, Any]]
 
 _LEVEL, _PAIR = 0.05, ("method_a", "method_b")
-_HINTS = {"higher": "&uarr; higher is better", "lower": "&darr; lower is better"}
-_MARKS = {"best": ("&#9733;", "best"), "close": ("&asymp;", "not significantly different from the best")}
+_HINTS = {"higher": "\u2191 higher is better", "lower": "\u2193 lower is better"}
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """What is shown, and under it; `value` is what it is sorted by."""
+class Cell:
+    """What is shown, and under it; `value` is what it is sorted by, `mark` is "best", "close" or nothing."""
 
     value: float
     shown: str
     notes: Sequence[str] = ()
     mark: str = ""
 
-    def html(self) -> str:
-        sort = f' data-value="{self.value!r}"' if math.isfinite(self.value) else ""
-        sign, words = _MARKS.get(self.mark, ("", ""))
-        role = f' role="img" aria-label="{words}" title="{words}"' if sign else ""
-        notes = "".join(f"<small>{text(note)}</small>" for note in self.notes)
-        shown = f'<span class="value">{self.shown}</span><span class="mark"{role}>{sign}</span>'
-        return f'<td class="{self.mark}"{sort}>{shown}{notes}</td>'
-
 
 @dataclass(frozen=True)
-class _Column:
-    """A column of the table of scores."""
+class Column:
+    """A column of the table of scores, with a cell for each method."""
 
     title: str
     hint: str
     lowest_first: bool
-    cells: dict[str, _Cell]
-
-    def head(self) -> str:
-        first = "ascending" if self.lowest_first else "descending"
-        label = f"<button type='button'><span>{text(self.title)}</span> <small>{self.hint}</small></button>"
-        return f'<th scope="col" data-first="{first}">{label}</th>'
+    cells: dict[str, Cell]
 
 
-def score_table(
+@dataclass(frozen=True)
+class Table:
+    """Any other table; the first cell of a row is its head."""
+
+    name: str
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    numeric: Sequence[str] = ()
+
+
+def score_columns(
     run: Mapping[str, Any], scores: Records, pairs: Records, methods: dict[str, str], metrics: dict[str, str]
-) -> str:
-    """Head and body of the table of all scores; the best of each column is marked, and what may be as good."""
-    columns = [
+) -> list[Column]:
+    """The table of all scores; the best of each column is marked, and what may be as good."""
+    return [
         *_known(_rank_column(scores, methods)),
-        *(_metric_column(run, scores, pairs, metric, title) for metric, title in metrics.items()),
+        *(_metric_column(run, scores, pairs, methods, metric, title) for metric, title in metrics.items()),
         *_known(_cost_column(scores, methods, "explain_seconds", "Seconds")),
         *_known(_cost_column(scores, methods, "explain_forwards", "Forward passes")),
     ]
-    rows = []
-    for method, title in methods.items():
-        cells = "".join(column.cells.get(method, _Cell(math.nan, "&ndash;")).html() for column in columns)
-        name = f'<th scope="row" data-value="{text(title)}">{text(title)}</th>'
-        rows.append(f'<tr data-method="{text(method)}">{name}{cells}</tr>')
-    heads = '<th scope="col" data-first="ascending"><button type="button"><span>Method</span></button></th>'
-    heads += "".join(column.head() for column in columns)
-    return f"<thead><tr>{heads}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>"
 
 
-def _known(column: _Column) -> list[_Column]:
+def _known(column: Column) -> list[Column]:
     """The column, if it has a value."""
     return [column] if any(math.isfinite(cell.value) for cell in column.cells.values()) else []
 
 
-def _metric_column(run: Mapping[str, Any], scores: Records, pairs: Records, metric: str, title: str) -> _Column:
-    rows = {row["method"]: row for row in scores if row["metric"] == metric}
+def _metric_column(
+    run: Mapping[str, Any], scores: Records, pairs: Records, methods: Iterable[str], metric: str, title: str
+) -> Column:
+    found = {row["method"]: row for row in scores if row["metric"] == metric}
+    rows = {method: found.get(method, {}) for method in methods}
     known = [entry(run, "metrics", metric).get("direction"), *(row.get("direction") for row in rows.values())]
     direction = next((one for one in known if one in _HINTS), "")
     means = {method: to_float(row.get("mean")) for method, row in rows.items()}
@@ -80,10 +71,10 @@ def _metric_column(run: Mapping[str, Any], scores: Records, pairs: Records, metr
     places = decimals(means.values())
     most = max((to_float(row.get("n")) for row in rows.values()), default=0)
     cells = {
-        method: _Cell(means[method], number(means[method], places), _notes(row, places, most), marks.get(method, ""))
+        method: Cell(means[method], number(means[method], places), _notes(row, places, most), marks.get(method, ""))
         for method, row in rows.items()
     }
-    return _Column(title, _HINTS.get(direction, "neither is better"), direction == "lower", cells)
+    return Column(title, _HINTS.get(direction, "neither is better"), direction == "lower", cells)
 
 
 def _notes(row: dict[Any, Any], places: int, most: float) -> list[str]:
@@ -115,25 +106,25 @@ def _best(values: Mapping[str, float], direction: str = "lower") -> set[str]:
     return {method for method, value in finite.items() if value == top}
 
 
-def _rank_column(scores: Records, methods: Iterable[str]) -> _Column:
+def _rank_column(scores: Records, methods: Iterable[str]) -> Column:
     ranks = {method: _finite(scores, method, "mean_rank") for method in methods}
     most = max(map(len, ranks.values()), default=0)
     best = _best({method: mean(values) for method, values in ranks.items() if len(values) == most})
     cells = {}
     for method, values in ranks.items():
         notes = [f"{len(values)} of {most} metrics"] if 0 < len(values) < most else []
-        cells[method] = _Cell(mean(values), number(mean(values), 2), notes, "best" if method in best else "")
-    return _Column("Mean rank", f"over {counted(most, 'metric')}, &darr;&nbsp;1&nbsp;is best", True, cells)
+        cells[method] = Cell(mean(values), number(mean(values), 2), notes, "best" if method in best else "")
+    return Column("Mean rank", f"over {counted(most, 'metric')}, \u2193\u00a01\u00a0is best", True, cells)
 
 
-def _cost_column(scores: Records, methods: Iterable[str], name: str, title: str) -> _Column:
+def _cost_column(scores: Records, methods: Iterable[str], name: str, title: str) -> Column:
     costs = {method: mean(_finite(scores, method, name)) for method in methods}
     best = _best(costs)
     cells = {
-        method: _Cell(cost, number(cost, decimals([cost])), (), "best" if method in best else "")
+        method: Cell(cost, number(cost, decimals([cost])), (), "best" if method in best else "")
         for method, cost in costs.items()
     }
-    return _Column(title, "for one map, &darr; lower is better", True, cells)
+    return Column(title, f"for one map, {_HINTS['lower']}", True, cells)
 
 
 def _finite(scores: Records, method: str, name: str) -> list[float]:
@@ -141,7 +132,7 @@ def _finite(scores: Records, method: str, name: str) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def test_table(pairs: Records, methods: dict[str, str], metrics: dict[str, str]) -> str:
+def test_table(pairs: Records, methods: dict[str, str], metrics: dict[str, str]) -> Table:
     """All paired tests."""
     heads = ("Metric", "Method a", "Method b", "n", "Median of a - b", "p", "p (Holm)")
     rows = []
@@ -150,31 +141,12 @@ def test_table(pairs: Records, methods: dict[str, str], metrics: dict[str, str])
         names = metrics.get(row["metric"], row["metric"]), *(methods.get(row[m], row[m]) for m in _PAIR)
         difference = number(to_float(row.get("median_difference")), decimals(same))
         rows.append((*names, row.get("n", ""), difference, _p_value(row.get("p")), _p_value(row.get("p_holm"))))
-    return table("pairs", "Paired Wilcoxon tests", heads, rows, heads[3:])
+    return Table("pairs", "Paired Wilcoxon tests", heads, rows, heads[3:])
 
 
 def _p_value(value: Any) -> str:
     p = to_float(value)
     return "< 0.001" if p < 0.001 else number(p, 3)
-
-
-def table(
-    name: str, caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[str] = ()
-) -> str:
-    """A table that can be scrolled sideways; nothing without rows. All that is given is escaped."""
-    if not rows:
-        return ""
-    kinds = [' class="number"' if head in numeric else "" for head in heads]
-    top = "".join(f'<th scope="col"{kind}>{text(head)}</th>' for head, kind in zip(heads, kinds, strict=True))
-    body = []
-    for first, *rest in rows:
-        cells = "".join(f"<td{kind}>{text(cell)}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
-        body.append(f'<tr><th scope="row">{text(first)}</th>{cells}</tr>')
-    head = f"<thead><tr>{top}</tr></thead>" if any(heads) else ""
-    return (
-        f'<div class="scroll" id="{name}"><table><caption>{caption}</caption>{head}'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
 
 
 def entry(run: Mapping[str, Any], kind: str, name: str) -> Mapping[str, Any]:
@@ -211,8 +183,3 @@ def number(value: float, places: int) -> str:
         return "\u2013"
     shown = f"{value:.{places}f}"
     return shown.replace("-", "" if float(shown) == 0 else "\u2212")
-
-
-def text(value: Any) -> str:
-    """Escaped for HTML; lists with commas."""
-    return escape(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))

@@ -268,7 +268,9 @@ class Run:
 
 
 def _plain_settings(settings: Settings) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+    plain.pop("out")  # a run's folder may be moved
+    return plain
 
 
 def _versions() -> dict[str, str]:

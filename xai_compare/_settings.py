@@ -1,4 +1,4 @@
-"""What a run is asked to do."""
+"""The settings of a run, and how they are read from mappings and config files."""
 
 import dataclasses
 import tomllib
@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from ._names import slug
+from ._names import by_slug, parse_aliases, slug
 
 METHODS = (
     "cdam",
@@ -26,99 +27,120 @@ METHODS = (
 METRICS = ("soft-average-drop", "effective-average-drop", "box-sensitivity", "class-discrimination", "compactness")
 
 
+_KINDS = {str: "text", bool: "true or false"}
+
+
+class DeviceError(ValueError):
+    """A device that torch does not know or this machine does not have."""
+
+
+def _setting(default: Any, help: str, shown: str = "", **rules: Any) -> Any:
+    """A field with its help text, how help shows its default, and rules: `least` of a number, `choices` of a text."""
+    return field(default=default, metadata={"help": help, "shown": shown or str(default), **rules})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be given on the line or in a file.
+    """All settings of a run: command line, config files, validation and `--help` are derived from the fields."""
 
-    Attributes:
-        model: "digits", "timm:NAME", "torchvision:NAME", "transformers:NAME" or "python:MODULE:FUNCTION".
-        pretrained: Load the library's pretrained weights?
-        checkpoint: A file of weights to load, .safetensors or of torch.save.
-        data: "digits", a folder of images, or "python:MODULE:FUNCTION".
-        methods: Names of methods; "ig20=ig" calls one by another name, by which it has options of its own.
-        metrics: Names of metrics, likewise; "all" is this project's.
-        options: Arguments of methods and metrics, by name.
-        targets: "predicted", the likeliest class, or "label". "": the label of digit scenes, else the likeliest class.
-        limit: How many samples; None: all.
-        seed: Of everything that is drawn.
-        device: As torch names it; "": the best there is.
-        dtype: The model's, "float32", "float64", "bfloat16" or "float16"; "": as it is.
-        batch_size: How many samples are explained at once; a kill loses at most so many.
-        forward_batch: How many perturbed images pass the model at once.
-        gallery: How many samples the report shows.
-        resamples: Of the bootstrap.
-    """
-
-    model: str = "digits"
-    pretrained: bool = False
-    checkpoint: str = ""
-    data: str = ""
-    methods: tuple[str, ...] = METHODS
-    metrics: tuple[str, ...] = METRICS
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    targets: str = ""
-    limit: int | None = None
-    seed: int = 0
-    device: str = ""
-    dtype: str = ""
-    batch_size: int = 16
-    forward_batch: int = 64
-    gallery: int = 12
-    resamples: int = 2000
+    model: str = _setting("digits", "digits, timm:NAME, torchvision:NAME, transformers:NAME or python:MODULE:FUNCTION")
+    pretrained: bool = _setting(False, "load the library's pretrained weights", "no")
+    checkpoint: str = _setting("", "weights file to load: .safetensors, or saved by torch.save", "none")
+    data: str = _setting(
+        "", "image folder, digits or python:MODULE:FUNCTION", "digits for the model digits, else required"
+    )
+    methods: tuple[str, ...] = _setting(
+        METHODS, "comma-separated names; NAME=METHOD runs a method under another name", ", ".join(METHODS)
+    )
+    metrics: tuple[str, ...] = _setting(
+        METRICS, "comma-separated names; all selects every metric of this project", ", ".join(METRICS)
+    )
+    options: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict,
+        metadata={"help": "argument of a method, a metric, or the function that makes the model or data; repeatable"},
+    )
+    targets: str = _setting("", "class to explain", "label for digits, else predicted", choices=("predicted", "label"))
+    limit: int | None = _setting(None, "number of samples", "all; 100 for digits", least=1)
+    seed: int = _setting(0, "random seed", least=0)
+    device: str = _setting("", "torch device, e.g. cpu or cuda:0", "the best available")
+    dtype: str = _setting("", "dtype of the model", "unchanged", choices=("float32", "float64", "bfloat16", "float16"))
+    batch_size: int = _setting(
+        16, "samples per batch; at most this much work is lost if the process is killed", least=1
+    )
+    forward_batch: int = _setting(64, "batch size for perturbed images", least=1)
+    gallery: int = _setting(12, "number of samples in the report's gallery", least=0)
+    resamples: int = _setting(2000, "number of bootstrap resamples", least=100)
+    out: str = _setting("xai-compare-run", "output folder")
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 1), ("batch_size", 1), ("forward_batch", 1), ("gallery", 0), ("resamples", 100)):
-            value = getattr(self, name)
-            if value is None and name == "limit":
-                continue
-            if type(value) is not int or value < least:
-                raise ValueError(f"Expected `{name}` to be a whole number of at least {least}, got {value!r}.")
-        if type(self.seed) is not int or self.seed < 0:
-            raise ValueError(f"Expected `seed` to be a whole number of at least 0, got {self.seed!r}.")
-        if self.targets not in ("", "predicted", "label"):
-            raise ValueError(f"Expected `targets` to be 'predicted' or 'label', got {self.targets!r}.")
-        if self.dtype not in ("", "float32", "float64", "bfloat16", "float16"):
-            raise ValueError(
-                f"Expected `dtype` to be 'float32', 'float64', 'bfloat16' or 'float16', got {self.dtype!r}."
-            )
+        for one in dataclasses.fields(self):
+            _check(f"`{one.name}`", getattr(self, one.name), one)
+        if self.device:
+            _check_device(self.device)
 
 
 NAMES = tuple(one.name for one in dataclasses.fields(Settings))
 
 
-def from_mapping(given: Mapping[str, Any], where: str = "the settings") -> Settings:
+def _check(name: str, value: Any, one: dataclasses.Field[Any]) -> None:
+    least, choices = one.metadata.get("least"), one.metadata.get("choices")
+    if one.type in (str, bool) and not isinstance(value, one.type):
+        raise TypeError(f"Expected {name} to be {_KINDS[one.type]}, got {value!r}.")
+    if choices and value not in ("", *choices):
+        *others, last = map(repr, choices)
+        raise ValueError(f"Expected {name} to be {', '.join(others)} or {last}, got {value!r}.")
+    optional = value is None and one.default is None
+    if least is not None and not optional and (type(value) is not int or value < least):
+        raise ValueError(f"Expected {name} to be a whole number of at least {least}, got {value!r}.")
+
+
+def _check_device(name: str) -> None:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if accelerator else 0
+    known = {"cpu", *([accelerator.type] if accelerator else ()), *(f"{accelerator}:{i}" for i in range(count))}
+    try:
+        found = str(torch.device(name)) in known
+    except RuntimeError:
+        found = False
+    if not found:
+        raise DeviceError(f"Device {name!r} is not available. Available: {', '.join(sorted(known))}.")
+
+
+def from_mapping(given: Mapping[str, Any], where: str = "") -> Settings:
     """Settings from a file's or a function's mapping; names may have hyphens.
 
     Raises:
         TypeError: if a value has the wrong type.
         ValueError: if a setting is not known, or a value is wrong.
     """
-    plain = {str(name).replace("-", "_"): value for name, value in given.items()}
-    unknown = [name for name in plain if name not in NAMES]
+    plain, place = underscored(given), f" in {where}" if where else ""
+    unknown = [repr(name) for name in plain if name not in NAMES]
     if unknown:
-        raise ValueError(f"Unknown in {where}: {', '.join(unknown)}. Known are {', '.join(NAMES)}.")
+        plural = "s" * (len(unknown) > 1)
+        raise ValueError(f"Unknown setting{plural} {', '.join(unknown)}{place}. Known settings: {', '.join(NAMES)}.")
     for name in ("methods", "metrics"):
         if name in plain:
             plain[name] = names_in(plain[name], name)
     options = plain.get("options", {})
     if not isinstance(options, Mapping) or not all(isinstance(one, Mapping) for one in options.values()):
-        raise TypeError(f"Expected `options` in {where} to hold a table for each method or metric, got {options!r}.")
-    plain["options"] = {
-        slug(name): {str(key).replace("-", "_"): value for key, value in values.items()}
-        for name, values in options.items()
-    }
-    for one in dataclasses.fields(Settings):
-        if one.type in (str, bool) and not isinstance(plain.get(one.name, one.default), one.type):
-            raise TypeError(f"Expected `{one.name}` in {where} to be {one.type}, got {plain[one.name]!r}.")
+        raise TypeError(f"Expected `options`{place} to hold a table for each method or metric, got {options!r}.")
+    by_slug(map(str, options))
+    plain["options"] = {slug(str(name)): underscored(values) for name, values in options.items()}
     return Settings(**plain)
 
 
+def underscored(given: Mapping[Any, Any]) -> dict[str, Any]:
+    """The mapping with names of Python: underscores for hyphens."""
+    return {str(name).replace("-", "_"): value for name, value in given.items()}
+
+
 def names_in(value: Any, what: str) -> tuple[str, ...]:
-    """Names from a list, or from one text with commas."""
+    """Names from a list, or from comma-separated text; aliases as "ig20=ig"."""
     parts = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
     if not all(isinstance(part, str) for part in parts):
         raise TypeError(f"Expected `{what}` to be names, got {value!r}.")
-    return tuple("=".join(slug(side) for side in part.split("=", 1)) for part in parts if part.strip())
+    names = parse_aliases(part for part in parts if part.strip())
+    return tuple(own if own == of else f"{own}={of}" for own, of in names.items())
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -130,12 +152,12 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text()
         if path.suffix == ".toml":
-            return tomllib.loads(text)
+            return underscored(tomllib.loads(text))
         if path.suffix in (".yaml", ".yml"):
             found = yaml.safe_load(text)
             if isinstance(found, dict):
-                return found
-            raise ValueError(f"Expected {path} to hold settings, as `methods: [cdam, ixg]`, got {type(found)}.")
+                return underscored(found)
+            raise ValueError(f"Expected {path} to hold settings, e.g. `methods: [cdam, ixg]`, got {type(found)}.")
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    raise ValueError(f"Expected settings in a .toml or .yaml file, got {path}.")
+    raise ValueError(f"Expected a .toml or .yaml config file, got {path}.")

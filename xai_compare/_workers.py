@@ -17,7 +17,7 @@ _PATIENCE = timedelta(days=30)  # a share may take longer than another; a proces
 
 
 class WorkerError(RuntimeError):
-    """Another process of the run has ended."""
+    """Another process of the run has exited."""
 
 
 class StoppedError(BaseException):
@@ -59,7 +59,7 @@ class Workers:
         """Wait for all others.
 
         Raises:
-            WorkerError: if one of them has ended.
+            WorkerError: if one of them has exited.
         """
         if self.count > 1:
             with _noticing():
@@ -76,7 +76,7 @@ def _noticing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise WorkerError(f"another process of the run has ended ({str(error).splitlines()[0][:200]})") from error
+        raise WorkerError(f"another process of the run has exited ({str(error).splitlines()[0][:200]})") from error
 
 
 @contextmanager

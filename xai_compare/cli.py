@@ -4,7 +4,8 @@ import argparse
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +13,39 @@ from ._comparison import Comparison
 from ._methods import methods
 from ._metrics import metrics, our_metrics
 from ._names import slug
-from ._settings import METHODS, METRICS, names_in, read_file
+from ._settings import NAMES, DeviceError, Settings, from_mapping, read_file
 from ._workers import StoppedError, WorkerError, is_main
 from .compare import compare
 
-_HELP = {
-    "model": "digits, timm:NAME, torchvision:NAME, transformers:NAME or python:MODULE:FUNCTION (digits)",
-    "checkpoint": "a file of weights to load, .safetensors or of torch.save",
-    "data": "a folder of images, digits, or python:MODULE:FUNCTION",
-    "methods": f"names with commas; NAME=METHOD calls one by another name ({','.join(METHODS)})",
-    "metrics": f"names with commas; all: this project's ({','.join(METRICS)})",
-    "targets": "which class is explained: predicted or label (predicted; of digits the label)",
-    "limit": "how many samples (all; of digits 100)",
-    "seed": "of everything that is drawn (0)",
-    "device": "as torch names it (the best there is)",
-    "dtype": "of the model: float32, float64, bfloat16 or float16 (as it is)",
-    "batch-size": "how many samples are explained at once; a kill loses at most so many (16)",
-    "forward-batch": "how many perturbed images pass the model at once (64)",
-    "gallery": "how many samples the report shows (12)",
-    "resamples": "of the bootstrap (2000)",
-}
-_NUMBERS = {"limit", "seed", "batch-size", "forward-batch", "gallery", "resamples"}
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends with 1 if the run could not begin, 130 or 143 if it was stopped."""
+    """Run the command; exits with 1 if the run cannot start, 2 on a wrong option or device, 130 or 143 if stopped."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser().parse_args(given)
     if args.list:
         print(_listed())
         return
-    command = shlex.join(["xai-compare", *given])
-    out = args.out
+    out = Path(Settings.out)
     try:
         settings = _settings(args)
-        out = Path(settings.pop("out", "xai-compare-run"))
-        comparison = compare(**settings, out=out, command=command)
+        out = Path(settings.out)
+        comparison = compare(**vars(settings), command=shlex.join(["xai-compare", *given]))
     except (TypeError, ValueError, OSError) as error:
-        begun = isinstance(error, OSError) and (Path(out or ".") / "run.json").exists()
-        _stop(f"{error} {_left(out)}" if begun else str(error), 1)
+        begun = isinstance(error, OSError) and (out / "run.json").exists()
+        _stop(f"{error} {_left(out)}" if begun else str(error), 2 if isinstance(error, DeviceError) else 1)
     except KeyboardInterrupt:
         _stop(f"Stopped. {_left(out)}", 130)
     except StoppedError as error:
-        _stop(f"Stopped by {error}, as when another process of the run has ended. {_left(out)}", 143)
+        _stop(f"Stopped by {error} (another process of the run may have exited). {_left(out)}", 143)
     except WorkerError as error:
-        _stop(f"The run ended, as {error}. {_left(out)}", 1)
+        _stop(f"The run stopped: {error}. {_left(out)}", 1)
     else:
         if is_main():
             _tell(comparison)
 
 
-def _left(out: Path | str) -> str:
-    return f"What is finished is in {out}; the same command goes on from there."
+def _left(out: Path) -> str:
+    return f"Finished results are in {out}; run the same command again to continue."
 
 
 def _stop(message: str, code: int) -> None:
@@ -74,53 +56,54 @@ def _stop(message: str, code: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xai-compare",
-        description="Compare explanation methods by many scores, on your model and your data. Without arguments: on "
-        "scenes of handwritten digits, with bundled weights. Defaults are in parentheses.",
+        description="Compare explanation methods by many metrics, on your model and your data. Without arguments: on "
+        "scenes of handwritten digits, with bundled weights.",
+        argument_default=argparse.SUPPRESS,  # so that only what is given overrides the config file
     )
-    for name, text in _HELP.items():
-        parser.add_argument(f"--{name}", help=text, type=int if name in _NUMBERS else str)
-    parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction, help="load the library's weights (no)")
-    parser.add_argument("--out", help="the run's folder (xai-compare-run)")
-    parser.add_argument("--config", type=Path, help="a .toml or .yaml file with any of these; the line goes before it")
+    for one in fields(Settings):
+        if one.name != "options":
+            _add(parser, one)
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="NAME.KEY=VALUE",
-        help="an argument of a method or metric, or of what makes the model or data; may be given many times",
+        help=Settings.__dataclass_fields__["options"].metadata["help"],
     )
-    parser.add_argument("--list", action="store_true", help="name all methods and metrics, and end")
+    parser.add_argument(
+        "--config", type=Path, default=None, help="TOML or YAML file of settings; command-line options take precedence"
+    )
+    parser.add_argument("--list", action="store_true", default=False, help="list all methods and metrics, and exit")
     return parser
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if args.config is not None:
-        settings = {str(name).replace("-", "_"): value for name, value in read_file(args.config).items()}
-    line = vars(args)
-    settings |= {
-        name: line[name]
-        for name in (*(one.replace("-", "_") for one in _HELP), "pretrained", "out")
-        if line[name] is not None
-    }
-    for name in ("methods", "metrics"):
-        if name in settings:
-            settings[name] = names_in(settings[name], name)
-    given = settings.get("options", {})
-    if not isinstance(given, Mapping) or not all(isinstance(values, Mapping) for values in given.values()):
-        raise TypeError(f"Expected `options` in {args.config} to hold a table for each name, got {given!r}.")
-    options = {slug(name): dict(values) for name, values in given.items()}
+def _add(parser: argparse.ArgumentParser, one: Field[Any]) -> None:
+    """The command-line option of a setting."""
+    kind: dict[str, Any] = {"type": int if one.type in (int, int | None) else str}
+    if one.type is bool:
+        kind = {"action": argparse.BooleanOptionalAction}
+    elif "choices" in one.metadata:
+        kind["metavar"] = "{" + ",".join(one.metadata["choices"]) + "}"
+    text = f"{one.metadata['help']} (default: {one.metadata['shown']})"
+    parser.add_argument(f"--{one.name.replace('_', '-')}", help=text, **kind)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """The settings of the config file, overridden by those of the command line."""
+    line = {name: value for name, value in vars(args).items() if name in NAMES}
+    given = from_mapping((read_file(args.config) if args.config else {}) | line, str(args.config or ""))
+    options = {name: dict(values) for name, values in given.options.items()}
     for text in args.option:
         name, key, value = _option(text)
         options.setdefault(name, {})[key] = value
-    return settings | {"options": options}
+    return replace(given, options=options)
 
 
 def _option(text: str) -> tuple[str, str, Any]:
     left, equals, value = text.partition("=")
     name, dot, key = left.partition(".")
     if not equals or not dot or not name or not key:
-        raise ValueError(f"Expected --option NAME.KEY=VALUE, as smooth-cdam.nt_samples=20; got {text!r}.")
+        raise ValueError(f"Expected --option NAME.KEY=VALUE, e.g. smooth-cdam.nt_samples=20; got {text!r}.")
     try:
         return slug(name), key.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -57,7 +57,8 @@ def compare(
 
     Raises:
         TypeError: if something is not of the right kind.
-        ValueError: if a name is not known, a method does not fit the model, or the folder holds another run.
+        ValueError: if a name or setting is not known, the device is not available, a method does not fit the model, or
+            the folder holds another run.
         OSError: if the folder cannot be written.
 
     Example:
@@ -74,7 +75,7 @@ def compare(
     }
     data = "digits" if isinstance(data, str) and not data and model == "digits" else data
     given = from_mapping(
-        {"model": model if isinstance(model, str) else type(model).__name__}
+        {"model": model if isinstance(model, str) else type(model).__name__, "out": str(out)}
         | ({"data": str(data)} if isinstance(data, str | Path) else {})
         | named
         | settings
@@ -91,7 +92,9 @@ def compare(
         raise TypeError(f"Expected `model` to be a torch.nn.Module or a name, got {type(model)}.")
     subject = replace(subject, transform=transform or subject.transform, labels=list(labels) or subject.labels)
     if isinstance(data, str) and not data:
-        raise ValueError("Expected `data`: a folder of images, 'digits', or a dataset. On the line: --data FOLDER")
+        raise ValueError(
+            "Expected `data`: a folder of images, 'digits', or a dataset. On the command line: --data FOLDER"
+        )
     samples = as_samples(data, subject.transform, given.limit, given.seed, given.options.get("data", {}))
     workers = Workers(given.device or ("" if isinstance(model, str) else str(placement_of(model).device or "cpu")))
     with evaluation_mode(subject.model):

@@ -64,6 +64,11 @@ def methods_named(wanted: Any) -> dict[str, Method]:
     Raises:
         TypeError: if a value is neither a name nor callable.
         ValueError: if a name is not known, or two are the same once normalised.
+
+    Example:
+        >>> from xai_compare import methods_named
+        >>> list(methods_named(["CDAM", "mine=ig"]))
+        ['cdam', 'mine']
     """
     known = methods()
     if not isinstance(wanted, Mapping):

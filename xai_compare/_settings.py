@@ -41,7 +41,17 @@ def _setting(default: Any, help: str, shown: str = "", **rules: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run: command line, config files, validation and `--help` are derived from the fields."""
+    """All settings of a run: command line, config files, validation and `--help` are derived from the fields.
+
+    Raises:
+        TypeError: if a value is of the wrong type.
+        ValueError: if it is out of range.
+
+    Example:
+        >>> from xai_compare import Settings
+        >>> Settings(methods=("cdam", "ig"), limit=8).batch_size
+        16
+    """
 
     model: str = _setting("digits", "digits, timm:NAME, torchvision:NAME, transformers:NAME or python:MODULE:FUNCTION")
     pretrained: bool = _setting(False, "load the library's pretrained weights", "no")

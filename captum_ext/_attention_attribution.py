@@ -53,7 +53,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
         Args:
             inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
                 tuple for models of several inputs.
-            target: What to explain, as for CDAM: a class for all samples, a list or 1-D tensor with one for each, a
+            target: What to explain, as in Captum: a class for all samples, a list or 1-D tensor with one for each, a
                 tuple of indices for outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
                 AttentionMap and AttentionRollout accept any: attention does not depend on it.
             additional_forward_args: Further arguments of the model, such as an attention mask.

@@ -143,10 +143,11 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         """Which way the maps of these inputs are computed, and why not a faster one.
 
         Args:
-            inputs: As for `attribute`.
+            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
+                tuple for models of several inputs.
             target: Accepted as for `attribute`; the way does not depend on it.
-            additional_forward_args: As for `attribute`.
-            attribute_to_layer_input: As for `attribute`.
+            additional_forward_args: Further arguments of the model, such as an attention mask.
+            attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
 
         Returns:
             `.way` ("closed form", "autograd from the tokens" or "full runs of the model") and `.reason`.
@@ -175,9 +176,10 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         """The tokens that are explained, and where they lie on an image.
 
         Args:
-            inputs: As for `attribute`.
-            additional_forward_args: As for `attribute`.
-            attribute_to_layer_input: As for `attribute`.
+            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
+                tuple for models of several inputs.
+            additional_forward_args: Further arguments of the model, such as an attention mask.
+            attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
         """
         run = self._run(inputs, additional_forward_args, attribute_to_layer_input)
         grid = run.grid()

@@ -92,18 +92,20 @@ class CDAM(TokenAttribution):
         """Explain several targets of each sample from one pass through the model.
 
         Args:
-            inputs: As for `attribute`.
-            targets: A list of targets, each as for `attribute`: ints, one tensor with a class per sample, concepts.
-            additional_forward_args: As for `attribute`.
-            return_tokens: As for `attribute`.
-            attribute_to_layer_input: As for `attribute`.
+            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
+                tuple for models of several inputs.
+            targets: A list of targets: ints, one tensor with a class for each sample, tuples of indices, concepts.
+            additional_forward_args: Further arguments of the model, such as an attention mask.
+            return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
+            attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
 
         Returns:
             (batch, targets, height, width); for sequences, or with `return_tokens`, (batch, targets, tokens).
 
         Raises:
-            TypeError: as for `attribute`.
-            ValueError: as for `attribute`.
+            TypeError: if an argument is of the wrong kind.
+            ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
+                finite, or if no patch has a gradient.
         """
         request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
         answer: Tensors = self._attribute_many(request, _Gradient())

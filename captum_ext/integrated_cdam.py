@@ -33,12 +33,15 @@ class IntegratedCDAM(TokenAttribution):
     Captum's LayerIntegratedGradients cannot express it, because its baselines live in the model's input space.
 
     Args:
-        forward_func: As for CDAM.
-        layer: As for CDAM.
+        forward_func: A model, or any function that returns its output: a tensor, tuple, dictionary or ModelOutput.
+            The model runs in evaluation mode and is restored afterwards.
+        layer: The module whose output is the tokens, (batch, tokens, channels) or a feature map
+            (batch, channels, height, width). None: they are what the last attention reads, found in each call.
 
     Raises:
-        TypeError: as for CDAM.
-        ValueError: as for CDAM.
+        TypeError: if `forward_func` is not callable or `layer` not a module.
+        ValueError: if `layer` or `attention` is no part of the model. That there is no attention is an error of
+            `attribute`, whose message names a layer.
 
     Example:
         >>> import timm, torch
@@ -101,10 +104,12 @@ class IntegratedCDAM(TokenAttribution):
         """Explain one target for each sample.
 
         Args:
-            inputs: As for CDAM.
-            target: As for CDAM.
-            additional_forward_args: As for CDAM.
-            return_tokens: As for CDAM.
+            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
+                tuple for models of several inputs.
+            target: What to explain, as in Captum: a class for all samples, a list or 1-D tensor with one for each, a
+                tuple of indices for outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
+            additional_forward_args: Further arguments of the model, such as an attention mask.
+            return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
             baselines: Baseline tokens `T~`: a number, or a tensor that broadcasts to the tokens (batch, tokens,
                 channels). None: zeros.
             n_steps: Number of points on the path.
@@ -113,15 +118,18 @@ class IntegratedCDAM(TokenAttribution):
             internal_batch_size: The most samples to evaluate at once, steps times batch. None: as many as keep memory
                 independent of `n_steps`. It does not change the result.
             return_convergence_delta: Also return how far the scores are from completeness.
-            attribute_to_layer_input: As for CDAM.
+            attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
 
         Returns:
-            As for CDAM; with `return_convergence_delta` a pair, the second being (batch,): the sum of the scores over
-            all tokens less `f(T) - f(T~)`.
+            For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
+            (batch, tokens). Signed, in the unit of the score explained, in float32 or wider. A tuple holding it if
+            `inputs` is a tuple, as Captum's metrics expect. With `return_convergence_delta` a pair, the second being
+            (batch,): the sum of the scores over all tokens less `f(T) - f(T~)`.
 
         Raises:
             TypeError: if an argument is of the wrong kind.
-            ValueError: as for CDAM, or if an argument is out of range.
+            ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
+                finite, if no patch has a gradient, or if an argument is out of range.
         """
         request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)
@@ -175,23 +183,29 @@ class IntegratedCDAM(TokenAttribution):
         """Explain several targets of each sample along one path, from one pass through the model.
 
         Args:
-            inputs: As for CDAM.
-            targets: As for CDAM.
-            additional_forward_args: As for CDAM.
-            return_tokens: As for CDAM.
-            baselines: As for `attribute`.
-            n_steps: As for `attribute`.
-            method: As for `attribute`.
-            internal_batch_size: As for `attribute`.
-            return_convergence_delta: As for `attribute`.
-            attribute_to_layer_input: As for CDAM.
+            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
+                tuple for models of several inputs.
+            targets: A list of targets: ints, one tensor with a class for each sample, tuples of indices, concepts.
+            additional_forward_args: Further arguments of the model, such as an attention mask.
+            return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
+            baselines: Baseline tokens `T~`: a number, or a tensor that broadcasts to the tokens (batch, tokens,
+                channels). None: zeros.
+            n_steps: Number of points on the path.
+            method: One of Captum's quadratures: "riemann_right" (the paper's), "riemann_left", "riemann_middle",
+                "riemann_trapezoid", "gausslegendre".
+            internal_batch_size: The most samples to evaluate at once, steps times batch. None: as many as keep memory
+                independent of `n_steps`. It does not change the result.
+            return_convergence_delta: Also return how far the scores are from completeness.
+            attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
 
         Returns:
-            As for CDAM; with `return_convergence_delta` a pair, the second being (batch, targets).
+            (batch, targets, height, width); for sequences, or with `return_tokens`, (batch, targets, tokens).
+            With `return_convergence_delta` a pair, the second being (batch, targets).
 
         Raises:
-            TypeError: as for `attribute`.
-            ValueError: as for `attribute`.
+            TypeError: if an argument is of the wrong kind.
+            ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
+                finite, or if no patch has a gradient.
         """
         request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)

@@ -46,7 +46,7 @@ class RawAttention(Attribution):  # type: ignore[misc] # captum is untyped
         Args:
             inputs: (batch, channels, height, width).
             target: Accepted as in all of Captum's classes; the attention does not depend on it.
-            additional_forward_args: The same.
+            additional_forward_args: Accepted as in Captum; not used.
             stage: Which one, counted as in `forward_func.stages`.
 
         Returns:

@@ -35,12 +35,15 @@ class SmoothCDAM(TokenAttribution):
     scenes, 558.6 against plain CDAM's 546.8.
 
     Args:
-        forward_func: As for CDAM.
-        layer: As for CDAM.
+        forward_func: A model, or any function that returns its output: a tensor, tuple, dictionary or ModelOutput.
+            The model runs in evaluation mode and is restored afterwards.
+        layer: The module whose output is the tokens, (batch, tokens, channels) or a feature map
+            (batch, channels, height, width). None: they are what the last attention reads, found in each call.
 
     Raises:
-        TypeError: as for CDAM.
-        ValueError: as for CDAM.
+        TypeError: if `forward_func` is not callable or `layer` not a module.
+        ValueError: if `layer` or `attention` is no part of the model. That there is no attention is an error of
+            `attribute`, whose message names a layer.
 
     Example:
         >>> import timm, torch
@@ -67,10 +70,12 @@ class SmoothCDAM(TokenAttribution):
         """Explain one target for each sample.
 
         Args:
-            inputs: As for CDAM.
-            target: As for CDAM.
-            additional_forward_args: As for CDAM.
-            return_tokens: As for CDAM.
+            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
+                tuple for models of several inputs.
+            target: What to explain, as in Captum: a class for all samples, a list or 1-D tensor with one for each, a
+                tuple of indices for outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
+            additional_forward_args: Further arguments of the model, such as an attention mask.
+            return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
             nt_samples: How many noisy sets of tokens to average.
             stdevs: Standard deviation of the noise, in the unit of the tokens. None: half of the standard deviation of
                 the sample's own tokens, over all tokens and channels.
@@ -78,14 +83,17 @@ class SmoothCDAM(TokenAttribution):
                 independent of `nt_samples`. It does not change the result.
             generator: Source of the noise, on the device of the tokens. None: a fresh one, seeded by
                 `torch.initial_seed()`: `torch.manual_seed` governs it, and the global random state is left alone.
-            attribute_to_layer_input: As for CDAM.
+            attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
 
         Returns:
-            As for CDAM.
+            For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
+            (batch, tokens). Signed, in the unit of the score explained, in float32 or wider. A tuple holding it if
+            `inputs` is a tuple, as Captum's metrics expect.
 
         Raises:
             TypeError: if an argument is of the wrong kind.
-            ValueError: as for CDAM, or if an argument is out of range.
+            ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
+                finite, if no patch has a gradient, or if an argument is out of range.
         """
         request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
         formula = _Noise(nt_samples, stdevs, nt_samples_batch_size, generator)
@@ -107,22 +115,27 @@ class SmoothCDAM(TokenAttribution):
         """Explain several targets of each sample with the same noise, from one pass through the model.
 
         Args:
-            inputs: As for CDAM.
-            targets: As for CDAM.
-            additional_forward_args: As for CDAM.
-            return_tokens: As for CDAM.
-            nt_samples: As for `attribute`.
-            stdevs: As for `attribute`.
-            nt_samples_batch_size: As for `attribute`.
-            generator: As for `attribute`.
-            attribute_to_layer_input: As for CDAM.
+            inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
+                tuple for models of several inputs.
+            targets: A list of targets: ints, one tensor with a class for each sample, tuples of indices, concepts.
+            additional_forward_args: Further arguments of the model, such as an attention mask.
+            return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
+            nt_samples: How many noisy sets of tokens to average.
+            stdevs: Standard deviation of the noise, in the unit of the tokens. None: half of the standard deviation of
+                the sample's own tokens, over all tokens and channels.
+            nt_samples_batch_size: How many noisy copies of the batch to evaluate at once. None: as many as keep memory
+                independent of `nt_samples`. It does not change the result.
+            generator: Source of the noise, on the device of the tokens. None: a fresh one, seeded by
+                `torch.initial_seed()`: `torch.manual_seed` governs it, and the global random state is left alone.
+            attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
 
         Returns:
-            As for CDAM.
+            (batch, targets, height, width); for sequences, or with `return_tokens`, (batch, targets, tokens).
 
         Raises:
-            TypeError: as for `attribute`.
-            ValueError: as for `attribute`.
+            TypeError: if an argument is of the wrong kind.
+            ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
+                finite, or if no patch has a gradient.
         """
         request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
         formula = _Noise(nt_samples, stdevs, nt_samples_batch_size, generator)

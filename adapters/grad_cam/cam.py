@@ -21,7 +21,7 @@ class CAM(ABC, Generic[W]):
     Args:
         model: The wrapped model.
         target_layers: Accepted so that the class sits in a list with others; not used.
-        reshape_transform: The same.
+        reshape_transform: Accepted for the same reason; not used.
 
     Raises:
         TypeError: if the model is not of the wrapper's class.

@@ -18,7 +18,7 @@ class MHEXEvidenceCAM(CAM[MHEX]):
     Args:
         model: An adapters.MHEX with its heads.
         target_layers: Accepted so that the class sits in a list with others; not used.
-        reshape_transform: The same.
+        reshape_transform: Accepted for the same reason; not used.
         settings: `alpha`, `beta`, `gamma_pos`, `gamma_neg` and `activation` of `captum_ext.MHEXCAM.attribute`.
 
     Raises:

@@ -37,7 +37,7 @@ class RawAttentionCAM(CAM[CAStream]):
     Args:
         model: An adapters.CAStream.
         target_layers: Accepted so that the class sits in a list with others; not used.
-        reshape_transform: The same.
+        reshape_transform: Accepted for the same reason; not used.
 
     Raises:
         TypeError: if the model is not a CAStream.

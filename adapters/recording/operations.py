@@ -25,7 +25,7 @@ class Operation:
         name: The function's name.
         func: The function.
         args: Its arguments, tensors replaced by their slots.
-        kwargs: The same.
+        kwargs: Its keyword arguments, tensors replaced by their slots.
         inputs: The slots in them.
         outputs: The slots of the tensors it returned or changed.
         differentiable: Did the model's code allow gradients here?

@@ -159,3 +159,41 @@ def test_equal_values_in_other_tensors_are_another_state():
     key = state_key(model)
     model[4].weight = nn.Parameter(model[4].weight.detach().clone())
     assert state_key(model) != key
+
+
+def quantised_per_channel():
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    return torch.quantize_per_channel(torch.ones(9, 2), ones, zeros, 1, torch.qint8)
+
+
+TENSORS = {
+    "not initialised": lambda: nn.LazyLinear(3).weight,
+    "meta": lambda: torch.ones(3, device="meta"),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(9), 0.1, 0, torch.quint8),
+    "quantised per channel": quantised_per_channel,
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "expanded": lambda: torch.ones(1).expand(5, 4),
+    "of other types": lambda: [torch.ones(3).to(kind) for kind in (torch.bool, torch.bfloat16, torch.cfloat)],
+    "conjugate": lambda: torch.ones(3, dtype=torch.cfloat).conj(),
+    "empty": lambda: torch.empty(0, 3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(quantize_per|nested tensors|torch.nested|Lazy)")
+@pytest.mark.parametrize("make", TENSORS.values(), ids=TENSORS)
+def test_tensors_of_every_kind_have_a_place_in_the_key(make):
+    model = network()
+    model.held = make()
+    key = state_key(model)
+    assert key == state_key(model)
+    model.held = make()
+    assert key != state_key(model)
+
+
+def test_a_change_in_a_part_of_a_larger_tensor_is_noticed():
+    model = network()
+    model[4].weight.data = torch.randn(10, 32)[::2, ::2]
+    key = state_key(model)
+    model[4].weight.data += 1
+    assert key != state_key(model)

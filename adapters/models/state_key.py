@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _SAMPLED = 8  # values of each tensor that are compared, besides its identity and version
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
@@ -78,7 +79,7 @@ def _described(root: Any) -> tuple[Any, ...]:
                 parts += (name, kind, one)
             elif isinstance(one, Tensor):
                 tensors.append(one)
-                parts += (name, id(one), 0 if one.is_inference() else one._version)  # noqa: SLF001
+                parts += (name, id(one), 0 if is_lazy(one) or one.is_inference() else one._version)  # noqa: SLF001
             elif id(one) in numbers:
                 parts += (name, numbers[id(one)])
             elif not _has_contents(one):
@@ -111,15 +112,21 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _values(tensors: list[Tensor]) -> Iterator[Any]:
-    """Types, shapes and a few values of tensors."""
+    """Shapes and a few values of tensors; nothing of those that have none or do not show them."""
     samples: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        count = tensor.numel()
+        if is_lazy(tensor) or tensor.is_nested:
+            continue
         yield tensor.shape
-        if count and tensor.layout is torch.strided:
-            flat = tensor.detach() if tensor.is_contiguous() else tensor.detach().reshape(-1)
-            taken = torch.as_strided(flat, (min(_SAMPLED, count),), (max(1, count // _SAMPLED),))
-            samples.setdefault((tensor.device, tensor.dtype), []).append(taken)
+        count = tensor.numel()
+        if not count or tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
+            continue
+        step = max(1, count // _SAMPLED)
+        if tensor.is_contiguous():
+            taken = torch.as_strided(tensor.detach(), (min(_SAMPLED, count),), (step,))  # quicker than slicing
+        else:
+            taken = tensor.detach().reshape(-1)[::step][:_SAMPLED]
+        samples.setdefault((tensor.device, tensor.dtype), []).append(taken)
     for kind, parts in samples.items():
         yield kind
         yield torch.cat(parts).cpu().view(torch.uint8).numpy().tobytes()

@@ -4,29 +4,47 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _CASTS = frozenset(["to", "type", "type_as", "float", "half", "bfloat16", "double"])
+MOVED_AXES = frozenset(
+    [
+        "transpose",
+        "permute",
+        "t",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "adjoint",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "moveaxis",
+        "squeeze",
+        "unsqueeze",
+    ]
+)
+"""The same tensor with its axes in another order, or with axes of size 1 more or less."""
+
+PARTS = frozenset(
+    [
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "unbind",
+    ]
+)
+"""A tensor cut along one axis."""
+
 VIEWS = (
-    frozenset(
+    MOVED_AXES
+    | frozenset(
         [
             "view",
             "reshape",
             "flatten",
             "unflatten",
-            "permute",
-            "transpose",
-            "swapaxes",
-            "swapdims",
-            "movedim",
-            "moveaxis",
-            "t",
-            "T",
-            "mT",
-            "H",
-            "mH",
-            "adjoint",
             "contiguous",
             "clone",
-            "squeeze",
-            "unsqueeze",
             "view_as",
             "reshape_as",
             "alias",
@@ -37,43 +55,42 @@ VIEWS = (
 )
 """Every element of the result is one of the argument's, and each comes once."""
 
-MOVES = VIEWS | frozenset(
-    [
-        "roll",
-        "pad",
-        "chunk",
-        "split",
-        "tensor_split",
-        "split_with_sizes",
-        "unbind",
-        "__getitem__",
-        "select",
-        "narrow",
-        "cat",
-        "concat",
-        "concatenate",
-        "stack",
-        "hstack",
-        "vstack",
-        "repeat",
-        "repeat_interleave",
-        "tile",
-        "flip",
-        "expand",
-        "expand_as",
-        "index_select",
-        "gather",
-        "take_along_dim",
-        "unfold",
-        "detach",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "alpha_dropout",
-        "pixel_unshuffle",
-        "unsafe_chunk",
-        "unsafe_split",
-    ]
+MOVES = (
+    VIEWS
+    | PARTS
+    | frozenset(
+        [
+            "roll",
+            "pad",
+            "__getitem__",
+            "select",
+            "narrow",
+            "cat",
+            "concat",
+            "concatenate",
+            "stack",
+            "hstack",
+            "vstack",
+            "repeat",
+            "repeat_interleave",
+            "tile",
+            "flip",
+            "expand",
+            "expand_as",
+            "index_select",
+            "gather",
+            "take_along_dim",
+            "unfold",
+            "detach",
+            "dropout",
+            "dropout1d",
+            "dropout2d",
+            "alpha_dropout",
+            "pixel_unshuffle",
+            "unsafe_chunk",
+            "unsafe_split",
+        ]
+    )
 )
 """Every element of the result is one of the arguments', or a constant."""
 

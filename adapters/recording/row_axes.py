@@ -15,35 +15,12 @@ from torch import Tensor
 
 from .call_arguments import full_index, joining_axis, normalized_shape, reduced_axes
 from .continuation import substituted, tensors_in
-from .operation_names import ELEMENTWISE
+from .operation_names import ELEMENTWISE, MOVED_AXES, PARTS
 from .operations import NotInClosedFormError, Operation, Slot
 from .recorder import Recorder
 
 MOST_ROWS = 8
 
-_VIEWED = frozenset(
-    [
-        "transpose",
-        "permute",
-        "t",
-        "T",
-        "mT",
-        "H",
-        "mH",
-        "adjoint",
-        "swapaxes",
-        "swapdims",
-        "movedim",
-        "moveaxis",
-        "squeeze",
-        "unsqueeze",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "unbind",
-    ]
-)
 RESHAPED = frozenset(["view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel"])
 _REDUCED = frozenset(["mean", "sum", "var", "std", "norm", "vector_norm", "amax", "amin"])
 
@@ -90,6 +67,7 @@ class RowAxes:
         externals: dict[Slot, Tensor],
     ) -> None:
         self._recorder = recorder
+        self._operations = operations
         self._count = count
         self._externals = externals
         self.axes: dict[Slot, Axis | None] = dict(start)
@@ -303,7 +281,7 @@ class RowAxes:
         **dict.fromkeys(["matmul", "__matmul__"], _product),
         **dict.fromkeys(_REDUCED, _reduced),
         **dict.fromkeys(RESHAPED, _reshape),
-        **dict.fromkeys(_VIEWED, _viewed),
+        **dict.fromkeys(MOVED_AXES | PARTS, _viewed),
         "addmm": _addmm,
         "normalize": _normalize,
         "cat": _cat,

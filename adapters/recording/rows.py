@@ -9,49 +9,11 @@ from .call_arguments import full_index
 from .continuation import autocast_of, repeated, substituted, tensors_in
 from .operation_names import ELEMENTWISE
 from .operations import NotInClosedFormError, Operation, Slot
-from .recorder import Recorder
 from .row_axes import RESHAPED, Axis, RowAxes
 
 
-class RowPlan:
-    """How recorded operations are repeated for the rows that are picked.
-
-    Args:
-        recorder: The recording.
-        operations: The operations, in order.
-        start: The axis of the rows in each tensor that is given; None where it has none.
-        count: How many rows there are.
-        externals: The other tensors that the operations read.
-
-    Attributes:
-        axes: The axis of the rows in each tensor on the way.
-
-    Raises:
-        NotInClosedFormError: if an operation is not known to keep rows apart.
-    """
-
-    def __init__(
-        self,
-        recorder: Recorder,
-        operations: list[Operation],
-        start: dict[Slot, Axis | None],
-        count: int,
-        externals: dict[Slot, Tensor],
-    ) -> None:
-        self._recorder = recorder
-        self._operations = operations
-        self._externals = externals
-        self._rows = RowAxes(recorder, operations, start, count, externals)
-        self.axes = self._rows.axes
-
-    @property
-    def picked(self) -> list[int] | Tensor | None:
-        """The rows that are picked: numbers, or one tensor with a number for each sample; None: no rows are."""
-        return self._rows.picked
-
-    def settle(self, slot: Slot) -> None:
-        """A part of the rows counts as picked."""
-        self._rows.settle(slot)
+class RowPlan(RowAxes):
+    """How recorded operations are repeated for the rows that are picked; arguments and errors are those of RowAxes."""
 
     def run(self, given: dict[Slot, Tensor], rows: list[int] | Tensor | None, wanted: list[Slot]) -> list[Tensor]:
         """The values of some slots, computed for these rows only.
@@ -105,12 +67,12 @@ class RowPlan:
             if axis.stop is not None:
                 raise NotInClosedFormError("tokens that differ between samples are taken apart")
             return rows_of(external, place, rows, len(out))
-        here = self._rows.rows_on(axis)
+        here = self.rows_on(axis)
         return rows_of(external, place, [row - axis.start for row in rows if row in here])
 
     def _number(self, axis: Axis, rows: list[int] | Tensor) -> int:
         """How many of the rows lie on an axis."""
-        return 1 if isinstance(rows, Tensor) else sum(row in self._rows.rows_on(axis) for row in rows)
+        return 1 if isinstance(rows, Tensor) else sum(row in self.rows_on(axis) for row in rows)
 
     def _take(self, operation: Operation, tensor: Tensor, read: Slot, rows: list[int] | Tensor, value: Any) -> Tensor:
         axis = self.axes[read]
@@ -137,7 +99,7 @@ class RowPlan:
         """Where the rows that an index takes lie among those there are."""
         if isinstance(rows, Tensor):
             raise NotInClosedFormError("tokens that differ between samples are taken apart")
-        here = self._rows.rows_on(axis)
+        here = self.rows_on(axis)
         taken = here[index]
         present = [row for row in rows if row in here]
         return [place for place, row in enumerate(present) if row in (taken if isinstance(taken, range) else (taken,))]

@@ -110,14 +110,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             raise TypeError(f"Expected `attention` to be an int, a torch.nn.Module or None, got {type(attention)}.")
         if layer is not None and attention is not None:
             raise ValueError("Expected `layer` or `attention`, got both: each says where the tokens are.")
-        root = root_module(uncompiled(forward_func))
-        part = layer if layer is not None else attention
-        if isinstance(part, nn.Module) and root is not None and all(part is not module for module in root.modules()):
-            raise ValueError(
-                f"Expected `{'attention' if layer is None else 'layer'}` to be a part of the model, got a "
-                f"{type(part).__name__} that is not in this {type(root).__name__}. Take it from the model that "
-                f"is passed."
-            )
+        _check_part("attention" if layer is None else "layer", attention if layer is None else layer, forward_func)
         self.attention = attention
         self._earliest: int | None = None  # the lowest number that the last attention had so far
         LayerAttribution.__init__(self, forward_func, layer)
@@ -237,6 +230,22 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             return parts
         maps: Tensor = parts[..., grid.order.to(parts.device)].unflatten(-1, (grid.height, grid.width))
         return maps
+
+
+def _check_part(argument: str, part: int | nn.Module | None, forward: Callable[..., Any]) -> None:
+    if not isinstance(part, nn.Module):
+        return
+    root = root_module(uncompiled(forward))
+    if root is not None and all(part is not module for module in root.modules()):
+        raise ValueError(
+            f"Expected `{argument}` to be a part of the model, got a {type(part).__name__} that is not in this "
+            f"{type(root).__name__}. Take it from the model that is passed."
+        )
+    if isinstance(part, torch.jit.ScriptModule):
+        raise ValueError(
+            f"Expected `{argument}` to be a plain module, got a {part.original_name} that torch.jit made: its calls "
+            "cannot be watched. Pass the module before it was scripted, or one in front of it."
+        )
 
 
 def _scores(formula: Formula, run: TokenPass, scores: Sequence[Score]) -> Tensor:

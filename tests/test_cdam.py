@@ -92,3 +92,18 @@ def test_of_two_transformers_the_last_to_run_is_explained_and_the_other_can_be_c
     model, x = Both().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(CDAM(model).attribute(x, 1), -CDAM(model.right).attribute(x, 1))
     torch.testing.assert_close(CDAM(model, attention=model.left).attribute(x, 1), CDAM(model.left).attribute(x, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_scripted_parts_stop_neither_the_map_nor_the_advice_where_no_attention_is_found():
+    model = tiny_vit()
+    x = torch.randn(2, 3, 32, 32)
+    expected = CDAM(model).attribute(x, 1)
+    model.head = torch.jit.script(model.head)
+    torch.testing.assert_close(CDAM(model).attribute(x, 1), expected)
+    convolutions = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.jit.script(torch.nn.ReLU()), torch.nn.Flatten())
+    with pytest.raises(ValueError, match=r'layer=.*get_submodule\("0"\)'):
+        CDAM(convolutions).attribute(x, 0)
+    for argument in ("layer", "attention"):
+        with pytest.raises(ValueError, match=f"Expected `{argument}` to be a plain module, got a Linear"):
+            CDAM(model, **{argument: model.head})

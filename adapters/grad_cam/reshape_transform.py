@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.evaluation_mode import evaluation_mode
+from ..models.hooks import watch_outputs
+from ..models.unwrapping import modules_of
 from ..recording import Grid, TokenPass
 
 _USUAL_SIZE = 224
@@ -124,17 +126,12 @@ def target_layer_for(model: nn.Module, image_size: tuple[int, int] | None = None
     run, size = _empty_pass(model, image_size)
     found: list[nn.Module] = []
 
-    def note(module: nn.Module, _: Any, output: Any) -> None:
+    def note(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output.shape == run.tokens.shape and torch.equal(output, run.tokens):
             found.append(module)
 
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with torch.no_grad(), evaluation_mode(model):
-            model(_empty_image(model, size))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watch_outputs(modules_of(model), note), torch.no_grad(), evaluation_mode(model):
+        model(_empty_image(model, size))
     if not found:
         raise ValueError(f"No module of this {type(model).__name__} returns the tokens of its last attention.")
     return found[-1]

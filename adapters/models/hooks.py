@@ -1,11 +1,12 @@
 """Hooks that see only the calling thread's module calls."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.jit import ScriptModule
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 
@@ -30,6 +31,34 @@ def watch_calls(
             after(module, args, output)
 
     hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def watch_outputs(
+    modules: Collection[nn.Module], note: Callable[[nn.Module, tuple[Any, ...], Any], None]
+) -> Iterator[None]:
+    """Call a function after each call of these modules in this thread: with the module, its arguments and its output.
+
+    Scripted modules take no hooks of their own: where there are some, hooks of all modules see them.
+    """
+    thread = threading.get_ident()
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if threading.get_ident() == thread:
+            note(module, args, output)
+
+    def leave_scripted(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module in scripted:
+            leave(module, args, output)
+
+    scripted = {module for module in modules if isinstance(module, ScriptModule)}
+    hooks = [module.register_forward_hook(leave) for module in modules if module not in scripted]
+    hooks += [register_module_forward_hook(leave_scripted)] if scripted else []
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..models import evaluation_mode, modules_of, output_tensor, root_module, uncompiled
+from ..models.hooks import watch_outputs
 from .watched_pass import Forward
 
 
@@ -15,20 +16,15 @@ def layer_advice(forward: Forward, arguments: tuple[Any, ...]) -> str:
     root, batch = root_module(uncompiled(forward)), arguments[0].shape[0]
     found: list[tuple[nn.Module, Tensor]] = []
 
-    def note(module: nn.Module, _: Any, output: Any) -> None:
+    def note(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output.is_floating_point() and output.dim() >= 3:
             places = output.shape[2:] if output.dim() > 3 else output.shape[1:2]
             if output.shape[0] == batch and places.numel() > 1:
                 found.append((module, output))
 
     copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), arguments)
-    hooks = [module.register_forward_hook(note) for module in modules_of(root)]
-    try:
-        with torch.no_grad(), evaluation_mode(forward):
-            output = output_tensor(forward(*copies))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watch_outputs(modules_of(root), note), torch.no_grad(), evaluation_mode(forward):
+        output = output_tensor(forward(*copies))
     names = {} if root is None else {module: name for name, module in root.named_modules()}
     fits = [names[module] for module, made in found if made is not output and made.shape != output.shape]
     fits = [name for name in fits if name]

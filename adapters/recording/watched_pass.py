@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..models.hooks import watch_outputs
 from .attention_calls import AttentionCall, AttentionFinder, projected
 from .continuation import Continuation
 from .hook_point import HookPoint, exchanged_at
@@ -180,17 +181,15 @@ class WatchedPass:
             here = followed[0]
         return vector
 
-    @contextmanager
-    def _noting_modules(self, root: nn.Module | None) -> Iterator[None]:
+    def _noting_modules(self, root: nn.Module | None) -> AbstractContextManager[None]:
         """Note what the modules of the model's first level read and made, or those of the one part it consists of."""
-        thread = threading.get_ident()
         level = root
         while level is not None and len(children := list(level.children())) == 1:
             level = children[0]
         parts = [] if level is None else [m for m in level.children() if any(p.dim() > 1 for p in m.parameters())]
 
-        def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if threading.get_ident() != thread or not isinstance(output, Tensor) or not args:
+        def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not isinstance(output, Tensor) or not args:
                 return
             read = self.recorder.slot_of(args[0]) if isinstance(args[0], Tensor) else None
             made = self.recorder.slot_of(output)
@@ -198,12 +197,7 @@ class WatchedPass:
                 self._module_calls[made] = read
                 self._head = (args[0], output)
 
-        hooks = [part.register_forward_hook(leave) for part in parts]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return watch_outputs(parts, note)
 
     def _listen(self, operation: Operation) -> None:
         if self._held or self._latent_wanted:

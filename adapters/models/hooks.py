@@ -1,7 +1,7 @@
 """Hooks that see only the calling thread's module calls."""
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,11 +40,11 @@ def watch_calls(
 
 @contextmanager
 def watch_outputs(
-    modules: Collection[nn.Module], note: Callable[[nn.Module, tuple[Any, ...], Any], None]
+    modules: Iterable[nn.Module], note: Callable[[nn.Module, tuple[Any, ...], Any], None]
 ) -> Iterator[None]:
     """Call a function after each call of these modules in this thread: with the module, its arguments and its output.
 
-    Scripted modules take no hooks of their own: where there are some, hooks of all modules see them.
+    Scripted modules take no hooks and are left out.
     """
     thread = threading.get_ident()
 
@@ -52,13 +52,7 @@ def watch_outputs(
         if threading.get_ident() == thread:
             note(module, args, output)
 
-    def leave_scripted(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if module in scripted:
-            leave(module, args, output)
-
-    scripted = {module for module in modules if isinstance(module, ScriptModule)}
-    hooks = [module.register_forward_hook(leave) for module in modules if module not in scripted]
-    hooks += [register_module_forward_hook(leave_scripted)] if scripted else []
+    hooks = [module.register_forward_hook(leave) for module in modules if not isinstance(module, ScriptModule)]
     try:
         yield
     finally:

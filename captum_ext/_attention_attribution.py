@@ -10,7 +10,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from adapters.models import is_image, root_module, uncompiled
-from adapters.recording import AttentionMatrices, Readout, mean_weights, weights_and_gradients
+from adapters.recording import AttentionMatrices, Prediction, mean_weights, weights_and_gradients
 
 from ._checks import as_tuple, checked_inputs, samples_where
 from ._features import full_precision
@@ -99,7 +99,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             self.forward_func,
             arguments,
             len(given),
-            lambda readout, weights: _gradients(score, readout, weights),
+            lambda prediction, weights: _gradients(score, prediction, weights),
             positive_relevance,
             last_only=self._last_only,
             latent=isinstance(score, ConceptScore),
@@ -116,10 +116,12 @@ def through(row: Tensor, matrix: Tensor) -> Tensor:
     return (row[:, None] @ matrix)[:, 0]
 
 
-def _gradients(score: Callable[[Readout], Tensor], readout: Readout, weights: Sequence[Tensor]) -> list[Tensor]:
+def _gradients(
+    score: Callable[[Prediction], Tensor], prediction: Prediction, weights: Sequence[Tensor]
+) -> list[Tensor]:
     """Those of the score."""
     with torch.enable_grad():
-        values = score(readout)
+        values = score(prediction)
     found: Sequence[Tensor | None] = [None] * len(weights)
     if values.requires_grad:
         found = torch.autograd.grad(values.sum(), weights, allow_unused=True)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from adapters.recording import Readout, TokenPass
+from adapters.recording import Prediction, TokenPass
 
-Score = Callable[[Readout], Tensor]
+Score = Callable[[Prediction], Tensor]
 
 
 def relevance(tokens: Tensor, gradients: Tensor, channels: int = -1) -> Tensor:
@@ -53,7 +53,7 @@ def smooth_relevance(
     for _ in range(samples):
         noise(drawn)
         noisy = (run.tokens + deviation * drawn).to(run.tokens.dtype).requires_grad_()
-        for target, gradient in enumerate(_gradients(scores, run.read(noisy), noisy)):
+        for target, gradient in enumerate(_gradients(scores, run.predict(noisy), noisy)):
             total[target] = total[target] + relevance(noisy.detach(), gradient, run.channels) / samples
     return torch.stack([torch.as_tensor(part) for part in total])
 
@@ -77,7 +77,7 @@ def integrated_relevance(
     total: list[Tensor | float] = [0.0] * len(scores)
     for alpha, weight in zip(alphas, weights, strict=True):
         step = (baseline.to(wide) + alpha * difference.to(wide)).to(run.tokens.dtype).requires_grad_()
-        for target, gradient in enumerate(_gradients(scores, run.read(step), step)):
+        for target, gradient in enumerate(_gradients(scores, run.predict(step), step)):
             total[target] = total[target] + weight * relevance(difference, gradient, run.channels)
     return torch.stack([torch.as_tensor(part) for part in total])
 
@@ -85,15 +85,15 @@ def integrated_relevance(
 def scores_at(run: TokenPass, scores: Sequence[Score], tokens: Tensor) -> Tensor:
     """The scores themselves for other tokens, (targets, batch)."""
     with torch.no_grad():
-        readout = run.read(tokens)
-        return torch.stack([score(readout) for score in scores])
+        prediction = run.predict(tokens)
+        return torch.stack([score(prediction) for score in scores])
 
 
-def _gradients(scores: Sequence[Score], readout: Readout, tokens: Tensor) -> Iterator[Tensor]:
+def _gradients(scores: Sequence[Score], prediction: Prediction, tokens: Tensor) -> Iterator[Tensor]:
     """The gradient of each score with respect to the tokens; zeros where a score does not depend on them."""
     for left, score in zip(range(len(scores) - 1, -1, -1), scores, strict=True):
         with torch.enable_grad():
-            total = score(readout).sum()
+            total = score(prediction).sum()
         if not total.requires_grad:
             yield torch.zeros_like(tokens)
             continue

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.recording import DifferentOutputError, LastAttention, NotInClosedFormError, Readout
+from adapters.recording import DifferentOutputError, LastAttention, NotInClosedFormError, Prediction
 
-from ._features import Copies, full_precision
+from ._features import CopyLayout, full_precision
 from ._perturbed_tokens import Chunk, InterpolatedTokens, NoisyTokens
 from ._targets import Score
 
@@ -58,7 +58,7 @@ def closed_form_scores(last: LastAttention, scores: Sequence[Score], copies: Int
     """The scores themselves, (targets, copies, batch)."""
     with torch.no_grad():
         parts = [
-            torch.stack([score(Evaluation.of(last, chunk).readout) for score in scores])
+            torch.stack([score(Evaluation.of(last, chunk).prediction) for score in scores])
             for chunk in copies.chunks(last)
         ]
         return torch.cat(parts, 1).view(len(scores), len(copies), -1)
@@ -88,7 +88,7 @@ class Evaluation:
         along: Products of the vectors with what the keys are multiplied with.
         weights: The attention's weights (batch, heads, M, tokens).
         mixed: The attention's output (m * batch, heads, r, width), a leaf.
-        readout: What the model returns, with the graph from there.
+        prediction: What the model returns, with the graph from there.
     """
 
     last: LastAttention
@@ -99,7 +99,7 @@ class Evaluation:
     along: Tensor
     weights: Tensor
     mixed: Tensor
-    readout: Readout
+    prediction: Prediction
 
     @classmethod
     def of(cls, last: LastAttention, chunk: Chunk) -> "Evaluation":
@@ -124,14 +124,14 @@ class Evaluation:
             mixed = copies.as_samples(mixed).contiguous()
         mixed.requires_grad_()
         with torch.set_grad_enabled(bool(gradients)):
-            readout = last.read(mixed, tokens)
+            prediction = last.predict(mixed, tokens)
         if chunk.own is not None:
             first = chunk.own * copies.batch
             try:
-                last.run.check(Readout(readout.outputs[first : first + copies.batch], readout.latents))
+                last.run.check(Prediction(prediction.outputs[first : first + copies.batch], prediction.latents))
             except DifferentOutputError:
                 raise NotInClosedFormError("taken apart, the model returns something else") from None
-        return cls(last, chunk, tokens, query, vectors, along, weights, mixed, readout)
+        return cls(last, chunk, tokens, query, vectors, along, weights, mixed, prediction)
 
     def relevance(self, scores: Sequence[Score], *, again: bool) -> Tensor:
         """Relevance (targets, batch, tokens), summed over the chunk.
@@ -172,7 +172,7 @@ class Evaluation:
     def _gradients(self, scores: Sequence[Score], *, again: bool) -> list[Tensor]:
         """Those of the scores by the attention's output and by the tokens' rows behind it, (targets, ...)."""
         with torch.enable_grad():
-            total = torch.stack([score(self.readout).sum() for score in scores])
+            total = torch.stack([score(self.prediction).sum() for score in scores])
         each = torch.eye(len(scores), dtype=total.dtype, device=total.device)
         return _gradients([total], [self.mixed, self.tokens], each, again=again)
 
@@ -200,7 +200,7 @@ def _or_zeros(gradient: Tensor | None, end: Tensor, number: int) -> Tensor:
     return end.new_zeros((number, *end.shape)) if gradient is None else gradient
 
 
-def _masked(last: LastAttention, products: Tensor, copies: Copies) -> Tensor:
+def _masked(last: LastAttention, products: Tensor, copies: CopyLayout) -> Tensor:
     mask, scaled = last.mask, last.scale * products
     if mask is None:
         return scaled

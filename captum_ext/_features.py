@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Copies(NamedTuple):
+class CopyLayout(NamedTuple):
     """How m copies of a batch of tensors for the first r tokens lie in memory.
 
     By samples, as a model takes them: (m * batch, heads, r, ...), the batch repeated copy after copy.
@@ -44,7 +44,7 @@ class Copies(NamedTuple):
         summed: Tensor = rows.unflatten(1, (self.number, self.rows)).sum(2)
         return summed.transpose(0, 1)
 
-    def times(self, number: int) -> "Copies":
+    def times(self, number: int) -> "CopyLayout":
         """The layout of so many times as many copies, one set after the other."""
         return self._replace(number=self.number * number)
 
@@ -80,7 +80,7 @@ class Features(ABC):
 class LinearFeatures(Features):
     """Features that are linear in the tokens."""
 
-    copies: Copies
+    copies: CopyLayout
 
     @abstractmethod
     def mix(self, weights: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class PathFeatures(LinearFeatures):
     """
 
     alphas: Tensor
-    copies: Copies
+    copies: CopyLayout
 
     def times(self, number: int) -> Self:
         """As for Features."""
@@ -188,7 +188,7 @@ class NoisyFeatures(LinearFeatures):
     weight: Tensor
     noise: Tensor
     deviation: float | Tensor
-    copies: Copies
+    copies: CopyLayout
 
     def times(self, number: int) -> Self:
         """As for Features."""

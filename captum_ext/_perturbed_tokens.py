@@ -11,7 +11,7 @@ from torch import Tensor
 from adapters.recording import LastAttention, Projection
 
 from ._features import (
-    Copies,
+    CopyLayout,
     Features,
     InterpolatedFeatures,
     LinearFeatures,
@@ -38,7 +38,7 @@ class Chunk(NamedTuple):
         at_once: For how many targets there is memory at once.
     """
 
-    copies: Copies
+    copies: CopyLayout
     keys: Features
     values: LinearFeatures
     tokens: Tensor
@@ -87,7 +87,7 @@ class InterpolatedTokens:
         del step
         for here in parts:
             points = torch.tensor(alphas[here], dtype=wide, device=tokens.device)
-            copies = Copies(len(points), len(tokens), last.query_rows)
+            copies = CopyLayout(len(points), len(tokens), last.query_rows)
             keys: Features = of_key(points, copies)
             if turned and last.key.turn is not None and isinstance(keys, InterpolatedFeatures):
                 keys = MaterialisedKeys(keys, _bias(last.key, wide), last.key.turn, tokens.dtype)
@@ -105,7 +105,7 @@ class InterpolatedTokens:
 
 def _projected(
     projection: Projection, step: Tensor, baseline: Tensor | None, wide: torch.dtype
-) -> Callable[[Tensor, Copies], LinearFeatures]:
+) -> Callable[[Tensor, CopyLayout], LinearFeatures]:
     """Features at some points of the path; a turn that is linear is done once."""
     steps = projection.of(step).to(wide).contiguous()
     start = None if baseline is None else projection.of(baseline).to(wide).contiguous()
@@ -118,7 +118,7 @@ def _projected(
 
 def _unprojected(
     projection: Projection, step: Tensor, baseline: Tensor | None, wide: torch.dtype
-) -> Callable[[Tensor, Copies], LinearFeatures]:
+) -> Callable[[Tensor, CopyLayout], LinearFeatures]:
     start = None if baseline is None else baseline.to(wide)
     return functools.partial(UnprojectedFeatures, start=start, step=step.to(wide), weight=projection.weight.to(wide))
 
@@ -164,7 +164,7 @@ class NoisyTokens:
             weights = memory.new_full((len(drawn),), 1 / self.samples)
             if here.start == 0:
                 weights[0] = 0
-            copies = Copies(len(drawn), len(tokens), last.query_rows)
+            copies = CopyLayout(len(drawn), len(tokens), last.query_rows)
             keys = NoisyFeatures(key_steps, key_weight, drawn, of_heads, copies)
             own = (last.own_rows(tokens) + deviation * _noise_rows(last, drawn)).flatten(0, 1)
             yield Chunk(

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.recording import Readout
+from adapters.recording import Prediction
 
 from .concept_target import ConceptTarget
 
 Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | ConceptTarget | None
-Score = Callable[[Readout], Tensor]
+Score = Callable[[Prediction], Tensor]
 
 
 def score_of(target: Target, batch: int, device: torch.device | None = None) -> Score:
-    """The function that reads a target's scores (copies * batch,) from a readout.
+    """The function that reads a target's scores (copies * batch,) from a prediction.
 
     Args:
         target: As in Captum: a class for all samples, one for each (a list or 1-D tensor), tuples of indices for
@@ -61,9 +61,9 @@ class ConceptScore:
 
     target: ConceptTarget
 
-    def __call__(self, readout: Readout) -> Tensor:
+    def __call__(self, prediction: Prediction) -> Tensor:
         """(samples,) similarities."""
-        return self.target.score(readout.latents)
+        return self.target.score(prediction.latents)
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class OutputScore:
     index: Tensor | None
     largest: tuple[int, ...] = ()
 
-    def __call__(self, readout: Readout) -> Tensor:
+    def __call__(self, prediction: Prediction) -> Tensor:
         """(samples,) outputs."""
-        outputs = readout.outputs
+        outputs = prediction.outputs
         if self.index is None:
             return _only_value(outputs)
         self._check(outputs)

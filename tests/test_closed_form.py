@@ -559,8 +559,8 @@ def test_smooth_cdam_of_given_noise_is_its_definition(name):
     left = iter(drawn)
     copies = NoisyTokens(len(drawn), lambda to: to.copy_(next(left)), sigma, at_once=2)
 
-    def score(readout):
-        return readout.outputs.unflatten(0, (-1, len(rows)))[:, rows, target].flatten()
+    def score(prediction):
+        return prediction.outputs.unflatten(0, (-1, len(rows)))[:, rows, target].flatten()
 
     run = TokenPass(case.model, (case.inputs, *case.extra))
     same(closed_form_relevance(LastAttention(run), [score], copies), [expected])

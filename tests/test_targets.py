@@ -13,10 +13,10 @@ from captum_ext._targets import score_of
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def readout(outputs):
-    from adapters.recording import Readout
+def prediction(outputs):
+    from adapters.recording import Prediction
 
-    return Readout(outputs, None)
+    return Prediction(outputs, None)
 
 
 @given(
@@ -40,19 +40,19 @@ def test_every_form_reads_the_same_logits_as_indexing(batch, classes, copies, fo
     }[form]
     outputs = torch.arange(float(copies * batch * classes)).view(copies * batch, classes)
     expected = [outputs[k * batch + b, rows[b]].item() for k in range(copies) for b in range(batch)]
-    assert score_of(target, batch)(readout(outputs)).tolist() == expected
+    assert score_of(target, batch)(prediction(outputs)).tolist() == expected
 
 
 def test_tuples_index_outputs_of_more_axes():
     outputs = torch.arange(24.0).view(2, 3, 4)
-    assert score_of((1, 2), 2)(readout(outputs)).tolist() == [6.0, 18.0]
-    assert score_of([(0, 3), (2, 1)], 2)(readout(outputs)).tolist() == [3.0, 21.0]
+    assert score_of((1, 2), 2)(prediction(outputs)).tolist() == [6.0, 18.0]
+    assert score_of([(0, 3), (2, 1)], 2)(prediction(outputs)).tolist() == [3.0, 21.0]
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
 def test_none_is_for_one_value_a_sample(shape):
     outputs = torch.tensor([3.0, 5.0]).view(shape)
-    assert score_of(None, 2)(readout(outputs)).tolist() == [3.0, 5.0]
+    assert score_of(None, 2)(prediction(outputs)).tolist() == [3.0, 5.0]
 
 
 @pytest.mark.parametrize(

@@ -12,5 +12,5 @@ from .places import Grid as Grid
 from .projections import Projection as Projection
 from .token_pass import DifferentOutputError as DifferentOutputError
 from .token_pass import NoTokensError as NoTokensError
-from .token_pass import Readout as Readout
+from .token_pass import Prediction as Prediction
 from .token_pass import TokenPass as TokenPass

@@ -15,11 +15,11 @@ from .attention_weights import (
     fused_weights,
     last_weights,
     rows_read,
-    weights_with_readout,
+    weights_with_prediction,
 )
 from .continuation import substituted
 from .recorder import Recorder
-from .token_pass import Readout, TokenPass
+from .token_pass import Prediction, TokenPass
 
 
 class AttentionMatrices(NamedTuple):
@@ -74,7 +74,7 @@ def weights_and_gradients(
     forward: Callable[..., Any],
     arguments: tuple[Any, ...],
     followed: int,
-    gradients: Callable[[Readout, Sequence[Tensor]], Sequence[Tensor]],
+    gradients: Callable[[Prediction, Sequence[Tensor]], Sequence[Tensor]],
     combine: Callable[[Tensor, Tensor], Tensor],
     *,
     last_only: bool,
@@ -93,11 +93,11 @@ def weights_and_gradients(
     """
     run = TokenPass(forward, arguments, followed=followed, latent=latent)
     calls = run.attentions()
-    weights, readout = weights_with_readout(run, calls[-1:] if last_only else calls)
+    weights, prediction = weights_with_prediction(run, calls[-1:] if last_only else calls)
     heads = [by_heads(x.detach(), run.batch) for x in weights]
     check_keys(heads[-1], run)
     _check_fit(heads)
-    found = gradients(readout, weights)
+    found = gradients(prediction, weights)
     with torch.no_grad():
         matrices = [combine(x, by_heads(g, run.batch)) for x, g in zip(heads, found, strict=True)]
         row = _row(run, heads[-1].mean(1))

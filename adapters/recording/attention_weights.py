@@ -10,7 +10,7 @@ from torch import Tensor
 from .attention_calls import AttentionCall
 from .last_attention import LastAttention
 from .operations import NotInClosedFormError, Replacement
-from .token_pass import Readout, TokenPass
+from .token_pass import Prediction, TokenPass
 
 
 class UnreadableAttentionError(ValueError):
@@ -67,7 +67,7 @@ def by_heads(weights: Tensor, batch: int) -> Tensor:
     )
 
 
-def weights_with_readout(run: TokenPass, calls: list[AttentionCall]) -> tuple[list[Tensor], Readout]:
+def weights_with_prediction(run: TokenPass, calls: list[AttentionCall]) -> tuple[list[Tensor], Prediction]:
     """The weights of some attentions, in order, and what the model returns, differentiable by them.
 
     The model runs again from the beginning; the first of the attentions starts the graph.
@@ -78,14 +78,14 @@ def weights_with_readout(run: TokenPass, calls: list[AttentionCall]) -> tuple[li
     kept = _KeptWeights()
     replacements = {(call.softmax or call.operation).call: kept.replacement(call) for call in calls}
     if len(calls) == 1 and calls[0] is run.continuation.attention and run.reason is None:
-        readout = run.replayed(run.tokens, replacements)
+        prediction = run.replayed(run.tokens, replacements)
     else:
         with torch.no_grad():
-            readout = run.repeat(replacements)
-    run.check(readout)
+            prediction = run.repeat(replacements)
+    run.check(prediction)
     if len(kept.weights) != len(calls):
         raise UnreadableAttentionError("The model ran other attentions when it ran again.")
-    return kept.weights, readout
+    return kept.weights, prediction
 
 
 class _KeptWeights:
@@ -130,7 +130,7 @@ def last_weights(run: TokenPass) -> Tensor:
     call = run.continuation.attention
     assert call is not None  # noqa: S101
     if run.reason is not None:
-        return check_keys(by_heads(weights_with_readout(run, [call])[0][0].detach(), run.batch), run)
+        return check_keys(by_heads(weights_with_prediction(run, [call])[0][0].detach(), run.batch), run)
     return check_keys(_last_weights(run, call), run)
 
 

@@ -12,7 +12,7 @@ from .operations import NotInClosedFormError, Operation, Slot
 from .projections import between, projection_of
 from .row_axes import MOST_ROWS, Axis
 from .rows import RowPlan, rows_of
-from .token_pass import Readout, TokenPass
+from .token_pass import Prediction, TokenPass
 
 
 class LastAttention:
@@ -136,7 +136,7 @@ class LastAttention:
         )
         return found
 
-    def read(self, attended: Tensor, rows: Tensor) -> Readout:
+    def predict(self, attended: Tensor, rows: Tensor) -> Prediction:
         """What the model returns.
 
         Args:
@@ -154,7 +154,7 @@ class LastAttention:
             return tuple(self._after.run({**known, **given}, self.picked_queries, wanted))
 
         found = self._of_copies(follow, copies, attended, rows)
-        return Readout(found[0], found[-1])
+        return Prediction(found[0], found[-1])
 
     def _wanted(self) -> list[Slot]:
         """The slots of the output and of the latent, if that is wanted."""

@@ -26,7 +26,7 @@ from .watched_pass import Forward, WatchedPass, is_scripted, watched
 MOST_PASSES = 4
 
 
-class Readout(NamedTuple):
+class Prediction(NamedTuple):
     """What the model returned for some tokens: the output to explain, and what its head read."""
 
     outputs: Tensor
@@ -63,7 +63,7 @@ class TokenPass:
         channels: The axis of the channels.
         layout: How the model had the samples in them.
         batch: How many samples there are.
-        readout: What the model returned in this very pass.
+        prediction: What the model returned in this very pass.
         reason: Why what follows the tokens cannot be repeated without running the whole model; None if it can.
 
     Raises:
@@ -107,7 +107,7 @@ class TokenPass:
         self.layout = BatchLayout(self.batch) if point is not None else self._find_layout()
         self.tokens = self.layout.to_batch(found.tokens)
         self.channels = channel_axis(one.recorder, found, self.layout, at_layer=point is not None)
-        self.readout = Readout(one.output, one.output if one.latent is None else one.latent.detach())
+        self.prediction = Prediction(one.output, one.output if one.latent is None else one.latent.detach())
         self.reason = found.reasons[0] if found.reasons else None
         if self._scripted:
             self.reason = self.reason or "a part of the model is scripted (TorchScript)"
@@ -149,8 +149,8 @@ class TokenPass:
             one.finish()
         return one
 
-    def read(self, tokens: Tensor) -> Readout:
-        """The readout for other tokens of the same shape, differentiable by them if they require a gradient."""
+    def predict(self, tokens: Tensor) -> Prediction:
+        """The prediction for other tokens of the same shape, differentiable by them if they require a gradient."""
         if self.reason is None:
             try:
                 return self.replayed(tokens)
@@ -158,13 +158,13 @@ class TokenPass:
                 self.reason = str(error)
         return self._rerun(tokens)
 
-    def check(self, readout: Readout) -> None:
-        """See whether a readout of the tokens themselves is what the model returned.
+    def check(self, prediction: Prediction) -> None:
+        """See whether a prediction of the tokens themselves is what the model returned.
 
         Raises:
             DifferentOutputError: if it is not.
         """
-        own, found = self.readout.outputs, readout.outputs.detach()
+        own, found = self.prediction.outputs, prediction.outputs.detach()
         if own.shape != found.shape:
             raise DifferentOutputError
         eps = max(torch.finfo(x.dtype).eps for x in (own, found, self.tokens) if x.is_floating_point())
@@ -175,32 +175,32 @@ class TokenPass:
         if error > eps**0.5 * torch.where(finite, own.abs(), 0).max():
             raise DifferentOutputError
 
-    def checked(self, tokens: Tensor) -> Readout:
-        """The readout of the tokens themselves, which must be what the model returned.
+    def checked(self, tokens: Tensor) -> Prediction:
+        """The prediction of the tokens themselves, which must be what the model returned.
 
         Raises:
             ValueError: if the model returns something else each time.
         """
         if self.reason is None:
-            readout = self.read(tokens)
+            prediction = self.predict(tokens)
             try:
-                self.check(readout)
-                return readout
+                self.check(prediction)
+                return prediction
             except DifferentOutputError:
                 self.reason = "what the model computes was not seen completely"
-        readout = self._rerun(tokens)
+        prediction = self._rerun(tokens)
         try:
-            self.check(readout)
+            self.check(prediction)
         except DifferentOutputError:
             raise ValueError(
                 "The model returns something else each time it is called with the same inputs: is something "
                 "random in it, or "
                 "does it keep a state from one call to the next?"
             ) from None
-        return readout
+        return prediction
 
-    def replayed(self, tokens: Tensor, replacements: Mapping[int, Replacement] | None = None) -> Readout:
-        """The readout by repeating the recorded operations, some of them replaced.
+    def replayed(self, tokens: Tensor, replacements: Mapping[int, Replacement] | None = None) -> Prediction:
+        """The prediction by repeating the recorded operations, some of them replaced.
 
         Raises:
             NotReplayableError: if they cannot be repeated.
@@ -209,9 +209,9 @@ class TokenPass:
         with torch.inference_mode(False), torch.set_grad_enabled(tokens.requires_grad or bool(replacements)):
             wanted = [slot for slot in (one.output_slot, one.latent_slot) if slot is not None]
             found = self.continuation.run(self.layout.from_batch(tokens), wanted, replacements)
-        return Readout(found[0], found[-1])
+        return Prediction(found[0], found[-1])
 
-    def _rerun(self, tokens: Tensor) -> Readout:
+    def _rerun(self, tokens: Tensor) -> Prediction:
         """The same by running the model from the beginning, with the tokens exchanged."""
         tokens = self.layout.from_batch(tokens)
         with torch.enable_grad():
@@ -220,7 +220,7 @@ class TokenPass:
             reads = self.continuation.all_reads
             return self.repeat({read.call: with_tokens(read, self.slot, tokens) for read in reads})
 
-    def repeat(self, replacements: Mapping[int, Replacement], at_point: Tensor | None = None) -> Readout:
+    def repeat(self, replacements: Mapping[int, Replacement], at_point: Tensor | None = None) -> Prediction:
         """What the model returns when it runs again, with some operations replaced.
 
         Args:
@@ -256,7 +256,7 @@ class TokenPass:
                 "The model does other things each time it is called with the same inputs, so that its tokens cannot be "
                 "exchanged. Is something random in it?"
             )
-        return Readout(output, latents[-1] if latents else output)
+        return Prediction(output, latents[-1] if latents else output)
 
     def _head(self) -> Operation | None:
         """The operation that makes the latent."""

@@ -128,14 +128,14 @@ def _way_back(recorder: Recorder, slot: Slot, samples: int) -> tuple[Slot, list[
 
 def rearranged(recorder: Recorder, operation: Operation, made: Slot, labels: Mapping[Slot, Tensor]) -> Tensor | None:
     """The labels of what an operation makes that rearranges tensors; what comes from elsewhere has 0."""
-    (like, *_) = labels.values()
+    (like, *_), nothing = labels.values(), torch.zeros((), dtype=torch.double)
 
-    def value(slot: Slot) -> Tensor:
-        return labels[slot] if slot in labels else like.new_zeros(()).expand(recorder.shapes[slot])
+    def value(slot: Slot) -> Tensor:  # in floating point, as torch cannot rearrange all patches of integers
+        return labels[slot].double() if slot in labels else nothing.expand(recorder.shapes[slot])
 
     args, kwargs = substituted((operation.args, operation.kwargs), value)
     try:
         results = tensors_in(repeated(operation, args, kwargs))
     except (RuntimeError, TypeError, IndexError):
         return None
-    return results[operation.outputs.index(made)] if made in operation.outputs else None
+    return results[operation.outputs.index(made)].to(like.dtype) if made in operation.outputs else None

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from .attention_calls import AttentionCall, projected
 from .operation_names import FLATTENINGS
 from .operations import Operation, Replacement, Slot
-from .recorder import Recorder, version_of
+from .recorder import Recorder, storage_of, version_of
 from .tokens import reads_of
 
 _ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
@@ -83,6 +83,8 @@ class Continuation:
 
     def add(self, operation: Operation) -> None:
         """Take an operation that just ran, if it depends on the tokens."""
+        if operation.mutated is not None:
+            self._preserve(operation, operation.mutated)
         reads = self.reads_tokens(operation)
         if not reads and self.dependent.isdisjoint(operation.inputs):
             return
@@ -148,8 +150,27 @@ class Continuation:
             self.reasons.append("a tensor from before the tokens is changed in place")
         else:
             self.externals[slot] = operation.before
-            if slot == self.slot:
-                self.tokens = operation.before
+
+    def _preserve(self, operation: Operation, slot: Slot) -> None:
+        """Keep what was taken as it was before an operation changed its memory, perhaps through another view of it."""
+        target = self._recorder.tensor(slot)
+        if target is None or operation.before is None or not (storage := storage_of(target)):
+            return
+        taken = {**self.externals, self.slot: self.tokens}
+        stale = [one for one in taken if self._versions.get(one) == version_of(taken[one]) - 1]
+        stale = [one for one in stale if storage_of(taken[one]) == storage and taken[one].dtype == target.dtype]
+        if not stale:
+            return
+        count = target.untyped_storage().nbytes() // target.element_size()
+        whole = target.detach().as_strided((count,), (1,), 0).clone()
+        whole.as_strided(target.shape, target.stride(), target.storage_offset()).copy_(operation.before)
+        for one in stale:
+            before = whole.as_strided(taken[one].shape, taken[one].stride(), taken[one].storage_offset())
+            if one == self.slot:
+                self.tokens = before
+            if one in self.externals:
+                self.externals[one] = before
+            del self._versions[one]
 
     def _take(self, slot: Slot) -> Tensor:
         tensor = self._recorder.tensor(slot)

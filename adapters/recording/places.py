@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .batch_layout import BatchLayout, rearranged
 from .operation_names import ELEMENTWISE, MOVES, PRODUCTS, SOFTMAXES
@@ -181,9 +180,7 @@ def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slo
         if labels.shape == shape and operation.name not in _MIXES_LAST:
             return labels
         return _lowest(labels, -1, keepdim=True).expand(shape) if labels.shape[:-1] == shape[:-1] else None
-    kind = torch.float64 if operation.func is F.unfold else torch.int32
-    moved = rearranged(recorder, operation, made, {slot: numbers.to(kind) for slot, numbers in given.items()})
-    return None if moved is None else moved.int()
+    return rearranged(recorder, operation, made, given)
 
 
 def covers(grid: Grid, image_size: tuple[int, int]) -> bool:

@@ -42,7 +42,7 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, sources: list[Tensor], listener: Listener, guarded: list[Tensor] | None = None) -> None:
         super().__init__()
-        self._guarded = {x.untyped_storage()._cdata for x in guarded or ()}  # noqa: SLF001
+        self._guarded = {storage_of(x) for x in guarded or ()}
         self.calls = 0
         self.operations: list[Operation] = []
         self.shapes: list[torch.Size] = []
@@ -158,13 +158,13 @@ class Recorder(TorchFunctionMode):
         if has_graph(tensor):  # whatever is seen runs without one
             if slot is None or not any(writer.unseen for writer in self.writers[slot]):
                 slot = self._made_unseen(tensor) or slot
-        elif slot is None and tensor.untyped_storage()._cdata in self._changed_storages:  # noqa: SLF001
+        elif slot is None and self._changed_storages and storage_of(tensor) in self._changed_storages:
             return self._new(tensor, None, follows=True)
         return self._new(tensor, None, follows=False) if slot is None else slot
 
     def _is_guarded(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         target = _target(name, args, kwargs)
-        return target is not None and target.untyped_storage()._cdata in self._guarded  # noqa: SLF001
+        return target is not None and storage_of(target) in self._guarded
 
     def _run(self, operation: Operation, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, mutates: bool) -> Any:
         if torch.is_autocast_enabled(self.device):
@@ -191,7 +191,7 @@ class Recorder(TorchFunctionMode):
         operation.returned_a_value = not outputs and result is not None
         if operation.mutated is not None and target is not None and target._is_view():  # noqa: SLF001
             operation.changes_view = True
-            self._changed_storages.add(target.untyped_storage()._cdata)  # noqa: SLF001
+            self._changed_storages.add(storage_of(target))
         self._listener(operation)
         return result
 
@@ -237,6 +237,14 @@ def _mark(tensor: Tensor) -> None:
         tensor.requires_grad_()  # also of a view, which only says so because the other tensor does
     except RuntimeError:  # a view of something that was changed in place
         return
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Where a tensor's memory is, the same for all views of it; 0 without any (sparse, or batched by torch.func)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 def has_graph(tensor: Tensor) -> bool:

@@ -128,10 +128,13 @@ def _way_back(recorder: Recorder, slot: Slot, samples: int) -> tuple[Slot, list[
 
 def rearranged(recorder: Recorder, operation: Operation, made: Slot, labels: Mapping[Slot, Tensor]) -> Tensor | None:
     """The labels of what an operation makes that rearranges tensors; what comes from elsewhere has 0."""
-    (like, *_), nothing = labels.values(), torch.zeros((), dtype=torch.double)
+    (like, *_) = labels.values()
 
     def value(slot: Slot) -> Tensor:  # in floating point, as torch cannot rearrange all patches of integers
-        return labels[slot].double() if slot in labels else nothing.expand(recorder.shapes[slot])
+        if slot in labels:
+            return labels[slot].double()
+        kind = recorder.dtypes[slot]  # an index stays one
+        return torch.zeros((), dtype=torch.double if kind.is_floating_point else kind).expand(recorder.shapes[slot])
 
     args, kwargs = substituted((operation.args, operation.kwargs), value)
     try:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .attention_calls import AttentionCall
+from .continuation import NotReplayableError
 from .last_attention import LastAttention
 from .operations import NotInClosedFormError, Replacement
-from .token_pass import Prediction, TokenPass
+from .token_pass import DifferentOutputError, Prediction, TokenPass
 
 
 class UnreadableAttentionError(ValueError):
@@ -75,13 +76,25 @@ def weights_with_prediction(run: TokenPass, calls: list[AttentionCall]) -> tuple
     Raises:
         UnreadableAttentionError: if the model returns something else with its attention written out.
     """
-    kept = _KeptWeights()
-    replacements = {(call.softmax or call.operation).call: kept.replacement(call) for call in calls}
     if len(calls) == 1 and calls[0] is run.continuation.attention and run.reason is None:
-        prediction = run.replayed(run.tokens, replacements)
-    else:
+        try:
+            return _weights_of(run, calls, lambda replacements: run.replayed(run.tokens, replacements))
+        except (NotReplayableError, DifferentOutputError) as error:
+            run.reason = str(error)
+    try:
         with torch.no_grad():
-            prediction = run.repeat(replacements)
+            return _weights_of(run, calls, run.repeat)
+    except DifferentOutputError as error:
+        raise UnreadableAttentionError(f"With its attention written out: {error}") from None
+
+
+def _weights_of(
+    run: TokenPass,
+    calls: list[AttentionCall],
+    repeat: Callable[[dict[int, Replacement]], Prediction],
+) -> tuple[list[Tensor], Prediction]:
+    kept = _KeptWeights()
+    prediction = repeat({(call.softmax or call.operation).call: kept.replacement(call) for call in calls})
     run.check(prediction)
     if len(kept.weights) != len(calls):
         raise UnreadableAttentionError("The model ran other attentions when it ran again.")

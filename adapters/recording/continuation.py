@@ -14,6 +14,7 @@ from .operations import Operation, Replacement, Slot
 from .recorder import Recorder, storage_of, version_of
 from .tokens import reads_of
 
+_UNINITIALISED = frozenset(["empty_like", "new_empty", "new_empty_strided"])
 _ADDITIONS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
 _PRODUCTS_OF_GATES = frozenset(["mul", "mul_", "multiply"])
 
@@ -62,6 +63,7 @@ class Continuation:
         self._reads = reads
         self._written: set[Slot] = set()
         self._versions: dict[Slot, int] = {}
+        self._storages: dict[Slot, int] = {}  # of what the operations made, as a view and its base share one
         self.tokens = self._take(slot)
         for operation in self._earlier(recorder, reads):
             self.add(operation)
@@ -100,9 +102,15 @@ class Continuation:
             if slot not in own and slot not in self.externals:
                 self.externals[slot] = self._take(slot)
         operation.before = None
+        self._keep(operation)
+
+    def _keep(self, operation: Operation) -> None:
         self.reasons.extend(_obstacles(operation))
         self.operations.append(operation)
         self.dependent.update(operation.outputs)
+        for slot in operation.outputs:
+            made = self._recorder.tensor(slot)
+            self._storages[slot] = 0 if made is None else storage_of(made)
 
     def _check_flattened(self, operation: Operation) -> None:
         """Exchanged tokens that are flattened must not be read by anything but the attention."""
@@ -183,11 +191,14 @@ class Continuation:
     def finish(self, outputs: Iterable[Slot]) -> None:
         """The pass is over: keep what leads to these outputs, and see whether all that was taken is unchanged."""
         wanted = set(outputs)
+        storages = {self._storages.get(slot, 0) for slot in wanted}
         kept = []
         for operation in reversed(self.operations):
-            if not wanted.isdisjoint(operation.outputs):
+            changes = operation.mutated is not None and self._storages.get(operation.mutated) in storages
+            if changes or not wanted.isdisjoint(operation.outputs):
                 kept.append(operation)
                 wanted.update(operation.inputs)
+                storages.update(self._storages.get(slot, 0) for slot in operation.inputs)
         self.operations = kept[::-1]
         self.externals = {slot: self.externals[slot] for slot in wanted if slot in self.externals}
         if any(slot in self.externals for slot in self.lost):
@@ -271,7 +282,10 @@ def repeated(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
     """What an operation returns for other arguments; a view becomes a copy where other strides do not allow it."""
     if operation.func is Tensor.view and not any(isinstance(x, torch.dtype) for x in args):
         return Tensor.reshape(*args, **kwargs)
-    return operation.func(*args, **kwargs)
+    result = operation.func(*args, **kwargs)
+    if operation.name in _UNINITIALISED and isinstance(result, Tensor) and result.is_floating_point():
+        result.fill_(torch.nan)  # what the model writes there must be seen, or the outputs differ
+    return result
 
 
 def autocast_of(operation: Operation, recorder: Recorder) -> Any:

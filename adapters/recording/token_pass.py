@@ -37,8 +37,14 @@ class NoTokensError(ValueError):
     """There are no tokens in this pass."""
 
 
-class DifferentOutputError(Exception):
+class DifferentOutputError(ValueError):
     """What was repeated is not what the model returned."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model returns something else each time it is called with the same inputs: is something random in it, "
+            "or does it keep a state from one call to the next?"
+        )
 
 
 class TokenPass:
@@ -179,7 +185,7 @@ class TokenPass:
         """The prediction of the tokens themselves, which must be what the model returned.
 
         Raises:
-            ValueError: if the model returns something else each time.
+            DifferentOutputError: if the model returns something else each time.
         """
         if self.reason is None:
             prediction = self.predict(tokens)
@@ -189,14 +195,7 @@ class TokenPass:
             except DifferentOutputError:
                 self.reason = "what the model computes was not seen completely"
         prediction = self._rerun(tokens)
-        try:
-            self.check(prediction)
-        except DifferentOutputError:
-            raise ValueError(
-                "The model returns something else each time it is called with the same inputs: is something "
-                "random in it, or "
-                "does it keep a state from one call to the next?"
-            ) from None
+        self.check(prediction)
         return prediction
 
     def replayed(self, tokens: Tensor, replacements: Mapping[int, Replacement] | None = None) -> Prediction:

@@ -1,4 +1,3 @@
-import os
 import random
 import socket
 
@@ -6,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core
-    torch.set_num_threads(1)
+torch.set_num_threads(1)  # the models are so small that threads wait for one another, and each worker has a core
 
 
 @pytest.fixture(autouse=True)

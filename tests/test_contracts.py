@@ -10,14 +10,11 @@ import pytest
 import torch
 from captum.attr import LayerAttribution, NoiseTunnel, visualization
 from captum.metrics import infidelity, sensitivity_max
-from contracts import METHODS, Breaks, in_threads, left_as_found
+from contracts import IMAGES, METHODS, TARGETS, Breaks, in_threads, left_as_found
 from toy_models import tiny_vit
 
 from adapters.recording import TokenPass
 from captum_ext import without_closed_form
-
-IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-TARGETS = torch.tensor([1, 4, 0])
 
 each_method = pytest.mark.parametrize(("method", "options"), METHODS.values(), ids=METHODS)
 

@@ -1,13 +1,13 @@
 """CA-Stream on every supported family, against a derivation from the formulas position by position."""
 
 import functools
-import math
 from dataclasses import dataclass
 
 import pytest
 import timm
 import torch
 import torchvision
+from ca_stream_networks import CLASSES, Custom, Gate, derived_stream, randomised
 from timm.layers import BatchNormAct2d
 from timm.models import convnext, densenet, resnetv2, swin_transformer
 from timm.models import resnet as timm_resnet
@@ -18,7 +18,6 @@ from torchvision.models.convnext import CNBlockConfig
 
 from adapters import CAStream
 
-CLASSES = 7
 WIDTHS = (16, 24, 32, 40)
 RESNET = ("maxpool", "layer1", "layer2", "layer3", "layer4")
 CONVNEXT = ("stem", "stages.0", "stages.1", "stages.2", "stages.3")
@@ -51,22 +50,6 @@ class Case:
         return self.nhwc if isinstance(self.nhwc, bool) else name in self.nhwc
 
 
-class Custom(nn.Module):
-    """A small network of this file: convolutions a, b and c, then an average taken by any expression."""
-
-    def __init__(self, pool, relu=F.relu, gate=None):
-        super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 6, 3, 2), nn.Conv2d(6, 5, 3, 2), nn.Conv2d(5, 8, 3)
-        self.norm, self.gate, self.fc = nn.BatchNorm2d(5), gate or nn.Identity(), nn.Linear(8, CLASSES)
-        self.pool, self.relu = pool, relu
-
-    def forward(self, x):
-        x = self.relu(self.a(x))
-        x = self.relu(self.norm(self.b(x)))
-        x = self.gate(self.c(x))
-        return self.fc(self.pool(x).flatten(1))
-
-
 class LastAxis(nn.Module):
     """Maps with channels last, from a linear map."""
 
@@ -78,17 +61,6 @@ class LastAxis(nn.Module):
     def forward(self, x):
         x = self.a(self.stem(x).permute(0, 2, 3, 1)).tanh()
         return self.fc(self.b(x[:, ::2, ::2]).mean(dim=(1, 2)))
-
-
-class Gate(nn.Module):
-    """Squeeze and excitation."""
-
-    def __init__(self, width=8):
-        super().__init__()
-        self.fc = nn.Conv2d(width, width, 1)
-
-    def forward(self, x):
-        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
 
 
 def sequence():
@@ -226,30 +198,6 @@ CASES = {
 each_family = pytest.mark.parametrize("name", CASES)
 
 
-def randomised(model, size, seed=0):
-    """Weights and statistics at random, so that no term of a formula is zero or one, and images differ in logits."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(x):
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
-
-    model = model.double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(normal(parameter) * (2 / parameter[0].numel()) ** 0.5)
-            else:
-                parameter.add_(0.2 * normal(parameter))
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.momentum = 1.0
-        model.train()(torch.randn(4, 3, *size, generator=generator, dtype=torch.float64))
-        for norm in norms:
-            norm.running_mean += 0.2 * normal(norm.running_mean) * norm.running_var.sqrt()
-            norm.running_var *= 1 + 0.5 * torch.rand(norm.running_var.shape, generator=generator)
-    return model.eval()
-
-
 @functools.cache
 def network(name):
     torch.manual_seed(0)
@@ -310,26 +258,6 @@ def features(name, stages):
         maps.append(out.reshape(len(images), -1, out.shape[3]))
     torch.testing.assert_close(read[0].flatten(1), maps[-1].mean(1))  # or this table is wrong
     return maps, sizes, logits
-
-
-def derived_stream(stream, maps, queries):
-    """Equations 4, 6, 10 and 11, image by image and with the keys and values of every position."""
-    attentions, out = [[] for _ in maps], []
-    for i, query in enumerate(queries):
-        q = query
-        for level, feature in enumerate(maps):
-            keys = values = feature[i]
-            if len(stream.keys):
-                keys = keys @ stream.keys[level].weight.T + stream.keys[level].bias
-                values = values @ stream.values[level].weight.T + stream.values[level].bias
-            scores = (keys * q).sum(1) / math.sqrt(keys.shape[1])
-            weights = (scores - scores.max()).exp()
-            weights = weights / weights.sum()
-            attentions[level].append(weights)
-            mean = (weights[:, None] * values).sum(0)
-            q = stream.projections[level].weight @ mean + stream.projections[level].bias
-        out.append(q)
-    return torch.stack(out), [torch.stack(a) for a in attentions]
 
 
 def head(name, images, vectors):

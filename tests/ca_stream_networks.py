@@ -85,6 +85,7 @@ def derived_stream(stream, maps, queries):
     return torch.stack(out), [torch.stack(a) for a in attentions]
 
 
+STAGES = ("maxpool", "layer1", "layer2", "layer3", "layer4")
 GAP = functools.partial(torch.mean, dim=(2, 3))
 
 

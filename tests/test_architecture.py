@@ -4,13 +4,10 @@ import ast
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
+from paths import FILES, PACKAGES, ROOT
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("adapters", "captum_ext", "quantus_metrics", "xai_compare")
-FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 ROOMS = {"models": 0, "recording": 1, "wrappers": 2, "grad_cam": 3}  # of adapters; each imports only earlier ones
 OPTIONAL = {"timm", "torchvision", "transformers", "quantus", "pytorch_grad_cam", "sklearn", "pandas"}
 ALLOWED = {

@@ -8,16 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_architecture import ROOT
+from paths import ROOT
 
 
 @pytest.fixture(autouse=True)
-def _benchmarks_on_one_thread(monkeypatch):
+def _benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(monkeypatch, *arguments):

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from ca_stream_networks import derived_stream, images, resnet, small, stream_on
+from ca_stream_networks import STAGES, derived_stream, images, resnet, small, stream_on
 from captum.attr import IntegratedGradients, LayerActivation, LayerGradCam, LayerIntegratedGradients, Saliency
 from contracts import left_as_found
 from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
 from pytorch_grad_cam.base_cam import BaseCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from test_ca_stream_training import STAGES
 from torch import nn
 from torch.nn import functional as F
 

@@ -6,14 +6,11 @@ import functools
 import pytest
 import torch
 import torchvision
-from ca_stream_networks import images, resnet, small, stream_on
+from ca_stream_networks import STAGES, images, resnet, small, stream_on
 from torch import nn
 from torch.nn import functional as F
 
 from adapters import CAStream
-
-STAGES = ("maxpool", "layer1", "layer2", "layer3", "layer4")
-
 
 # Counts and initial values
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from captum.attr import LayerAttribution
-from test_architecture import FILES, ROOT
+from paths import FILES, ROOT
 
 from captum_ext import CDAM
 
@@ -71,12 +71,12 @@ def test_the_code_on_wrappers_runs(name, tmp_path, monkeypatch):
 
 
 def test_the_networks_of_the_document_are_those_that_are_tested():
-    import test_ca_stream_families
+    from ca_stream_cases import CASES
 
     table = (ROOT / "docs" / "ca-stream.md").read_text().split("## Which networks")[1].split("Refused")[0]
     cells = [row.split("|")[3] for row in table.splitlines() if row.startswith("| ") and "cases" not in row]
     named = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
-    assert named <= set(test_ca_stream_families.CASES)
+    assert named <= set(CASES)
     assert len(named) > 40
 
 

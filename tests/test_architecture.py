@@ -6,7 +6,7 @@ import sys
 import warnings
 
 import pytest
-from paths import FILES, PACKAGES, ROOT
+from paths import FILES, PACKAGES, ROOT, TESTS
 
 ROOMS = {"models": 0, "recording": 1, "wrappers": 2, "grad_cam": 3}  # of adapters; each imports only earlier ones
 OPTIONAL = {"timm", "torchvision", "transformers", "quantus", "pytorch_grad_cam", "sklearn", "pandas"}
@@ -44,6 +44,12 @@ def test_rooms_of_adapters_import_only_earlier_ones(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 2:
             assert ROOMS.get(node.module.split(".")[0], -1) < own
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_of_tests_stay_short_and_import_no_tests(path):
+    assert len(path.read_text().splitlines()) <= 400
+    assert not [name for name in imported(path) if name.startswith("test_")]
 
 
 def test_importing_the_packages_imports_no_optional_library():

@@ -33,6 +33,7 @@ class Case:
         last: What the model does with the last stage's output before it averages.
         nhwc: Are the maps channels-last: all (True), none, or those of these names?
         pixels: Height and width of the images.
+        quick: Is it among the few that quick runs try too?
     """
 
     build: object
@@ -42,6 +43,7 @@ class Case:
     last: object = staticmethod(lambda x: x)
     nhwc: object = False
     pixels: tuple = (64, 96)
+    quick: bool = False
 
     def is_nhwc(self, name):
         return self.nhwc if isinstance(self.nhwc, bool) else name in self.nhwc
@@ -116,7 +118,7 @@ tv_swin = functools.partial(
 )
 
 CASES = {
-    "torchvision ResNet": Case(tv_basic, "fc", RESNET),
+    "torchvision ResNet": Case(tv_basic, "fc", RESNET, quick=True),
     "torchvision ResNeXt": Case(functools.partial(tv_bottleneck, groups=4, width_per_group=4), "fc", RESNET),
     "torchvision Wide-ResNet": Case(functools.partial(tv_bottleneck, width_per_group=96), "fc", RESNET),
     "torchvision ResNet from relu": Case(
@@ -135,12 +137,12 @@ CASES = {
     "torchvision ShuffleNet": Case(tv("shufflenet_v2_x0_5"), "fc"),
     "torchvision MNASNet": Case(tv("MNASNet", alpha=0.25), "classifier"),
     "torchvision Swin": Case(
-        tv_swin, "head", ("features.1", "features.3", "permute"), nhwc=("features.1", "features.3")
+        tv_swin, "head", ("features.1", "features.3", "permute"), nhwc=("features.1", "features.3"), quick=True
     ),
     "timm ResNet": Case(timm_small(timm_resnet.ResNet, timm_resnet.BasicBlock, *one_each), "fc", RESNET),
     "timm ResNeXt": Case(functools.partial(timm_bottleneck, cardinality=4, base_width=16), "fc", RESNET),
     "timm Wide-ResNet": Case(functools.partial(timm_bottleneck, base_width=128), "fc", RESNET),
-    "timm ConvNeXt": Case(timm_convnext, "head.norm", CONVNEXT),
+    "timm ConvNeXt": Case(timm_convnext, "head.norm", CONVNEXT, quick=True),
     "timm ConvNeXt, linear in blocks": Case(
         functools.partial(timm_convnext, conv_mlp=True, head_hidden_size=9), "head.norm", CONVNEXT
     ),
@@ -171,7 +173,7 @@ CASES = {
     "timm FasterNet": Case(tm("fasternet_t0"), "conv_head", FOUR),
     "timm DLA": Case(tm("dla46_c"), "fc"),
     "timm StarNet": Case(tm("starnet_s1"), "head"),
-    "mean((2, 3))": Case(custom(lambda x: x.mean((2, 3))), "fc", given=("a", "b", "c")),
+    "mean((2, 3))": Case(custom(lambda x: x.mean((2, 3))), "fc", given=("a", "b", "c"), quick=True),
     "mean(dim=[-1, -2])": Case(custom(lambda x: x.mean(dim=[-1, -2])), "fc", given=("a", "c")),
     "torch.mean, axes kept": Case(custom(lambda x: torch.mean(x, (3, 2), True)), "fc", given=("norm", "c")),
     "adaptive_avg_pool2d": Case(custom(lambda x: F.adaptive_avg_pool2d(x, (1, 1))), "fc", given=("b", "c")),
@@ -181,13 +183,13 @@ CASES = {
         custom(lambda x: x.mean((2, 3)), F.relu_), "fc", given=("a", "norm", "c")
     ),
     "a gate behind the last stage": Case(
-        custom(lambda x: x.mean((2, 3)), gate=Gate()), "fc", ("a", "b", "gate"), given=("a", "b", "gate")
+        custom(lambda x: x.mean((2, 3)), gate=Gate()), "fc", ("a", "b", "gate"), given=("a", "b", "gate"), quick=True
     ),
     "gate, pooling module": Case(
         custom(nn.AdaptiveAvgPool2d(1), gate=Gate()), "fc", ("a", "b", "gate"), given=("a", "b", "gate")
     ),
     "nn.Sequential": Case(sequence, "4", given=("0", "2"), pixels=(30, 42)),
     "nn.Sequential, stages inside and before in-place": Case(sequence, "4", given=("0.1", "2"), pixels=(30, 42)),
-    "NHWC": Case(LastAxis, "fc", given=("a", "b"), nhwc=True, pixels=(32, 48)),
+    "NHWC": Case(LastAxis, "fc", given=("a", "b"), nhwc=True, pixels=(32, 48), quick=True),
     "NCHW, then NHWC": Case(LastAxis, "fc", given=("stem", "a", "b"), nhwc=("a", "b"), pixels=(32, 48)),
 }

@@ -65,7 +65,10 @@ TEXTS = {
 }
 MODELS = CNNS | VITS | TEXTS
 SIZES = dict(zip(VITS, [(16, 16), (24, 32), (24, 32), (16, 24)], strict=True))
-each_model = pytest.mark.parametrize("name", MODELS)
+QUICK = ("timm ResNet", "timm SE-ResNet", "timm ViT", "BERT")  # what quick runs try too
+each_model = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
+)
 
 
 def randomised(model, seed=0):

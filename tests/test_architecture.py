@@ -52,6 +52,7 @@ def test_files_of_tests_stay_short_and_import_no_tests(path):
     assert not [name for name in imported(path) if name.startswith("test_")]
 
 
+@pytest.mark.slow
 def test_importing_the_packages_imports_no_optional_library():
     code = f"import sys, captum_ext, adapters; print(sorted({OPTIONAL} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

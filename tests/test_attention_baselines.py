@@ -11,7 +11,7 @@ from attention_methods import METHODS, WITH_TARGET
 from by_autograd import as_map, per_sample_targets
 from comparing import same
 from contracts import IMAGES, TARGETS
-from real_models import CASES, build, set_fused
+from real_models import CASES, build, parameters, set_fused
 from torch import nn
 from torch.nn import functional as F
 from toy_models import tiny_vit
@@ -86,7 +86,7 @@ def expected_scores(name, case, target):
     return {method: torch.stack(rows) for method, rows in found.items()}
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN if not CASES[name].pools])
+@pytest.mark.parametrize("name", parameters(name for name in KNOWN if not CASES[name].pools))
 def test_all_maps_of_every_architecture(name):
     case = build(name)
     target = per_sample_targets(case)

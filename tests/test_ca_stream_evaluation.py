@@ -52,6 +52,7 @@ def test_inference_tensors_are_images_too():
     torch.testing.assert_close(wrapper(pixels), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, "autocast"])
 @pytest.mark.parametrize("projections", [False, True])
 def test_low_precision_is_close(dtype, projections):
@@ -172,6 +173,7 @@ def test_the_wrapped_backbone_alone_answers_as_before():
         assert torch.equal(model(images()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("place", ["conv1", "layer3.0.bn1", "avgpool", "fc"])
 def test_an_error_leaves_nothing_behind(place, error):

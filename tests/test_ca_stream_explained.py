@@ -52,6 +52,7 @@ def pipeline(raw, pixels):
         return cam(input_tensor=pixels, targets=[ClassifierOutputTarget(0)] * len(pixels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [GradCAM, GradCAMPlusPlus, ScoreCAM, LayerCAM, EigenCAM])
 @pytest.mark.parametrize("specific", [False, True])
 def test_cams_explain_the_stream_and_leave_it_as_found(method, specific):
@@ -88,6 +89,7 @@ def test_scorecam_weighs_by_the_streams_logits():
     np.testing.assert_allclose(weights[0], scores.softmax(0).numpy(), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 4])
 def test_captum_replaces_a_layers_output(start):
     """Completeness: the sum is the logit less the logit where the last stage's features are the baseline's."""

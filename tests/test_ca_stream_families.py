@@ -10,7 +10,9 @@ from torch import nn
 
 from adapters import CAStream
 
-each_family = pytest.mark.parametrize("name", CASES)
+each_family = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if case.quick else pytest.mark.slow) for name, case in CASES.items()]
+)
 
 
 @functools.cache

@@ -159,6 +159,7 @@ def test_not_a_model(model):
         CAStream(model)
 
 
+@pytest.mark.slow
 def test_compiled_models():
     model = resnet()
     assert CAStream(torch.compile(model, backend="eager")).backbone is model

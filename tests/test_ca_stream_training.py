@@ -20,6 +20,7 @@ def _resnet50():
     return torchvision.models.resnet50()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "count"),
     [

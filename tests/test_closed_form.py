@@ -15,6 +15,7 @@ from real_models import (
     WIDTH,
     LowRankLinear,
     build,
+    parameters,
     timm_case,
     vit,
 )
@@ -30,6 +31,7 @@ from captum_ext._perturbed_tokens import NoisyTokens
 CLOSED = [name for name, entry in CASES.items() if entry.way == CLOSED_FORM]
 
 
+@pytest.mark.slow
 def test_every_model_takes_its_way():
     assert {name: way(build(name)) for name in CASES} == {name: entry.way for name, entry in CASES.items()}
     assert {entry.way for entry in CASES.values()} == {CLOSED_FORM, AUTOGRAD}
@@ -41,7 +43,7 @@ def test_an_average_behind_an_adapter_is_explained_by_autograd():
     assert way(timm_case(model, 1)) == AUTOGRAD
 
 
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("name", parameters(CLOSED))
 def test_the_fast_way_equals_the_general_one(name):
     case = build(name)
     width = latents_of(case.model, (case.inputs, *case.extra)).shape[1]

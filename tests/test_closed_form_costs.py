@@ -13,6 +13,8 @@ from ways import explained, is_right
 
 from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["timm", "timm-avg", "timm-low-rank-adapter"]
 
 

@@ -142,6 +142,7 @@ def test_result_carries_no_graph(method, options):
     assert not maps.requires_grad
 
 
+@pytest.mark.slow
 @each_method
 def test_threads_share_a_model(method, options):
     model = tiny_vit().train()
@@ -154,6 +155,7 @@ def test_threads_share_a_model(method, options):
         assert all(torch.equal(m, alone) for m in maps)
 
 
+@pytest.mark.slow
 @each_method
 def test_a_forward_pass_in_another_thread_is_not_disturbed(method, options):
     model = tiny_vit()
@@ -307,6 +309,7 @@ def test_captum_draws_the_interpolated_map(method, options):
     assert (drawn.argmax(), drawn.argmin()) == (expected.argmax(), expected.argmin())
 
 
+@pytest.mark.slow
 @each_method
 def test_memory_does_not_grow_with_calls(method, options):
     explainer = method(tiny_vit())

@@ -114,6 +114,7 @@ def is_right(forward):
     return actual
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, LAYER], ids=["found", "given"])
 @pytest.mark.parametrize("forward", [*FAST.values(), *OTHERS.values()], ids=[*FAST, *OTHERS])
 def test_a_model_in_a_function_takes_the_fast_way(forward, layer):

@@ -84,6 +84,7 @@ def test_parameters_of_resnet18(classes):
     assert all(layer.bias is None for block in wrapper.blocks for layer in (block.gate, block.head))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [torchvision.models.get_model, timm.create_model])
 @pytest.mark.parametrize(("name", "stages", "count"), [("resnet18", 3, 8), ("resnet34", 3, 16), ("resnet50", 4, 16)])
 def test_additions_of_known_networks(make, name, stages, count):

@@ -35,6 +35,7 @@ def test_collaboration_is_the_cosine_of_per_sample_gradients(name):
         close(collaboration(wrapper.train(), inputs if name in TEXTS else inputs[0], TARGETS), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(35, 42), (33, 40)])
 def test_spatial_collaboration_replaces_cells_by_the_mean(size):
     wrapper = wrap(CNN, scale=1.0, placement=["layer1.1", "layer3.0", "layer4.0"])
@@ -48,6 +49,7 @@ def test_spatial_collaboration_replaces_cells_by_the_mean(size):
         close(maps[..., row, column], cosines(CNN, wrapper, (changed,), TARGETS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [CNN, "BERT", "timm ViT"])
 @pytest.mark.parametrize("prediction", ["last", "original"])
 def test_stripping_keeps_the_prediction_and_the_original(name, prediction):
@@ -87,6 +89,7 @@ def test_saving_and_loading(tmp_path, with_backbone):
 TRAINED = [("BERT", True, 3), ("BERT", False, 3), ("BERT", False, 1), ("timm ViT", False, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "remove_unused_columns", "batch"), TRAINED)
 def test_transformers_trainer_takes_the_steps_of_a_plain_loop(tmp_path, name, remove_unused_columns, batch):
     wrapper = wrap(name, scale=1.0).float()

@@ -22,15 +22,13 @@ from by_autograd import (
 )
 from captum.attr import LayerGradientXActivation
 from comparing import same
-from real_models import CASES, TEXT_CASES, build, vit
+from real_models import CASES, TEXT_CASES, build, parameters, vit
 from torch.nn import functional as F
 
 from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, SmoothCDAM
 
-IMAGE_NAMES = [name for name in CASES if name not in TEXT_CASES]
 
-
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=parameters(CASES))
 def case(request):
     return build(request.param)
 

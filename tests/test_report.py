@@ -44,6 +44,7 @@ def test_embedded_images_are_the_images_no_larger_than_shown():
     assert second["size"] == [1200, 600]
 
 
+@pytest.mark.slow
 def test_sixteen_pictures_of_ten_methods_make_a_page_below_three_megabytes():
     assert len(render(fake_run(), *fake_scores(8), [], fake_pictures(16)).encode()) < 3e6
 

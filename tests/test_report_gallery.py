@@ -5,6 +5,8 @@ import pytest
 from browsing import click, each, js, pixel, point_at, press, shown, values, wait_for
 from reports import fake_pictures, full_page, one_picture, small
 
+pytestmark = pytest.mark.slow
+
 SPOTS = np.zeros((4, 4))
 SPOTS[0, 0], SPOTS[0, 3], SPOTS[3, 0] = 1.0, -1.0, 0.5
 

@@ -8,6 +8,8 @@ from reports import full_page, small, summary_of
 
 from xai_compare._report import Curve, Picture, render
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("long", ["", "a_very_long_name_without_any_space_" * 4])
 def test_nothing_is_wider_than_a_phone(show, long):

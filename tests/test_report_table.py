@@ -7,6 +7,8 @@ from reports import METHODS, METRICS, fake_scores, full_page, table_page
 
 from xai_compare._report import render
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("metric", "first"), [("fidelity", "descending"), ("ad", "ascending"), ("discrimination", "descending")]

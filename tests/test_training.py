@@ -24,6 +24,8 @@ from adapters import CAStream
 from captum_ext import signed_overlay
 from xai_compare.digit_scenes import make_scenes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scenes():

@@ -22,6 +22,7 @@ CELLS = ROOT.parent / "shared" / "data" / "bccd"
 needs_cells = pytest.mark.skipif(not CELLS.exists(), reason="the BCCD dataset is not there")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_small_network_learns_digits(tmp_path):
     data, validation = load_data("digits", "train", 32, limit=2500), load_data("digits", "validation", 32, limit=300)
@@ -34,6 +35,7 @@ def test_the_small_network_learns_digits(tmp_path):
     assert model.forward_features(torch.zeros(1, 1, 48, 48)).shape == (1, 128, 6, 6)
 
 
+@pytest.mark.slow
 def test_the_scripts_train_save_and_load(tmp_path, capsys):
     options = ["--num-train-epochs=2", "--per-device-train-batch-size=16", "--limit=32", "--image-size=24"]
     train_classifier.main([*options, "--output-dir", str(tmp_path / "plain")])

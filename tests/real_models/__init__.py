@@ -1,5 +1,8 @@
 """Tiny models of the real libraries with random weights, and where the specification says their tokens are."""
 
+from collections.abc import Iterable
+
+import pytest
 import torch
 
 from .cases import AUTOGRAD, CLOSED_FORM, PATCH, WIDTH, Case, Entry, hooked, images, randomised
@@ -24,6 +27,7 @@ __all__ = [
     "hooked",
     "hub_case",
     "images",
+    "parameters",
     "randomised",
     "set_fused",
     "small",
@@ -39,3 +43,8 @@ def build(name: str) -> Case:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return CASES[name].make()
+
+
+def parameters(names: Iterable[str]) -> list:
+    """The names as parameters of a test, slow but for a few."""
+    return [pytest.param(name, marks=() if CASES[name].quick else pytest.mark.slow) for name in names]

@@ -26,6 +26,7 @@ class Entry:
         layers: How many attentions the output depends on.
         pools: Does the last attention make one token of all?
         no_matrices: Why maps of attention weights are not compared.
+        quick: Is it among the few that quick runs try too?
     """
 
     make: Callable[[], "Case"]
@@ -34,6 +35,7 @@ class Entry:
     layers: int = 2
     pools: bool = False
     no_matrices: str = ""
+    quick: bool = False
 
 
 @dataclass

@@ -193,7 +193,7 @@ HUB_CASES = {
         lambda: hub_case(with_linear(VisionTransformer()), lambda model: model[0], size=(48, 32))
     ),
     "dinov2": Entry(lambda: hub_case(DinoVisionTransformer(registers=0), lambda model: model)),
-    "dinov2-registers": Entry(lambda: hub_case(DinoVisionTransformer(), lambda model: model, prefix=5)),
+    "dinov2-registers": Entry(lambda: hub_case(DinoVisionTransformer(), lambda model: model, prefix=5), quick=True),
     "dinov2-registers-linear": Entry(
         lambda: hub_case(with_linear(DinoVisionTransformer()), lambda model: model[0], prefix=5, size=(32, 48))
     ),

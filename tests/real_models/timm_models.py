@@ -153,10 +153,10 @@ def attention(model):
 
 
 TIMM_CASES = {
-    "timm": Entry(lambda: timm_case(vit(), 1)),
+    "timm": Entry(lambda: timm_case(vit(), 1), quick=True),
     "timm-48px-depth3": Entry(lambda: timm_case(vit(img_size=48, depth=3, embed_dim=48), 1, (48, 48)), layers=3),
     "timm-1register": Entry(lambda: timm_case(vit(reg_tokens=1), 2)),
-    "timm-4registers": Entry(lambda: timm_case(vit(reg_tokens=4), 5)),
+    "timm-4registers": Entry(lambda: timm_case(vit(reg_tokens=4), 5), quick=True),
     "timm-4registers-no-embed-class": Entry(lambda: timm_case(vit(reg_tokens=4, no_embed_class=True), 5)),
     "timm-unfused": Entry(lambda: timm_case(vit(fused=False), 1)),
     "timm-4registers-unfused": Entry(lambda: timm_case(vit(reg_tokens=4, fused=False), 5)),
@@ -178,7 +178,7 @@ TIMM_CASES = {
     "timm-no-final-norm": Entry(lambda: timm_case(vit(final_norm=False), 1)),
     "timm-token-fc-norm": Entry(lambda: timm_case(vit(fc_norm=True), 1)),
     "timm-drop-rates": Entry(lambda: timm_case(vit(drop_path_rate=0.3, drop_rate=0.3, proj_drop_rate=0.3), 1)),
-    "timm-avg": Entry(lambda: timm_case(vit(global_pool="avg"), 1), way=AUTOGRAD, average=True),
+    "timm-avg": Entry(lambda: timm_case(vit(global_pool="avg"), 1), way=AUTOGRAD, average=True, quick=True),
     "timm-avg-no-class-token": Entry(
         lambda: timm_case(vit(global_pool="avg", class_token=False), 0), way=AUTOGRAD, average=True
     ),
@@ -236,7 +236,7 @@ TIMM_CASES = {
     "timm-subclass-skip": Entry(lambda: timm_case(LateSkip(**small()), 1)),
     "timm-frozen": Entry(lambda: timm_case(vit().requires_grad_(False), 1)),
     "eva-rope-registers": Entry(
-        lambda: timm_case(eva.Eva(**small(use_rot_pos_emb=True, num_reg_tokens=4, global_pool="token")), 5)
+        lambda: timm_case(eva.Eva(**small(use_rot_pos_emb=True, num_reg_tokens=4, global_pool="token")), 5), quick=True
     ),
     "eva-avg": Entry(lambda: timm_case(eva.Eva(**small()), 1), way=AUTOGRAD, average=True),
     "eva-token-layer-scale": Entry(lambda: timm_case(eva.Eva(**small(init_values=0.5, global_pool="token")), 1)),

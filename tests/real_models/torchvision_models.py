@@ -21,7 +21,7 @@ def torchvision_case(**options):
 
 
 TORCHVISION_CASES = {
-    "torchvision": Entry(torchvision_case),
+    "torchvision": Entry(torchvision_case, quick=True),
     "torchvision-pre-logits": Entry(lambda: torchvision_case(representation_size=24)),
     "torchvision-conv-stem": Entry(lambda: torchvision_case(conv_stem_configs=conv_stem())),
 }

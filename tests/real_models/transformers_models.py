@@ -112,7 +112,7 @@ def returning_tuples(case):
 
 
 TRANSFORMERS_CASES = {
-    "hf-vit": Entry(hf_vit),
+    "hf-vit": Entry(hf_vit, quick=True),
     "hf-vit-eager": Entry(lambda: hf_vit("eager"), way=AUTOGRAD, no_matrices="what it computes"),
     "hf-vit-tuple": Entry(lambda: returning_tuples(hf_vit())),
     "hf-vit-no-qkv-bias": Entry(lambda: hf_vit(qkv_bias=False)),
@@ -193,7 +193,7 @@ def hf_distilbert():
 
 
 TEXT_CASES = {
-    "hf-bert": Entry(hf_bert),
+    "hf-bert": Entry(hf_bert, quick=True),
     "hf-bert-tuple": Entry(lambda: hf_bert(return_dict=False)),
     "hf-bert-chunked": Entry(lambda: hf_bert(chunk_size_feed_forward=3), way=AUTOGRAD),
     "hf-bert-eager": Entry(lambda: hf_bert("eager"), no_matrices="what it computes"),

@@ -66,9 +66,14 @@ TEXTS = {
 MODELS = CNNS | VITS | TEXTS
 SIZES = dict(zip(VITS, [(16, 16), (24, 32), (24, 32), (16, 24)], strict=True))
 QUICK = ("timm ResNet", "timm SE-ResNet", "timm ViT", "BERT")  # what quick runs try too
-each_model = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
-)
+
+
+def parameters(names):
+    """The names as parameters of a test, slow but for a few."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+each_model = pytest.mark.parametrize("name", parameters(MODELS))
 
 
 def randomised(model, seed=0):

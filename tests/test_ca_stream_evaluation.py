@@ -85,6 +85,7 @@ def test_training_works_under_autocast():
     assert F.cosine_similarity(last.double(), wanted, dim=0) > 0.95
 
 
+@pytest.mark.slow
 def test_threads_share_a_wrapper_and_its_backbone():
     wrapper = stream_on(resnet())
     batches = [images() * (i + 1) for i in range(4)]
@@ -96,6 +97,7 @@ def test_threads_share_a_wrapper_and_its_backbone():
         assert all(torch.equal(result, wanted) for result in results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))], ids=["deepcopy", "pickle"])
 def test_copies_are_independent(twin):
     wrapper = stream_on(resnet())

@@ -73,6 +73,7 @@ def test_cams_explain_the_stream_and_leave_it_as_found(method, specific):
     assert not any(m._forward_hooks or m._backward_hooks for m in wrapper.modules())
 
 
+@pytest.mark.slow
 def test_scorecam_weighs_by_the_streams_logits():
     wrapper = stream_on(resnet()).float()
     pixels = images(1).float()
@@ -131,6 +132,7 @@ def test_captum_saliency_and_activations_are_those_of_the_stream():
     assert not torch.allclose(pooled.flatten(1), features.mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_hooks_that_change_a_stage_change_the_stream():
     wrapper = stream_on(resnet())
     expected = wrapper(images() * 0)
@@ -143,6 +145,7 @@ def test_hooks_that_change_a_stage_change_the_stream():
     torch.testing.assert_close(maps[2], torch.full_like(maps[2], 1 / maps[2][0].numel()))
 
 
+@pytest.mark.slow
 def test_quantus_explains_it():
     wrapper = stream_on(resnet()).float()
     assert not any(isinstance(module, nn.Softmax) for module in wrapper.modules())

@@ -145,6 +145,7 @@ HOOKED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", HOOKED)
 def test_a_hook_is_respected_while_it_is_there(path):
     case = build("timm")
@@ -162,6 +163,7 @@ ATTENTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_a_hook_in_front_of_the_attention_is_respected(name):
     case = build(name)
@@ -183,6 +185,7 @@ TRAPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "make"), TRAPS.values(), ids=TRAPS)
 def test_weights_that_are_zero_at_first_do_not_fool_the_check(path, make):
     case = make()

@@ -118,6 +118,7 @@ CAPTUMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Setting")  # Captum's, of the hooks it sets
 @pytest.mark.parametrize("name", CAPTUMS)
 def test_captums_methods_are_captums(run, name):

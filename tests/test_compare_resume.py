@@ -13,6 +13,8 @@ import quantus_metrics
 from xai_compare import Comparison, compare
 from xai_compare._run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 def linear(seed=0):
     torch.manual_seed(seed)

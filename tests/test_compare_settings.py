@@ -141,6 +141,7 @@ def test_a_limit_keeps_images_of_all_classes(toy, tmp_path):
     assert first.target.tolist() == [0, 1, 2, 0, 2]
 
 
+@pytest.mark.slow
 def test_images_of_other_sizes_are_skipped_with_advice(toy, tmp_path):
     root = tmp_path / "images"
     for i, size in enumerate([(12, 12), (16, 12), (12, 12)]):

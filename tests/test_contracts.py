@@ -19,7 +19,10 @@ from captum_ext import without_closed_form
 each_method = pytest.mark.parametrize(("method", "options"), METHODS.values(), ids=METHODS)
 
 
-@pytest.fixture(params=["closed form", "autograd", "full runs"], autouse=True)
+SLOW_WAYS = [pytest.param(way, marks=pytest.mark.slow) for way in ("autograd", "full runs")]
+
+
+@pytest.fixture(params=["closed form", *SLOW_WAYS], autouse=True)
 def way(request, monkeypatch):
     """All ways keep every promise."""
     with nullcontext() if request.param == "closed form" else without_closed_form():

@@ -65,6 +65,7 @@ DOWN = [
 NAMED = [("timm ResNet", (4, 1), (1, 4)), ("timm ViT", (3, 1), (1, 3)), ("BERT", (3, 1), (1, 3))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "placement", "chosen"), [(n, "downsample", c) for n, c in DOWN] + NAMED)
 def test_a_placement_changes_only_its_blocks_in_the_networks_order(name, placement, chosen):
     names = wrap(name).names

@@ -22,6 +22,7 @@ from mhex_networks import (
     derive,
     explain,
     inputs_of,
+    parameters,
     stacked,
     wrap,
 )
@@ -80,7 +81,7 @@ def summed(maps, alpha):
     return sum(alpha ** (maps.shape[1] - 1 - i) * maps[:, i] for i in range(maps.shape[1]))
 
 
-@pytest.mark.parametrize("name", [CNN, "timm ResNeXt", "torchvision ResNet", *VITS, *TEXTS])
+@pytest.mark.parametrize("name", parameters([CNN, "timm ResNeXt", "torchvision ResNet", *VITS, *TEXTS]))
 def test_maps_equal_the_formula(name):
     wrapper = wrap(name)
     pixels = (lambda x: x) if name in TEXTS else (lambda x: x[:, None])
@@ -230,6 +231,7 @@ def logits_from(stage, wrapper, features):
     return z @ mhex.gate.weight.T @ mhex.head.weight.T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prediction", "stage"), [("last", 3), ("original", 4)])
 def test_it_stands_in_a_list_with_grad_cam(prediction, stage):
     wrapper, images = wrap(name := "torchvision ResNet", prediction=prediction), inputs_of("torchvision ResNet")[0]

@@ -114,6 +114,7 @@ def test_maps_of_tokens_are_no_pictures():
     close(explain(layer="0")(text, ids, [0, 1]), expected.detach(), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Quantus' own
 def test_all_metrics_run_in_one_evaluation(capsys):
     model, x, mine = net().float(), X.astype(np.float32), {SCORES[name][0].name: name for name in SCORES}

@@ -153,7 +153,7 @@ def attention(model):
 
 
 TIMM_CASES = {
-    "timm": Entry(lambda: timm_case(vit(), 1), quick=True),
+    "timm": Entry(lambda: timm_case(vit(), 1)),
     "timm-48px-depth3": Entry(lambda: timm_case(vit(img_size=48, depth=3, embed_dim=48), 1, (48, 48)), layers=3),
     "timm-1register": Entry(lambda: timm_case(vit(reg_tokens=1), 2)),
     "timm-4registers": Entry(lambda: timm_case(vit(reg_tokens=4), 5), quick=True),

@@ -112,7 +112,7 @@ def returning_tuples(case):
 
 
 TRANSFORMERS_CASES = {
-    "hf-vit": Entry(hf_vit, quick=True),
+    "hf-vit": Entry(hf_vit),
     "hf-vit-eager": Entry(lambda: hf_vit("eager"), way=AUTOGRAD, no_matrices="what it computes"),
     "hf-vit-tuple": Entry(lambda: returning_tuples(hf_vit())),
     "hf-vit-no-qkv-bias": Entry(lambda: hf_vit(qkv_bias=False)),

@@ -1,4 +1,4 @@
-"""Which models are supported: each of the zoo in tests/zoo.py, against the reference in tests/zoo_truth.py.
+"""Which models are supported: each of the zoo in tests/zoo/, against the reference in tests/zoo_truth.py.
 
     .venv/bin/python benchmarks/models.py                            # writes docs/models.md
     .venv/bin/python benchmarks/models.py --group timm --match swin --out /tmp/swin.md

@@ -1,13 +1,15 @@
-import os
 import random
+import shutil
 import socket
 
 import numpy as np
 import pytest
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core
-    torch.set_num_threads(1)
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+NO_BROWSER = "there is no browser"
+
+torch.set_num_threads(1)  # the models are so small that threads wait for one another, and each worker has a core
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +20,64 @@ def _seeded():
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("tests reach no network")
+def _no_network(monkeypatch, request):
+    """None but, for tests in a browser, to its driver on this machine."""
+    local = ("127.0.0.1", "::1", "localhost") if "browser" in request.fixturenames else ()
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        if address[0] not in local:
+            raise RuntimeError("tests reach no network")
+        return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if not (shutil.which(CHROMIUM) and shutil.which(DRIVER)):
+        pytest.skip(NO_BROWSER)
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for name in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "force-device-scale-factor=1",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(f"--{name}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """Opens a page; what it wrote to the console by the end of the test is an error."""
+
+    def opened(page, width=1280, height=900):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        path = tmp_path / "report.html"
+        path.write_text(page, "utf-8")
+        browser.get(path.as_uri())
+        return browser
+
+    yield opened
+    assert browser.get_log("browser") == []
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says in a line that tests were skipped as there is no browser; without it the report is not tested."""
+    skipped = [one for one in terminalreporter.getreports("skipped") if one.longrepr[2].endswith(NO_BROWSER)]
+    if skipped:
+        advice = "apt-get install chromium chromium-driver"
+        terminalreporter.write_line(f"{len(skipped)} tests were skipped as {NO_BROWSER}: {advice}", yellow=True)

@@ -12,6 +12,8 @@ from torch.nn.modules import module as torch_module
 
 from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM
 
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+TARGETS = torch.tensor([1, 4, 0])
 METHODS = {
     "CDAM": (CDAM, {}),
     "SmoothCDAM": (SmoothCDAM, {"nt_samples": 3, "stdevs": 0.3}),

@@ -4,13 +4,10 @@ import ast
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
+from paths import FILES, PACKAGES, ROOT, TESTS
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("adapters", "captum_ext", "quantus_metrics", "xai_compare")
-FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 ROOMS = {"models": 0, "recording": 1, "wrappers": 2, "grad_cam": 3}  # of adapters; each imports only earlier ones
 OPTIONAL = {"timm", "torchvision", "transformers", "quantus", "pytorch_grad_cam", "sklearn", "pandas"}
 ALLOWED = {
@@ -49,6 +46,13 @@ def test_rooms_of_adapters_import_only_earlier_ones(path):
             assert ROOMS.get(node.module.split(".")[0], -1) < own
 
 
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_of_tests_stay_short_and_import_no_tests(path):
+    assert len(path.read_text().splitlines()) <= 400
+    assert not [name for name in imported(path) if name.startswith("test_")]
+
+
+@pytest.mark.slow
 def test_importing_the_packages_imports_no_optional_library():
     code = f"import sys, captum_ext, adapters; print(sorted({OPTIONAL} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

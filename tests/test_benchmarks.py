@@ -8,16 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_architecture import ROOT
+from paths import ROOT
 
 
 @pytest.fixture(autouse=True)
-def _benchmarks_on_one_thread(monkeypatch):
+def _benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(monkeypatch, *arguments):
@@ -78,6 +74,7 @@ def both_at_once():
     return first, torch.ones(20_000_000, dtype=torch.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "peak"), [(ten_then_twenty, 20_000_000), (both_at_once, 30_000_000)])
 def test_peak_memory_is_that_of_what_lives_together(call, peak):
     from measuring import peak_memory
@@ -178,6 +175,7 @@ def test_results_of_another_machine_are_not_mixed(tmp_path):
         cost.note(tmp_path / "a.txt", "torch 2.", "tomorrow.")
 
 
+@pytest.mark.slow
 def test_the_quick_set_measures_everything_and_goes_on_where_it_stopped(monkeypatch, tmp_path):
     from candidates import KINDS, OTHERS, OURS
     from cost_rows import read_rows, write_rows
@@ -213,6 +211,7 @@ def test_the_quick_set_measures_everything_and_goes_on_where_it_stopped(monkeypa
     assert (tmp_path / "performance-cpu.md").read_text() != written[0]  # the marks
 
 
+@pytest.mark.slow
 def test_memory_grows_with_what_a_method_keeps():
     """The gradient of the pixels keeps the activations of all blocks; the plain forward keeps none."""
     from candidates import make_model, methods

@@ -118,6 +118,7 @@ CAPTUMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Setting")  # Captum's, of the hooks it sets
 @pytest.mark.parametrize("name", CAPTUMS)
 def test_captums_methods_are_captums(run, name):
@@ -173,6 +174,7 @@ def test_costs_are_in_forward_passes(run):
     assert summary.explain_seconds.to_dict() == pytest.approx(seconds.to_dict())
 
 
+@pytest.mark.slow
 def test_ten_methods_share_the_perturbed_predictions_of_one(run):
     metrics = ["box-sensitivity", "class-discrimination", "compactness"]
 
@@ -186,6 +188,7 @@ def test_ten_methods_share_the_perturbed_predictions_of_one(run):
     assert ten <= 1.3 * one
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_nothing_that_runs_beside(run):
     options = BOXES | {"smoothgrad": {"nt_samples": 3}, "faithfulness-correlation": {"nr_runs": 5, "subset_size": 20}}
     metrics = ["faithfulness-correlation", "compactness"]
@@ -198,6 +201,7 @@ def test_what_is_drawn_depends_on_nothing_that_runs_beside(run):
         assert not np.allclose(scores[0], scores[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
 def test_batches_decide_no_score_that_draws_nothing(run, batch_size):
     metrics = ["box-sensitivity", "class-discrimination", "sparseness"]
@@ -207,6 +211,7 @@ def test_batches_decide_no_score_that_draws_nothing(run, batch_size):
     assert np.allclose(both.score_x, both.score_y, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_for_one_sample_costs_its_cells_only(run, images):
     found = run({"failing": failing_for(images[3]), "ixg": "ixg"}, ["compactness", "class-discrimination"], options={})
     failed = found.scores().dropna(subset=["error"])
@@ -252,6 +257,7 @@ class Broken(quantus_metrics.Compactness):
         return [self.answer] * len(x_batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "error"),
     [(MemoryError("full"), "MemoryError: full"), (np.inf, "the score is inf"), (np.nan, "the score is nan")],
@@ -301,6 +307,7 @@ def test_a_method_that_always_breaks_is_recorded_cell_by_cell(run):
     assert np.isnan(found.run["forwards"]["breaks"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt("stop"), ValueError("broken")])
 def test_the_users_model_and_random_state_are_left_as_found(run, model, images, error):
     model.train()
@@ -330,6 +337,7 @@ def test_the_users_model_and_random_state_are_left_as_found(run, model, images, 
     assert not images.requires_grad
 
 
+@pytest.mark.slow
 def test_number_types(run):
     found = {
         dtype: score_of(run(dtype=dtype), "ixg", "compactness") for dtype in ("", "float32", "float64", "bfloat16")

@@ -13,6 +13,8 @@ from forked_commands import Commands
 
 from xai_compare import Comparison
 
+pytestmark = pytest.mark.slow
+
 TOY = """
 import pathlib, time, torch
 from torch import nn

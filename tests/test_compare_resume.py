@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from captum.attr import InputXGradient, Saliency
+from pyarrow import parquet
 from torch import nn
 
 import quantus_metrics
 from xai_compare import Comparison, compare
-from xai_compare._run_folder import RunFolder
+
+pytestmark = pytest.mark.slow
 
 
 def linear(seed=0):
@@ -165,14 +167,14 @@ def test_images_at_once_may_change_only_where_scores_do_not_draw_by_them(run):
 
 
 def test_a_disk_that_fills_up_ends_the_run_which_goes_on_later(run, tmp_path, monkeypatch):
-    write = RunFolder._write_part
+    write = parquet.write_table
 
-    def full(self, table, start, rows):
-        if start == 2 and table == "scores":
+    def full(rows, path):
+        if path.parent.name == "scores.parquet" and path.name.startswith(".0000000002"):
             raise OSError(28, "No space left on device")
-        write(self, table, start, rows)
+        write(rows, path)
 
-    monkeypatch.setattr(RunFolder, "_write_part", full)
+    monkeypatch.setattr(parquet, "write_table", full)
     with pytest.raises(OSError, match="No space left"):
         run(["ixg"], "run")
     monkeypatch.undo()

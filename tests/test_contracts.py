@@ -10,19 +10,19 @@ import pytest
 import torch
 from captum.attr import LayerAttribution, NoiseTunnel, visualization
 from captum.metrics import infidelity, sensitivity_max
-from contracts import METHODS, Breaks, in_threads, left_as_found
+from contracts import IMAGES, METHODS, TARGETS, Breaks, in_threads, left_as_found
 from toy_models import tiny_vit
 
 from adapters.recording import TokenPass
 from captum_ext import without_closed_form
 
-IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-TARGETS = torch.tensor([1, 4, 0])
-
 each_method = pytest.mark.parametrize(("method", "options"), METHODS.values(), ids=METHODS)
 
 
-@pytest.fixture(params=["closed form", "autograd", "full runs"], autouse=True)
+SLOW_WAYS = [pytest.param(way, marks=pytest.mark.slow) for way in ("autograd", "full runs")]
+
+
+@pytest.fixture(params=["closed form", *SLOW_WAYS], autouse=True)
 def way(request, monkeypatch):
     """All ways keep every promise."""
     with nullcontext() if request.param == "closed form" else without_closed_form():
@@ -145,6 +145,7 @@ def test_result_carries_no_graph(method, options):
     assert not maps.requires_grad
 
 
+@pytest.mark.slow
 @each_method
 def test_threads_share_a_model(method, options):
     model = tiny_vit().train()
@@ -157,6 +158,7 @@ def test_threads_share_a_model(method, options):
         assert all(torch.equal(m, alone) for m in maps)
 
 
+@pytest.mark.slow
 @each_method
 def test_a_forward_pass_in_another_thread_is_not_disturbed(method, options):
     model = tiny_vit()
@@ -310,6 +312,7 @@ def test_captum_draws_the_interpolated_map(method, options):
     assert (drawn.argmax(), drawn.argmin()) == (expected.argmax(), expected.argmin())
 
 
+@pytest.mark.slow
 @each_method
 def test_memory_does_not_grow_with_calls(method, options):
     explainer = method(tiny_vit())

@@ -74,6 +74,7 @@ def by_hooks(model, words, mask):
     return (gradient * leaves[0]).sum(-1).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
 @pytest.mark.parametrize("side", ["none", "left", "right"])
 @pytest.mark.parametrize("name", MODELS)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from captum.attr import LayerAttribution
-from test_architecture import FILES, ROOT
+from paths import FILES, ROOT
 
 from captum_ext import CDAM
 
@@ -28,6 +28,7 @@ def test_the_readmes_code_runs_and_its_shapes_are_right(block):
         assert scope["delta"].shape == (2,)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Quantus' and those of random models
 def test_the_code_on_scores_runs():
     scope = {}
@@ -41,6 +42,7 @@ def test_the_code_on_scores_runs():
     assert scope["values"].max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Quantus'
 def test_the_code_on_comparisons_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -51,6 +53,7 @@ def test_the_code_on_comparisons_runs(tmp_path, monkeypatch):
     assert (tmp_path / "RUN" / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of random models
 @pytest.mark.parametrize("name", ["ca-stream", "mhex"])
 def test_the_code_on_wrappers_runs(name, tmp_path, monkeypatch):
@@ -71,12 +74,12 @@ def test_the_code_on_wrappers_runs(name, tmp_path, monkeypatch):
 
 
 def test_the_networks_of_the_document_are_those_that_are_tested():
-    import test_ca_stream_families
+    from ca_stream_cases import CASES
 
     table = (ROOT / "docs" / "ca-stream.md").read_text().split("## Which networks")[1].split("Refused")[0]
     cells = [row.split("|")[3] for row in table.splitlines() if row.startswith("| ") and "cases" not in row]
     named = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
-    assert named <= set(test_ca_stream_families.CASES)
+    assert named <= set(CASES)
     assert len(named) > 40
 
 
@@ -89,6 +92,7 @@ def test_the_readmes_models_are_those_that_are_tested():
     assert named <= set(real_models.CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstring_examples_run_and_what_is_exported_has_one(path):
     if path.name.startswith("__"):
@@ -101,6 +105,7 @@ def test_docstring_examples_run_and_what_is_exported_has_one(path):
     assert result.attempted > 0 or not exported or exported == ["Comparison"]  # which compare() returns, and shows
 
 
+@pytest.mark.slow
 def test_the_bundled_model_reads_unseen_scenes():
     from xai_compare import digit_vit
     from xai_compare.digit_scenes import make_scenes
@@ -139,6 +144,7 @@ def run(monkeypatch, *arguments):
     demo.main()
 
 
+@pytest.mark.slow
 def test_the_demo_writes_its_picture_and_one_score_for_each_cell(monkeypatch, tmp_path, capsys):
     run(monkeypatch, "--scenes", 2, "--out", tmp_path)
     scores = pd.read_csv(tmp_path / "scores.csv")
@@ -152,6 +158,7 @@ def test_the_demo_writes_its_picture_and_one_score_for_each_cell(monkeypatch, tm
     assert "above CDAM" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_demo_explains_an_image_of_the_user(monkeypatch, tmp_path):
     from PIL import Image
 
@@ -161,6 +168,7 @@ def test_the_demo_explains_an_image_of_the_user(monkeypatch, tmp_path):
     assert (tmp_path / "pond_vit_tiny_patch16_224.png").exists()
 
 
+@pytest.mark.slow
 def test_training_resumes_to_the_same_weights(monkeypatch, tmp_path):
     import train_digit_vit
 

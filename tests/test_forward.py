@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from real_models import build, hooked, images
-from test_closed_form import differ, same, seeded
+from by_autograd import seeded
+from comparing import all_same, differ
+from real_models import CLOSED_FORM, build, hooked, images
 from torch import nn
 
 from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM, without_closed_form
-from captum_ext._token_attribution import CLOSED_FORM
 
 MODEL = build("timm").model
 HEAD = nn.Linear(5, 4).double().eval()
@@ -110,15 +110,16 @@ def is_right(forward):
     with without_closed_form():
         expected = explained(forward)
     actual = explained(forward)
-    same(actual, expected)
+    all_same(actual, expected)
     return actual
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, LAYER], ids=["found", "given"])
 @pytest.mark.parametrize("forward", [*FAST.values(), *OTHERS.values()], ids=[*FAST, *OTHERS])
 def test_a_model_in_a_function_takes_the_fast_way(forward, layer):
     assert CDAM(forward, layer).path(images()).way == CLOSED_FORM
-    same(explained(forward, layer), is_right(forward))
+    all_same(explained(forward, layer), is_right(forward))
 
 
 SETTINGS = {
@@ -145,7 +146,7 @@ def test_a_hook_on_a_head_beside_the_model_is_respected():
     before = is_right(with_a_head)
     with hooked(HEAD.register_forward_hook(lambda _, __, output: output.sin())):
         differ(is_right(with_a_head), before)
-    same(explained(with_a_head), before)
+    all_same(explained(with_a_head), before)
 
 
 def test_a_head_beside_the_model_is_evaluated_and_left_as_found():
@@ -155,7 +156,7 @@ def test_a_head_beside_the_model_is_evaluated_and_left_as_found():
         return HEAD(dropout(MODEL(x)))
 
     before = is_right(with_a_head)
-    same(explained(forward), before)
+    all_same(explained(forward), before)
     assert dropout.training
     assert torch.equal(torch.get_rng_state(), state)
 

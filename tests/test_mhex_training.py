@@ -15,6 +15,8 @@ from training import Learner
 
 from adapters import MHEX, deep_supervision_loss
 
+pytestmark = pytest.mark.slow
+
 WORDS = {"1": "treaty minister border", "2": "goal match team", "3": "market shares profit", "4": "chip software orbit"}
 
 

@@ -6,6 +6,8 @@ import torch
 
 from captum_ext import CDAM
 
+pytestmark = pytest.mark.slow
+
 MODELS = {
     "vit_tiny_patch16_224": (14, 14),
     "swin_tiny_patch4_window7_224": (7, 7),  # windows

@@ -13,6 +13,8 @@ from quantus_metrics import BoxSensitivity, ClassDiscrimination, explain_func
 from xai_compare import digit_vit
 from xai_compare.digit_scenes import make_scenes
 
+pytestmark = pytest.mark.slow
+
 SMALLER = {
     "FaithfulnessCorrelation": {"nr_runs": 3, "subset_size": 100},
     "FaithfulnessEstimate": {"features_in_step": 576},

@@ -221,11 +221,13 @@ def test_verdicts(actual, expected, verdict):
     assert _compared(actual, expected, 1e-8).verdict == verdict
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch.jit.script, and of the package where it takes a slower way
 def test_maps_are_autograds_or_refused():
     _check([*range(60), *ONCE_WRONG])
 
 
+@pytest.mark.slow
 @pytest.mark.large
 @pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")

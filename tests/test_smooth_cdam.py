@@ -27,6 +27,7 @@ def test_noisy_token_multiplies_its_own_gradient():
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_mean_of_many_samples_is_the_expectation():
     """`E[2 w (t0 + s e0)(t1 + s e1)] = 2 w t0 t1`, with a standard error known from the product of normals."""
     n, s = 20_000, 0.5

@@ -85,6 +85,11 @@ def load_data(name: str | Path, split: Split, image_size: int | None = None, lim
     return data if limit is None or limit >= len(data) else Part(data, limit)
 
 
+def load_splits(name: str | Path) -> dict[str, Dataset]:
+    """All three splits."""
+    return {split: load_data(name, split) for split in FOLDERS}
+
+
 def _load(name: str | Path, split: Split, size: int | None) -> Dataset:
     path = Path(name)
     if str(name) == "digits":

@@ -91,23 +91,15 @@ def scores(model: nn.Module, images: Tensor, args: argparse.Namespace) -> dict[s
     quiet = {"disable_warnings": True, "normalise": False}
     per_step = args.size * args.size // STEPS
 
-    def box() -> object:
-        return quantus_metrics.BoxSensitivity(num_boxes=args.boxes)(**call, **few)
-
-    def sensitivity_n() -> object:
-        return quantus.SensitivityN(features_in_step=per_step, n_max_percentage=1.0, **quiet)(**call, **every)
-
-    def pixel_flipping() -> object:
-        return quantus.PixelFlipping(features_in_step=per_step, **quiet)(**call, **every)
-
-    def region_perturbation() -> object:
-        return quantus.RegionPerturbation(patch_size=args.size // 8, regions_evaluation=STEPS, **quiet)(**call, **every)
-
     return {
-        "Box Sensitivity": box,
-        "Quantus Sensitivity-N": sensitivity_n,
-        "Quantus Pixel-Flipping": pixel_flipping,
-        "Quantus Region Perturbation": region_perturbation,
+        "Box Sensitivity": lambda: quantus_metrics.BoxSensitivity(num_boxes=args.boxes)(**call, **few),
+        "Quantus Sensitivity-N": lambda: quantus.SensitivityN(features_in_step=per_step, n_max_percentage=1.0, **quiet)(
+            **call, **every
+        ),
+        "Quantus Pixel-Flipping": lambda: quantus.PixelFlipping(features_in_step=per_step, **quiet)(**call, **every),
+        "Quantus Region Perturbation": lambda: quantus.RegionPerturbation(
+            patch_size=args.size // 8, regions_evaluation=STEPS, **quiet
+        )(**call, **every),
     }
 
 

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -202,12 +203,8 @@ def _feature_map(model: nn.Module) -> dict[str, Any]:
     name, channels_last = _averaged[model]
     return {
         "target_layers": [model.get_submodule(name)],
-        "reshape_transform": _channels_first if channels_last else None,
+        "reshape_transform": methodcaller("movedim", -1, 1) if channels_last else None,
     }
-
-
-def _channels_first(features: Tensor) -> Tensor:
-    return features.movedim(-1, 1)
 
 
 def _named(value: Any) -> str:

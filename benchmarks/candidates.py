@@ -5,13 +5,8 @@ from typing import Literal, cast
 
 import timm
 import torch
-from captum.attr import (
-    InputXGradient,
-    IntegratedGradients,
-    LayerGradientXActivation,
-    LayerIntegratedGradients,
-    NoiseTunnel,
-)
+from captum import attr
+from measuring import Run
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from timm.models.vision_transformer import VisionTransformer
@@ -28,8 +23,6 @@ from captum_ext import (
     SmoothCDAM,
 )
 
-Run = Callable[[], object]
-
 OURS = ("CDAM", "CDAM, 10 targets", "IntegratedCDAM", "IntegratedCDAM, baseline given", "SmoothCDAM")
 BASELINES = ("AttentionMap", "AttentionRollout", "PartialLRP", "RelevancePropagation")
 OTHERS = (
@@ -44,18 +37,9 @@ OTHERS = (
 WHOLE_PASSES = OTHERS[-3:]  # these run the whole model for each step or sample
 IMAGES_AT_ONCE = 32  # the most that those evaluate at once; it bounds their memory
 
-LABELS = {
-    "vit_small_patch16_224": "ViT-S/16",
-    "vit_base_patch16_224": "ViT-B/16",
-    "vit_small_patch8_224": "ViT-S/8",
-}
-PLAIN, AVERAGE, ATTENTION, BLOCK, FUNCTION = KINDS = (
-    "",
-    "average pooling",
-    "attention hooked",
-    "last block hooked",
-    "as a function",
-)
+LABELS = {"vit_small_patch16_224": "ViT-S/16", "vit_base_patch16_224": "ViT-B/16", "vit_small_patch8_224": "ViT-S/8"}
+KINDS = ("", "average pooling", "attention hooked", "last block hooked", "as a function")
+PLAIN, AVERAGE, ATTENTION, BLOCK, FUNCTION = KINDS
 
 
 def make_model(name: str, kind: str = PLAIN) -> VisionTransformer:
@@ -105,18 +89,18 @@ def others(model: VisionTransformer, images: Tensor, steps: int, layer: nn.Modul
     """The baselines of CDAM's paper and the methods of other libraries, with as many images at once as memory bears."""
     path = {"n_steps": steps, "internal_batch_size": max(len(images), IMAGES_AT_ONCE)}
     noise = {"nt_samples": steps, "nt_samples_batch_size": max(1, IMAGES_AT_ONCE // len(images))}
-    layer_gradient = LayerGradientXActivation(model, layer)
+    layer_gradient = attr.LayerGradientXActivation(model, layer)
     runs: tuple[Run, ...] = (
         lambda: AttentionMap(model).attribute(images),
         lambda: AttentionRollout(model).attribute(images),
         lambda: PartialLRP(model).attribute(images, 1),
         lambda: RelevancePropagation(model).attribute(images, 1),
         lambda: layer_gradient.attribute(images, 1),
-        lambda: InputXGradient(model).attribute(images, 1),
+        lambda: attr.InputXGradient(model).attribute(images, 1),
         lambda: grad_cam(model, images, layer),
-        lambda: LayerIntegratedGradients(model, layer).attribute(images, target=1, **path),
-        lambda: NoiseTunnel(layer_gradient).attribute(images, target=1, **noise),
-        lambda: IntegratedGradients(model).attribute(images, target=1, **path),
+        lambda: attr.LayerIntegratedGradients(model, layer).attribute(images, target=1, **path),
+        lambda: attr.NoiseTunnel(layer_gradient).attribute(images, target=1, **noise),
+        lambda: attr.IntegratedGradients(model).attribute(images, target=1, **path),
     )
     return dict(zip(OTHERS, runs, strict=True))
 

@@ -13,12 +13,13 @@ import multiprocessing
 import resource
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from measuring import seconds, spread
+from measuring import make_parser, seconds, spread, write_page
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,13 +32,10 @@ BATCH = 16
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description="The cost of xai-compare itself.")
-    parser.add_argument("--device", default="cpu")
+    parser = make_parser("The cost of xai-compare itself.", repeats=3)
     parser.add_argument("--samples", type=int, default=32, help="how many scenes")
     parser.add_argument("--boxes", type=int, default=25, help="of each of 8 sizes, in box sensitivity")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--threads", type=int, default=1, help="of torch; with one, other work disturbs least")
-    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     scenes = make_scenes(args.samples, digits=2, seed=0)
@@ -45,21 +43,19 @@ def main() -> None:
     ratios = overhead(model, scenes.images, scenes.labels[:, 0], args)
     rows = {count: passed(model, scenes.images[:BATCH], args, METHODS[:count]) for count in (1, len(METHODS))}
     memory = {count: largest_memory(count, args) for count in (BATCH, 2 * BATCH, 6 * BATCH)}
-    middle, low, high = spread(ratios)
     text = (
         "# What a comparison costs beside its methods and metrics\n\n"
         f"{len(METHODS)} methods, {len(METRICS)} metrics, {args.samples} scenes of digits, {args.boxes} boxes of each "
         "size.\n\n"
         "| | |\n|---|---|\n"
         f"| seconds of a whole run, in seconds of a loop by hand: median of {args.repeats} rounds (quartiles) | "
-        f"{middle:.3f} ({low:.3f}-{high:.3f}) |\n"
+        f"{spread(ratios):.3f} |\n"
         f"| images that pass the model for the metrics of {len(METHODS)} methods, in those of one | "
         f"{rows[len(METHODS)] / rows[1]:.3f} |\n"
         + "".join(f"| largest memory of a run of {count} samples, MB | {m:.0f} |\n" for count, m in memory.items())
-        + f"\nThreads: {torch.get_num_threads()}; torch {version('torch')}; `python benchmarks/comparison.py`.\n"
+        + f"\nThreads: {torch.get_num_threads()}; torch {version('torch')}; `python benchmarks/comparison.py`."
     )
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"comparison-{args.device}.md").write_text(text)
+    write_page(args, "comparison", text)
     print(text)
 
 
@@ -79,9 +75,10 @@ def run(
     boxes: int,
     methods: Sequence[str] = METHODS,
     metrics: Sequence[str] = METRICS,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """The comparison, into a folder that is thrown away."""
-    options = {"box-sensitivity": {"num_boxes": boxes}} if "box-sensitivity" in metrics else {}
+    options = options or ({"box-sensitivity": {"num_boxes": boxes}} if "box-sensitivity" in metrics else {})
     with tempfile.TemporaryDirectory() as folder:
         compare(
             model,
@@ -121,17 +118,8 @@ def passed(model: nn.Module, images: Tensor, args: argparse.Namespace, methods: 
         seen.clear()
         # The same explanations, of two classes, with scores that pass next to nothing through the model
         few = ["compactness", "class-discrimination"]
-        with tempfile.TemporaryDirectory() as folder:
-            compare(
-                model,
-                (images, labels),
-                out=Path(folder) / "run",
-                methods=methods,
-                metrics=few,
-                targets="label",
-                options={"class-discrimination": {"metric": BoxSensitivity([12], num_boxes=2)}},
-                batch_size=BATCH,
-            )
+        options = {"class-discrimination": {"metric": BoxSensitivity([12], num_boxes=2)}}
+        run(model, images, labels, args.boxes, methods, few, options)
         return everything - (sum(seen) - 2 * len(images))
     finally:
         hook.remove()

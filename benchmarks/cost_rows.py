@@ -1,10 +1,10 @@
 """The measurements as rows of a csv file, kept as they come."""
 
-import csv
-import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import pandas as pd
 
 Key = tuple[str, int, int, str]
 
@@ -47,24 +47,12 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file, in its order; none if there is no file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [_row(record) for record in csv.DictReader(file)]
+    return [Row(*values) for values in pd.read_csv(path).itertuples(index=False)]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace the file at once, so that an interruption leaves the old one or the new one."""
     part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _rounded(value) for name, value in asdict(row).items()} for row in rows)
-    os.replace(part, path)
-
-
-def _rounded(value: object) -> object:
-    return f"{value:.5g}" if isinstance(value, float) else value
-
-
-def _row(record: dict[str, str]) -> Row:
-    kinds = {"batch": int, "steps": int, "repeats": int, "model": str, "method": str}
-    return Row(**{name: kinds.get(name, float)(value) for name, value in record.items()})
+    table = pd.DataFrame(map(asdict, rows))
+    table.to_csv(part, index=False, float_format="%.5g", na_rep="nan", lineterminator="\n")
+    part.replace(path)

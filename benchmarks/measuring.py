@@ -1,16 +1,20 @@
-"""Time and memory of a call."""
+"""Time and memory of a call, and what the scripts that measure them share."""
 
+import argparse
 import gc
 import os
+import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
 Run = Callable[[], object]
 
@@ -19,11 +23,14 @@ SLOW_REPEATS = 3
 
 
 class Spread(NamedTuple):
-    """Median and quartiles."""
+    """Median and quartiles; formatted as "1.02 (0.99-1.06)"."""
 
     middle: float
     low: float
     high: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.middle:{spec}} ({self.low:{spec}}-{self.high:{spec}})"
 
 
 def spread(values: list[float]) -> Spread:
@@ -68,6 +75,16 @@ def rounds(plain: Run, methods: Mapping[str, Run], repeats: int, device: str) ->
             timings[name].append(Timing(taken, before, after))
             before = after
             yield name, timings[name]
+
+
+def timed(what: str, plain: Run, runs: Mapping[str, Run], repeats: int, device: str) -> dict[str, list[Timing]]:
+    """The timings of all rounds by method, with a progress bar."""
+    timings: dict[str, list[Timing]] = {}
+    with tqdm(total=len(runs) * repeats, desc=what, unit="run") as bar:
+        for name, found in rounds(plain, runs, repeats, device):
+            timings[name] = found
+            bar.update()
+    return timings
 
 
 def seconds(run: Run, device: str) -> float:
@@ -132,3 +149,24 @@ def _allocations(record: profile) -> Iterator[tuple[int, int, int]]:
         events.extend(event.children)
         if event.tag == _EventType.Allocation:
             yield event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size
+
+
+def make_parser(description: str, repeats: int) -> argparse.ArgumentParser:
+    """The command line with the options that the scripts share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds")
+    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
+    return parser
+
+
+def machine(device: str) -> str:
+    """The processor or GPU, and the number of threads."""
+    name = platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def write_page(args: argparse.Namespace, name: str, text: str) -> None:
+    """Write NAME-DEVICE.md."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"{name}-{args.device.split(':')[0]}.md").write_text(text + "\n")

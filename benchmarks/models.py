@@ -136,7 +136,7 @@ def fill(row: Row, case: zoo.Case) -> None:
         row.way = said(lambda: with_advice(words, case, question))
     else:
         scores = scores[0] if isinstance(scores, tuple) else scores
-        row.way = said(lambda: way_of(case, question))
+        row.way = said(lambda: CDAM(case.forward).path(case.inputs, **question).way)
         row.truth = said(lambda: compared(row, scores, case))
     for method in BASELINES:
         row.baselines[method.__name__] = said(
@@ -160,12 +160,6 @@ def image_of(case: zoo.Case) -> Tensor | None:
     """The images among the inputs."""
     given = case.inputs if isinstance(case.inputs, tuple) else (case.inputs,)
     return next((one for one in given if one.dim() == 4), None)
-
-
-def way_of(case: zoo.Case, question: dict[str, object]) -> str:
-    """Which way the scores are computed."""
-    explainer = CDAM(case.forward)
-    return explainer.path(case.inputs, **question).way if hasattr(explainer, "path") else "-"
 
 
 def compared(row: Row, scores: Tensor, case: zoo.Case) -> str:

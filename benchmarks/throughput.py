@@ -8,23 +8,17 @@ passes the model, and what that model needs alone for as many images in batches 
 """
 
 import argparse
-import platform
 import warnings
-from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import quantus
 import timm
 import torch
-from measuring import Spread, rounds, spread
+from measuring import Run, Spread, machine, make_parser, spread, timed, write_page
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import quantus_metrics
-
-Score = Callable[[], object]
 
 MODELS = {"resnet18": "ResNet-18", "vit_small_patch16_224": "ViT-S/16"}
 STEPS = 2  # of Quantus' own scores, which perturb a whole batch in each
@@ -32,41 +26,29 @@ STEPS = 2  # of Quantus' own scores, which perturb a whole batch in each
 
 def main() -> None:
     """Measure, print and write the table."""
-    parser = argparse.ArgumentParser(description="The throughput of scores against that of the model.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser = make_parser("The throughput of scores against that of the model.", repeats=3)
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="models of timm")
     parser.add_argument("--batch", type=int, default=64, help="images that pass the model at once")
     parser.add_argument("--boxes", type=int, default=100, help="boxes of each of 8 sizes")
     parser.add_argument("--images", type=int, default=1, help="images that box sensitivity scores")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds")
-    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
     args = parser.parse_args()
     lines = ["| score | " + " | ".join(MODELS.get(name, name) for name in args.models) + " |"]
     lines.append("|---" * (len(args.models) + 1) + "|")
     columns = [measured(name, args) for name in args.models]
-    lines += [f"| {row} | " + " | ".join(cell(column[row]) for column in columns) + " |" for row in columns[0]]
-    where = platform.processor() or platform.machine() if args.device == "cpu" else torch.cuda.get_device_name()
+    lines += [f"| {row} | " + " | ".join(f"{column[row]:.2f}" for column in columns) + " |" for row in columns[0]]
     how = (
         "Images per second that pass the model during a score, as a fraction of plain forward passes without gradients "
         f"of {args.batch} images ({args.size} px): median of {args.repeats} rounds, quartiles in parentheses; each "
         "score is timed between two plain passes. What a score perturbs, sorts and correlates is in its time.\n\n"
         f"Box Sensitivity: {args.images} image(s), {args.boxes} boxes of each of 8 sizes. Quantus' own: {args.batch} "
         f"images, {STEPS} steps.\n\n"
-        f"{where}, {torch.get_num_threads()} threads, torch {version('torch')}, quantus {version('quantus')}, "
+        f"{machine(args.device)}, torch {version('torch')}, quantus {version('quantus')}, "
         f"timm {version('timm')}; `python benchmarks/throughput.py --device {args.device}`."
     )
     table = "\n".join(lines)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"throughput-{args.device.split(':')[0]}.md").write_text(
-        f"# The throughput of scores\n\n{table}\n\n{how}\n"
-    )
+    write_page(args, "throughput", f"# The throughput of scores\n\n{table}\n\n{how}")
     print(table)
-
-
-def cell(value: Spread) -> str:
-    """A fraction and its quartiles."""
-    return f"{value.middle:.2f} ({value.low:.2f}-{value.high:.2f})"
 
 
 def measured(name: str, args: argparse.Namespace) -> dict[str, Spread]:
@@ -84,7 +66,7 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, Spread]:
     model.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
     passed: dict[str, int] = {}
 
-    def counted(label: str, run: Score) -> Score:
+    def counted(label: str, run: Run) -> Run:
         def score() -> None:
             seen.clear()
             run()
@@ -93,16 +75,12 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, Spread]:
         return score
 
     runs = {label: counted(label, run) for label, run in scores(model, images, args).items()}
-    fractions: dict[str, list[float]] = {label: [] for label in runs}
     plain()
-    with tqdm(total=len(runs) * args.repeats, desc=MODELS.get(name, name), unit="run") as bar:
-        for label, timings in rounds(plain, runs, args.repeats, args.device):
-            fractions[label].append(passed[label] / args.batch / timings[-1].ratio)
-            bar.update()
-    return {label: spread(values) for label, values in fractions.items()}
+    timings = timed(MODELS.get(name, name), plain, runs, args.repeats, args.device)
+    return {label: spread([passed[label] / args.batch / timing.ratio for timing in timings[label]]) for label in runs}
 
 
-def scores(model: nn.Module, images: Tensor, args: argparse.Namespace) -> dict[str, Score]:
+def scores(model: nn.Module, images: Tensor, args: argparse.Namespace) -> dict[str, Run]:
     """Box sensitivity, and Quantus' scores that perturb most alike; each run starts with nothing remembered."""
     x = images.cpu().numpy()
     maps = np.random.default_rng(0).random((len(x), 1, args.size, args.size), dtype=np.float32)
@@ -113,23 +91,15 @@ def scores(model: nn.Module, images: Tensor, args: argparse.Namespace) -> dict[s
     quiet = {"disable_warnings": True, "normalise": False}
     per_step = args.size * args.size // STEPS
 
-    def box() -> object:
-        return quantus_metrics.BoxSensitivity(num_boxes=args.boxes)(**call, **few)
-
-    def sensitivity_n() -> object:
-        return quantus.SensitivityN(features_in_step=per_step, n_max_percentage=1.0, **quiet)(**call, **every)
-
-    def pixel_flipping() -> object:
-        return quantus.PixelFlipping(features_in_step=per_step, **quiet)(**call, **every)
-
-    def region_perturbation() -> object:
-        return quantus.RegionPerturbation(patch_size=args.size // 8, regions_evaluation=STEPS, **quiet)(**call, **every)
-
     return {
-        "Box Sensitivity": box,
-        "Quantus Sensitivity-N": sensitivity_n,
-        "Quantus Pixel-Flipping": pixel_flipping,
-        "Quantus Region Perturbation": region_perturbation,
+        "Box Sensitivity": lambda: quantus_metrics.BoxSensitivity(num_boxes=args.boxes)(**call, **few),
+        "Quantus Sensitivity-N": lambda: quantus.SensitivityN(features_in_step=per_step, n_max_percentage=1.0, **quiet)(
+            **call, **every
+        ),
+        "Quantus Pixel-Flipping": lambda: quantus.PixelFlipping(features_in_step=per_step, **quiet)(**call, **every),
+        "Quantus Region Perturbation": lambda: quantus.RegionPerturbation(
+            patch_size=args.size // 8, regions_evaluation=STEPS, **quiet
+        )(**call, **every),
     }
 
 

@@ -8,19 +8,16 @@ Writes wrappers-DEVICE.md.
 
 import argparse
 import copy
-import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 import torchvision
-from measuring import Run, Spread, peak_memory, rounds, spread
+from measuring import Run, Spread, machine, make_parser, peak_memory, spread, timed, write_page
 from pytorch_grad_cam import GradCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from adapters import MHEX, CAStream
 from captum_ext import MHEXCAM
@@ -30,13 +27,10 @@ Measured = tuple[Spread, float]
 
 def main() -> None:
     """Measure, print and write the tables."""
-    parser = argparse.ArgumentParser(description="The cost of wrapped models against the models themselves.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser = make_parser("The cost of wrapped models against the models themselves.", repeats=11)
     parser.add_argument("--backbone", default="resnet50", help="a model of torchvision")
     parser.add_argument("--batch", type=int, default=4, help="images")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
-    parser.add_argument("--repeats", type=int, default=11, help="rounds")
-    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
     args = parser.parse_args()
     torch.manual_seed(0)
     images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
@@ -56,12 +50,11 @@ def main() -> None:
             f"Medians of {args.repeats} rounds, {3 * args.repeats} in the first table, quartiles in parentheses; each "
             f"run is timed between two runs of the plain one. {args.batch} images of {args.size} px. Memory: the peak "
             "of what a call allocates.",
-            f"{_where(args.device)}, {torch.get_num_threads()} threads, torch {version('torch')}, torchvision "
+            f"{machine(args.device)}, torch {version('torch')}, torchvision "
             f"{version('torchvision')}; `python benchmarks/wrappers.py --device {args.device}`.",
         ]
     )
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"wrappers-{args.device.split(':')[0]}.md").write_text(text + "\n")
+    write_page(args, "wrappers", text)
     print(text)
 
 
@@ -121,23 +114,15 @@ def measured(
         run()
     of_plain = peak_memory(plain, args.device, times=3)
     memory = {name: peak_memory(run, args.device, times=3) / of_plain for name, run in runs.items()}
-    ratios: dict[str, list[float]] = {}
-    with tqdm(total=len(runs) * args.repeats * more, desc=what, unit="run") as bar:
-        for name, timings in rounds(plain, runs, args.repeats * more, args.device):
-            ratios[name] = [timing.ratio for timing in timings]
-            bar.update()
-    return {name: (spread(ratios[name]), memory[name]) for name in runs}
+    timings = timed(what, plain, runs, args.repeats * more, args.device)
+    return {name: (spread([timing.ratio for timing in timings[name]]), memory[name]) for name in runs}
 
 
 def table(what: str, rows: Mapping[str, Measured]) -> str:
     """A table of ratios."""
     lines = [f"| multiples {what} | time | peak memory |", "|---|---|---|"]
-    lines += [f"| {name} | {t.middle:.2f} ({t.low:.2f}-{t.high:.2f}) | {m:.2f} |" for name, (t, m) in rows.items()]
+    lines += [f"| {name} | {time:.2f} | {memory:.2f} |" for name, (time, memory) in rows.items()]
     return "\n".join(lines)
-
-
-def _where(device: str) -> str:
-    return platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name()
 
 
 if __name__ == "__main__":

@@ -107,15 +107,18 @@ def rows(
     if isinstance(model, CAStream):
         cams["raw attention"] = RawAttentionCAM(model)
     for method, cam in tqdm(cams.items(), desc=f"seed {seed}, {pooling}", unit="method"):
-        maps = []
-        for part, wanted in zip(images.split(50), classes.split(50), strict=True):
-            maps.append(torch.as_tensor(cam(part, [ClassifierOutputTarget(int(c)) for c in wanted])))
-        given = torch.cat(maps)[:, None].numpy()
+        maps = explained(cam, images, classes)
         scores = {
-            name: 100 * float(np.mean(score(model, images.numpy(), classes.numpy(), given)))
+            name: 100 * float(np.mean(score(model, images.numpy(), classes.numpy(), maps)))
             for name, score in SCORES.items()
         }
         yield {"seed": seed, "pooling": pooling, "accuracy": 100 * share, "method": method} | scores
+
+
+def explained(cam: Any, images: Tensor, classes: Tensor) -> np.ndarray:
+    """Maps (images, 1, height, width) from 0 to 1."""
+    parts = zip(images.split(50), classes.split(50), strict=True)
+    return np.concatenate([cam(x, [ClassifierOutputTarget(int(c)) for c in y]) for x, y in parts])[:, None]
 
 
 def report(table: pd.DataFrame) -> str:
@@ -128,10 +131,11 @@ def report(table: pd.DataFrame) -> str:
     wide = table[table.method.isin(list(CAMS))].pivot_table(
         index=["seed", "method"], columns="pooling", values=[*SCORES]
     )
-    lines.append(
-        "\nIn percent, mean ± standard deviation over seeds. AG, AI and I are better when higher, AD and D when"
-    )
-    lines.append("lower. The paper finds AD lower and the others higher with CA-Stream. Here that holds for:\n")
+    lines += [
+        "",
+        "In percent, mean ± standard deviation over seeds. AG, AI and I are better when higher, AD and D when",
+    ]
+    lines += ["lower. The paper finds AD lower and the others higher with CA-Stream. Here that holds for:", ""]
     for name, rises in RISES.items():
         change = (wide[name]["CA"] - wide[name]["GAP"]).groupby("method", sort=False).mean()
         agree = [method for method in CAMS if (change[method] > 0) == rises]

@@ -85,6 +85,11 @@ def load_data(name: str | Path, split: Split, image_size: int | None = None, lim
     return data if limit is None or limit >= len(data) else Part(data, limit)
 
 
+def load_splits(name: str | Path) -> dict[str, Dataset]:
+    """All three splits."""
+    return {split: load_data(name, split) for split in FOLDERS}
+
+
 def _load(name: str | Path, split: Split, size: int | None) -> Dataset:
     path = Path(name)
     if str(name) == "digits":
@@ -113,7 +118,9 @@ def _resized(images: Tensor, size: int | None) -> Tensor:
 
 
 def _folder(path: Path, split: Split, size: int) -> ImageFolder:
-    found = {known: _split_folder(path, known) for known in FOLDERS}
+    found = {
+        known: next((path / name for name in names if (path / name).is_dir()), None) for known, names in FOLDERS.items()
+    }
     if found["train"] is None or found["validation"] is None:
         inside = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
         raise ValueError(
@@ -133,10 +140,6 @@ def _folder(path: Path, split: Split, size: int) -> ImageFolder:
             f"{sorted(set(known) ^ set(data.classes))[:8]} are in one of them only."
         )
     return data
-
-
-def _split_folder(path: Path, split: Split) -> Path | None:
-    return next((path / name for name in FOLDERS[split] if (path / name).is_dir()), None)
 
 
 def _medmnist(path: Path, split: Split, size: int | None) -> ImageData:

@@ -16,10 +16,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from ca_stream_table import trained
+from ca_stream_table import explained, trained
 from image_data import load_data
 from pytorch_grad_cam import GradCAM, LayerCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from scipy.stats import pearsonr
 from small_resnet import small_resnet
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ def main() -> None:
     for seed in range(args.seeds):
         network = plain(data, args, folder / f"plain-{seed}", seed)
         model = with_mhex(data, args, folder / f"mhex-{seed}", seed)
-        accuracies.append({"seed": seed, "plain": percent(network, data["test"]), "MHEX": percent(model, data["test"])})
+        accuracies.append({"plain": percent(network, data["test"]), "MHEX": percent(model, data["test"])})
         scores += scored({"MHEX": model}, network, judge, images, labels, seed)
         together.append(agreement(model, judge, images, labels, seed))
     pd.DataFrame(scores).to_csv(args.out / f"mhex_{name}.csv", index=False)
@@ -113,12 +112,6 @@ def scored(
     return rows
 
 
-def explained(cam: object, images: Tensor, labels: Tensor) -> np.ndarray:
-    """Maps (images, 1, height, width) from 0 to 1."""
-    parts = zip(images.split(50), labels.split(50), strict=True)
-    return np.concatenate([cam(x, [ClassifierOutputTarget(int(c)) for c in y]) for x, y in parts])[:, None]
-
-
 def agreement(model: MHEX, judge: nn.Module, images: Tensor, labels: Tensor, seed: int) -> pd.DataFrame:
     """The collaboration of each block and image, with the image's SAD and the model's confidence."""
     cosines = collaboration(model, images, labels)
@@ -134,10 +127,8 @@ def agreement(model: MHEX, judge: nn.Module, images: Tensor, labels: Tensor, see
 
 
 def report(accuracies: pd.DataFrame, scores: pd.DataFrame, together: pd.DataFrame) -> str:
-    """The tables, in words too."""
-    lines = ["| test accuracy | plain | with MHEX |", "|---|---|---|"]
-    lines += [f"| seed {row.seed} | {row.plain:.2f} | {row.MHEX:.2f} |" for row in accuracies.itertuples()]
-    lines += [f"| mean | {accuracies.plain.mean():.2f} | {accuracies.MHEX.mean():.2f} |", ""]
+    """The tables."""
+    lines = accuracy_table(accuracies)
     lines += ["| method | drops of | " + " | ".join(SCORES) + " |", "|---" * (2 + len(SCORES)) + "|"]
     table = scores.groupby(["by", "method"], sort=False)[list(SCORES)].agg(["mean", "std"]).fillna(0)
     for (by, method), row in table.iterrows():
@@ -154,6 +145,13 @@ def report(accuracies: pd.DataFrame, scores: pd.DataFrame, together: pd.DataFram
             cells.append(f"r = {r:.3f}, p = {p:.2g}")
         lines.append(f"| {block} | {rows.cosine.mean():.3f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def accuracy_table(accuracies: pd.DataFrame) -> list[str]:
+    """The lines of a table with a row for each seed, and their mean."""
+    lines = ["| test accuracy | plain | with MHEX |", "|---|---|---|"]
+    lines += [f"| seed {row.Index} | {row.plain:.2f} | {row.MHEX:.2f} |" for row in accuracies.itertuples()]
+    return [*lines, f"| mean | {accuracies.plain.mean():.2f} | {accuracies.MHEX.mean():.2f} |", ""]
 
 
 def picture(together: pd.DataFrame, model: MHEX, images: Tensor, labels: Tensor) -> plt.Figure:

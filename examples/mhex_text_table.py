@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from captum.attr import LayerIntegratedGradients, ShapleyValueSampling
+from mhex_table import accuracy_table
 from news import News, load_news, token
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -117,9 +118,7 @@ def scored(model: MHEX, judge: nn.Module, test: News, count: int) -> list[dict[s
 
 def report(accuracies: pd.DataFrame, scores: pd.DataFrame) -> str:
     """The tables."""
-    lines = ["| test accuracy | plain | with MHEX |", "|---|---|---|"]
-    lines += [f"| seed {seed} | {row.plain:.2f} | {row.MHEX:.2f} |" for seed, row in enumerate(accuracies.itertuples())]
-    lines += [f"| mean | {accuracies.plain.mean():.2f} | {accuracies.MHEX.mean():.2f} |", ""]
+    lines = accuracy_table(accuracies)
     table = scores.groupby(["method", "by"], sort=False)["AVG Drop"].agg(["mean", "std"]).fillna(0)
     cells = {key: f"{row['mean']:.4f} ± {row['std']:.4f}" for key, row in table.iterrows()}
     lines += ["| AVG Drop, top 10 % of the tokens masked | of the model itself | of the plain BERT |", "|---|---|---|"]

@@ -37,10 +37,7 @@ class StreamOptions(ImageOptions):
     def stream(self, backbone: torch.nn.Module) -> CAStream:
         """A new stream on a backbone."""
         return CAStream(
-            backbone,
-            start_stage=self.start_stage,
-            projections=self.projections,
-            class_specific=self.class_specific,
+            backbone, start_stage=self.start_stage, projections=self.projections, class_specific=self.class_specific
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from ca_stream_table import trained
-from image_data import Split, load_data
+from image_data import load_data, load_splits
 from mhex_table import plain, with_mhex
 from small_resnet import small_resnet
 from torch import nn
@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 
 from adapters import MHEX, CAStream
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 OUT = Path("out")
 
 
@@ -32,7 +31,7 @@ def images(name: str = "digits") -> Dataset:
 
 def average_pooling(data: str = "digits", seed: int = 0, epochs: int = 10) -> nn.Module:
     """A small ResNet that pools by the average."""
-    splits = {split: load_data(data, split) for split in SPLITS}
+    splits = load_splits(data)
     torch.manual_seed(seed)
     model = small_resnet(len(splits["test"].classes), len(splits["test"][0][0]))
     folder = OUT / "training" / f"{Path(data).name.lower()}-{seed}" / "average"
@@ -43,7 +42,7 @@ def average_pooling(data: str = "digits", seed: int = 0, epochs: int = 10) -> nn
 def ca_stream(data: str = "digits", seed: int = 0, epochs: int = 10, stream_epochs: int = 10) -> CAStream:
     """The same network with a stream that pools by attention."""
     model = CAStream(average_pooling(data, seed, epochs))
-    splits = {split: load_data(data, split) for split in SPLITS}
+    splits = load_splits(data)
     folder = OUT / "training" / f"{Path(data).name.lower()}-{seed}" / "stream"
     trained(model, splits["train"], splits["validation"], folder, epochs=stream_epochs, seed=seed)
     return model
@@ -51,14 +50,12 @@ def ca_stream(data: str = "digits", seed: int = 0, epochs: int = 10, stream_epoc
 
 def without_mhex(data: str, seed: int = 0, epochs: int = 30) -> nn.Module:
     """A small ResNet of MHEX's table."""
-    splits = {split: load_data(data, split) for split in SPLITS}
-    return plain(splits, Namespace(epochs=epochs), _mhex_folder(data) / f"plain-{seed}", seed)
+    return plain(load_splits(data), Namespace(epochs=epochs), _mhex_folder(data) / f"plain-{seed}", seed)
 
 
 def mhex(data: str, seed: int = 0, epochs: int = 30) -> MHEX:
     """The same with MHEX."""
-    splits = {split: load_data(data, split) for split in SPLITS}
-    return with_mhex(splits, Namespace(epochs=epochs), _mhex_folder(data) / f"mhex-{seed}", seed)
+    return with_mhex(load_splits(data), Namespace(epochs=epochs), _mhex_folder(data) / f"mhex-{seed}", seed)
 
 
 def _mhex_folder(data: str) -> Path:

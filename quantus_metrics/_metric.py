@@ -153,7 +153,7 @@ class TensorMetric(Metric[list[float]]):
         self.explain_func_kwargs = dict(explain_func_kwargs or {})
         if device is not None:
             self.explain_func_kwargs.setdefault("device", device)
-        x_batch, y_batch = self._inputs(x_batch, channel_first), np.asarray(y_batch)
+        x_batch, y_batch = channels_first(np.asarray(x_batch), channel_first), np.asarray(y_batch)
         if a_batch is not None:
             a_batch = np.asarray(a_batch)
             check_shapes(x_batch.shape, y_batch.shape, a_batch.shape, texts=self._reads_texts)
@@ -231,9 +231,6 @@ class TensorMetric(Metric[list[float]]):
         maps = np.asarray(self.explain_func(model=_module(model), inputs=x, targets=y, **self.explain_func_kwargs))
         check_shapes(x.shape, y.shape, maps.shape, texts=self._reads_texts)
         return maps
-
-    def _inputs(self, x_batch: Array, channel_first: bool | None) -> Array:
-        return channels_first(np.asarray(x_batch), channel_first)
 
     def _evaluate(
         self, predictions: Predictions, start: int, x: Array, y: Array, maps: tuple[Array, ...], bar: Any

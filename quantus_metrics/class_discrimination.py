@@ -1,6 +1,7 @@
 """Class discrimination: does the map of a class fit that class better than the map of another one?"""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -101,49 +102,24 @@ class ClassDiscrimination(TensorMetric):
         self._wrong_y: Array | None = None
 
     def __call__(
-        self,
-        model: Any,
-        x_batch: Array,
-        y_batch: Array,
-        a_batch: Array | None = None,
-        s_batch: Array | None = None,
-        channel_first: bool | None = None,
-        explain_func: Callable[..., Array] | None = None,
-        explain_func_kwargs: dict[str, Any] | None = None,
-        model_predict_kwargs: dict[str, Any] | None = None,
-        softmax: bool | None = None,
-        device: str | None = None,
-        batch_size: int = 64,
-        custom_batch: Any = None,
-        wrong_a_batch: Array | None = None,
-        wrong_y_batch: Array | None = None,
-        **kwargs: Any,
+        self, *args: Any, wrong_a_batch: Array | None = None, wrong_y_batch: Array | None = None, **kwargs: Any
     ) -> Any:
         """Score explanations, as every Quantus metric does.
 
         Args:
-            model: As for `TensorMetric`, like all but the last two.
-            x_batch: The inputs.
-            y_batch: The classes that are evaluated.
-            a_batch: Their maps. None: `explain_func` makes them.
-            s_batch: Not used.
-            channel_first: The inputs' layout.
-            explain_func: Makes the maps of the wrong class, if they are not given.
-            explain_func_kwargs: Its further arguments.
-            model_predict_kwargs: Further arguments of the model.
-            softmax: Measure probabilities instead of logits.
-            device: Passed to `explain_func`.
-            batch_size: Batch size for perturbed inputs.
-            custom_batch: The same as `wrong_a_batch`, by Quantus' own name.
+            *args: `model, x_batch, y_batch, a_batch` and the other arguments of `TensorMetric`. `explain_func` makes
+                the maps of the wrong class too, if they are not given; `custom_batch` is the same as `wrong_a_batch`.
             wrong_a_batch: Maps of another class for each sample.
             wrong_y_batch: (samples,), those classes.
-            kwargs: None are known.
+            **kwargs: Arguments of `TensorMetric` by name.
 
         Returns:
             The scores, a list of floats; with `return_aggregate` a list of the one aggregate.
         """
-        wrong_a_batch = custom_batch if wrong_a_batch is None else wrong_a_batch
-        others = a_batch is not None and explain_func is explain  # what quantus.evaluate passes beside given maps
+        given = inspect.signature(super().__call__).bind(*args, **kwargs).arguments
+        explain_func = given.get("explain_func")
+        wrong_a_batch = given.get("custom_batch") if wrong_a_batch is None else wrong_a_batch
+        others = given.get("a_batch") is not None and explain_func is explain  # quantus.evaluate's, besides given maps
         if wrong_a_batch is None and (others or not callable(explain_func)):
             raise TypeError(
                 "Expected the wrong class's maps in `wrong_a_batch`, or an `explain_func` that made the given maps, to "
@@ -151,25 +127,12 @@ class ClassDiscrimination(TensorMetric):
             )
         self._wrong_a = None if wrong_a_batch is None else np.asarray(wrong_a_batch)
         self._wrong_y = None if wrong_y_batch is None else np.asarray(wrong_y_batch)
-        for name, given in (("wrong_a_batch", self._wrong_a), ("wrong_y_batch", self._wrong_y)):
-            if given is not None and len(given) != len(x_batch):
-                raise ValueError(f"Expected {len(x_batch)} samples in `{name}`, got shape {given.shape}.")
+        count = len(given["x_batch"])
+        for name, value in (("wrong_a_batch", self._wrong_a), ("wrong_y_batch", self._wrong_y)):
+            if value is not None and len(value) != count:
+                raise ValueError(f"Expected {count} samples in `{name}`, got shape {value.shape}.")
         try:
-            return super().__call__(
-                model,
-                x_batch,
-                y_batch,
-                a_batch,
-                s_batch,
-                channel_first,
-                explain_func,
-                explain_func_kwargs,
-                model_predict_kwargs,
-                softmax,
-                device,
-                batch_size,
-                **kwargs,
-            )
+            return super().__call__(*args, **kwargs)
         finally:
             self._wrong_a = self._wrong_y = None
 

@@ -79,10 +79,6 @@ class Compactness(TensorMetric):
         """See `compactness`."""
         return _scores(a, self.threshold)
 
-    def passes(self, shape: Sequence[int]) -> int:
-        """None: the model is not run."""
-        return 1
-
 
 def _scores(maps: Tensor, threshold: float) -> Scores:
     flat = maps.flatten(1)

@@ -102,11 +102,7 @@ class EffectiveAverageDrop(TensorMetric):
     name = "Effective Average Drop"
 
     def __init__(
-        self,
-        threshold: float = 0.5,
-        area_threshold: float = 0.2,
-        fill: Fill = 0.0,
-        **options: Unpack[Options],
+        self, threshold: float = 0.5, area_threshold: float = 0.2, fill: Fill = 0.0, **options: Unpack[Options]
     ) -> None:
         super().__init__(**options)
         self.threshold = unit_fraction("threshold", threshold)

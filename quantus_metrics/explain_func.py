@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -98,8 +99,9 @@ class _Explain:
             given = explainer.attribute(pixels, target=y, **rest)
             maps = given[0] if isinstance(given, tuple) else given
         elif hasattr(explainer, "target_layers"):
+            logits = [itemgetter((..., int(c))) for c in y]
             with explainer as cam:
-                maps = torch.as_tensor(cam(input_tensor=x.clone(), targets=[_Logit(int(c)) for c in y], **rest))
+                maps = torch.as_tensor(cam(input_tensor=x.clone(), targets=logits, **rest))
         else:
             raise TypeError(
                 f"Expected {self.method} to make an object with `attribute` (Captum) or `target_layers` "
@@ -124,16 +126,6 @@ class _Explain:
             maps = maps.sum(2)  # over the channels of embeddings
         result: Array = maps.cpu().numpy()
         return result
-
-
-@dataclass(frozen=True)
-class _Logit:
-    """A target of pytorch-grad-cam: one class."""
-
-    index: int
-
-    def __call__(self, output: Tensor) -> Tensor:
-        return output[..., self.index]
 
 
 def _as_tensors(model: nn.Module, inputs: Any, targets: Any, channel_first: bool | None) -> tuple[Tensor, Tensor]:

@@ -91,11 +91,7 @@ class Fidelity(TensorMetric):
     name = "Fidelity"
 
     def __init__(
-        self,
-        order: Order = "LIF-MIF",
-        blur_sigma: float | None = None,
-        steps: int = 100,
-        **options: Unpack[Options],
+        self, order: Order = "LIF-MIF", blur_sigma: float | None = None, steps: int = 100, **options: Unpack[Options]
     ) -> None:
         super().__init__(**options)
         if order not in ("LIF-MIF", "LIF", "MIF"):
@@ -111,14 +107,7 @@ class Fidelity(TensorMetric):
         end = blurred(x, self.blur_sigma)
         curves = {
             name: exchange_curve(
-                predictions,
-                x,
-                end,
-                y,
-                a,
-                steps=self.steps,
-                descending=name == "MIF",
-                probability=predictions.softmax,
+                predictions, x, end, y, a, steps=self.steps, descending=name == "MIF", probability=predictions.softmax
             )
             for name in self.order.split("-")
         }

@@ -140,11 +140,7 @@ class Deletion(_Curve):
     score_direction = ScoreDirection.LOWER
 
     def __init__(
-        self,
-        fill: Fill = 0.0,
-        blur_sigma: float | None = None,
-        steps: int = 100,
-        **options: Unpack[Options],
+        self, fill: Fill = 0.0, blur_sigma: float | None = None, steps: int = 100, **options: Unpack[Options]
     ) -> None:
         super().__init__(blur_sigma, steps, **options)
         self.fill = fill

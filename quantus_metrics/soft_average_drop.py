@@ -43,7 +43,7 @@ def soft_average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Ten
         >>> soft_average_drop(model, image, [0], image)  # 3 of the sum of 4 are taken away
         tensor([0.2556])
     """
-    return _scores(Predictions(model, batch_size), *checked(x, y, a)).values
+    return SoftAverageDrop().scores(Predictions(model, batch_size), *checked(x, y, a)).values
 
 
 class SoftAverageDrop(TensorMetric):
@@ -62,11 +62,7 @@ class SoftAverageDrop(TensorMetric):
 
     def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
         """See `soft_average_drop`."""
-        return _scores(predictions, x, y, a)
-
-
-def _scores(predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
-    m = unit_range(a)[:, None].to(x.dtype)
-    before, after = before_and_after(predictions, x, y, torch.lerp(x, x.mean((2, 3), keepdim=True).expand_as(x), m))
-    drop, undefined = relative_drop(before, after)
-    return Scores(drop, undefined | is_constant(a))
+        m = unit_range(a)[:, None].to(x.dtype)
+        faded = torch.lerp(x, x.mean((2, 3), keepdim=True).expand_as(x), m)
+        drop, undefined = relative_drop(*before_and_after(predictions, x, y, faded))
+        return Scores(drop, undefined | is_constant(a))

@@ -206,15 +206,11 @@ def as_samples(
         return Items(items, transform, description=data)
     if isinstance(data, str | Path):
         return Folder(Path(data), transform)
-    if isinstance(data, tuple) and len(data) == 2 and _is_batch(data[0]):
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray) and data[0].ndim == 4:
         if len(data[0]) != len(data[1]):
             raise ValueError(f"Expected one label for each image, got {len(data[0])} images, {len(data[1])} labels.")
         return Items(list(zip(*data, strict=True)), transform)
     return Items(data, transform)
-
-
-def _is_batch(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray) and value.ndim == 4
 
 
 def stacked(samples: Sequence[Sample]) -> Tensor:

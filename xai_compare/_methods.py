@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,8 +48,9 @@ class Method:
 
 def methods() -> dict[str, Method]:
     """All that can be named: this project's, Captum's, pytorch-grad-cam's if it is installed, and third parties'."""
-    known = {name: _ours(name, cls) for name, cls in _OURS.items()}
-    known |= {name: _captums(made) for name, made in _CAPTUM.items()}
+    known = {name: Method(cls, f"captum_ext.{cls.__name__}", title=title) for name, (cls, title) in _OURS.items()}
+    for name, (make, title, options) in _CAPTUM.items():
+        known[name] = Method(make, f"captum.attr: {title}", options, title, needs_warm_up=False)
     known |= _grad_cams()
     known["random"] = Method(_Random, "normal noise, a control", title="random")
     known |= {name: Method(make, _named(make), title=name) for name, make in from_entry_points(GROUP).items()}
@@ -86,22 +88,16 @@ def methods_named(wanted: Any) -> dict[str, Method]:
 
 
 _OURS = {
-    "cdam": captum_ext.CDAM,
-    "smooth-cdam": captum_ext.SmoothCDAM,
-    "integrated-cdam": captum_ext.IntegratedCDAM,
-    "attention": captum_ext.AttentionMap,
-    "rollout": captum_ext.AttentionRollout,
-    "relevance": captum_ext.RelevancePropagation,
-    "partial-lrp": captum_ext.PartialLRP,
-    "raw-attention": captum_ext.RawAttention,
-    "mhex-cam": captum_ext.MHEXCAM,
+    "cdam": (captum_ext.CDAM, "CDAM"),
+    "smooth-cdam": (captum_ext.SmoothCDAM, "Smooth CDAM"),
+    "integrated-cdam": (captum_ext.IntegratedCDAM, "Integrated CDAM"),
+    "attention": (captum_ext.AttentionMap, "Attention map"),
+    "rollout": (captum_ext.AttentionRollout, "Attention rollout"),
+    "relevance": (captum_ext.RelevancePropagation, "Relevance propagation"),
+    "partial-lrp": (captum_ext.PartialLRP, "Partial LRP"),
+    "raw-attention": (captum_ext.RawAttention, "RawAttention"),
+    "mhex-cam": (captum_ext.MHEXCAM, "MHEXCAM"),
 }
-_TITLES = {"smooth-cdam": "Smooth CDAM", "integrated-cdam": "Integrated CDAM", "attention": "Attention map"}
-_TITLES |= {"rollout": "Attention rollout", "relevance": "Relevance propagation", "partial-lrp": "Partial LRP"}
-
-
-def _ours(name: str, cls: type) -> Method:
-    return Method(cls, f"captum_ext.{cls.__name__}", title=_TITLES.get(name, cls.__name__))
 
 
 def _smooth_grad(model: nn.Module) -> Any:
@@ -150,11 +146,6 @@ _CAPTUM: dict[str, tuple[Make, str, dict[str, Any]]] = {
     "deep-lift": (attr.DeepLift, "DeepLIFT", {}),
     "occlusion": (_Patchwise, "Occlusion", {}),
 }
-
-
-def _captums(made: tuple[Make, str, dict[str, Any]]) -> Method:
-    make, title, options = made
-    return Method(make, f"captum.attr: {title}", options, title, needs_warm_up=False)
 
 
 _CAMS = {
@@ -212,12 +203,8 @@ def _feature_map(model: nn.Module) -> dict[str, Any]:
     name, channels_last = _averaged[model]
     return {
         "target_layers": [model.get_submodule(name)],
-        "reshape_transform": _channels_first if channels_last else None,
+        "reshape_transform": methodcaller("movedim", -1, 1) if channels_last else None,
     }
-
-
-def _channels_first(features: Tensor) -> Tensor:
-    return features.movedim(-1, 1)
 
 
 def _named(value: Any) -> str:

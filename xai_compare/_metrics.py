@@ -66,7 +66,10 @@ def metrics_named(wanted: Any, options: Mapping[str, Mapping[str, Any]]) -> dict
         ValueError: if a name is not known, two are the same once normalised, or an argument is wrong.
     """
     if isinstance(wanted, Mapping):
-        return {short: _given(name, wanted[name]) for short, name in by_slug(wanted).items()}
+        for name, value in wanted.items():
+            if not isinstance(value, Score):
+                raise TypeError(f"Expected metric {name!r} to be a quantus.Metric that was made, got {type(value)}.")
+        return {short: _described(wanted[name]) for short, name in by_slug(wanted).items()}
     names = [n for name in wanted for n in (our_metrics() if slug(name) == "all" else [name])]
     classes = select("metric", names, metrics())
     made = {name: _made(name, cls, options.get(name, {})) for name, cls in classes.items() if not _tells(cls)}
@@ -82,9 +85,7 @@ def _of_another(options: dict[str, Any], made: Mapping[str, Score[Any]]) -> dict
         box = next((score for score in made.values() if type(score) is BoxSensitivity), None)
         return options if box is None else options | {"metric": box}
     given = options["metric"]
-    return (
-        options | {"metric": select("metric", [given], dict(made))[slug(given)]} if isinstance(given, str) else options
-    )
+    return options | {"metric": select("metric", [given], made)[slug(given)]} if isinstance(given, str) else options
 
 
 def _tells(cls: type) -> bool:
@@ -93,12 +94,6 @@ def _tells(cls: type) -> bool:
 
 def _is_ours(cls: type) -> bool:
     return cls.__module__.startswith(quantus_metrics.__name__)
-
-
-def _given(name: str, value: Any) -> Metric:
-    if not isinstance(value, Score):
-        raise TypeError(f"Expected metric {name!r} to be a quantus.Metric that was made, got {type(value)}.")
-    return _described(value)
 
 
 def _described(score: Score[Any]) -> Metric:

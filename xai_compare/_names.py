@@ -98,10 +98,7 @@ def fingerprint(value: Any) -> Any:
         kept = {"abs", "normalise", *inspect.signature(type(value)).parameters} & set(dir(value))
     except ValueError:  # of a type that is not written in Python, as torch.dtype
         return str(value)
-    return {
-        "class": fingerprint(type(value)),
-        **{name: fingerprint(getattr(value, name)) for name in sorted(kept)},
-    }
+    return {"class": fingerprint(type(value)), **{name: fingerprint(getattr(value, name)) for name in sorted(kept)}}
 
 
 def from_entry_points(group: str) -> dict[str, Any]:

@@ -16,41 +16,15 @@ from pyarrow import parquet
 from ._evaluation import Batch
 from ._names import fingerprint
 
-_REALS = pa.list_(pa.float32())
+_INTEGER, _TEXT, _REAL, _REALS = pa.int64(), pa.string(), pa.float64(), pa.list_(pa.float32())
+_SAMPLE = {"sample": _INTEGER, "name": _TEXT}
+_RESULT = {"error": _TEXT, "seconds": _REAL}
+_CELL = {"method": _TEXT, "metric": _TEXT}
 TABLES = {
-    "scores": pa.schema(
-        [
-            ("sample", pa.int64()),
-            ("target", pa.int64()),
-            ("method", pa.string()),
-            ("metric", pa.string()),
-            ("score", pa.float64()),
-            ("error", pa.string()),
-            ("seconds", pa.float64()),
-        ]
-    ),
-    "explanations": pa.schema(
-        [
-            ("sample", pa.int64()),
-            ("name", pa.string()),
-            ("target", pa.int64()),
-            ("method", pa.string()),
-            ("error", pa.string()),
-            ("seconds", pa.float64()),
-        ]
-    ),
-    "curves": pa.schema(
-        [
-            ("sample", pa.int64()),
-            ("method", pa.string()),
-            ("metric", pa.string()),
-            ("curve", pa.string()),
-            ("axis", pa.string()),
-            ("x", _REALS),
-            ("y", _REALS),
-        ]
-    ),
-    "skipped": pa.schema([("sample", pa.int64()), ("name", pa.string()), ("error", pa.string())]),
+    "scores": pa.schema({"sample": _INTEGER, "target": _INTEGER} | _CELL | {"score": _REAL} | _RESULT),
+    "explanations": pa.schema(_SAMPLE | {"target": _INTEGER, "method": _TEXT} | _RESULT),
+    "curves": pa.schema({"sample": _INTEGER} | _CELL | {"curve": _TEXT, "axis": _TEXT, "x": _REALS, "y": _REALS}),
+    "skipped": pa.schema(_SAMPLE | {"error": _TEXT}),
 }
 _PROBE = 2**20  # bytes
 

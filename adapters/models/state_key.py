@@ -13,7 +13,8 @@ from torch.nn.parameter import is_lazy
 
 _SAMPLED = 8  # values of each tensor that are compared, besides its identity and version
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
-_CONTAINERS = (nn.Module, Mapping, list, tuple, set, frozenset)
+_SEQUENCES = (list, tuple, set, frozenset)
+_CONTAINERS = (nn.Module, Mapping, *_SEQUENCES)
 _DICTIONARIES = frozenset([dict, OrderedDict])
 _COMPARED = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - frozenset(_COMPARED)
@@ -71,28 +72,35 @@ def _described(root: Any) -> tuple[Any, ...]:
     tensors: list[Tensor] = []
     numbers = {id(root): 0}
     waiting = [root]
+    rules: dict[type, str] = {}
     for value in waiting:  # grows meanwhile
         parts.append(type(value))
         for name, one in _items(value):
             kind = type(one)
             if kind in _PLAIN:
                 parts += (name, kind, one)
-            elif isinstance(one, Tensor):
+                continue
+            rule = rules.get(kind) or rules.setdefault(kind, _rule(one))
+            if rule == "tensor":
                 tensors.append(one)
-                parts += (name, id(one), 0 if is_lazy(one) or one.is_inference() else one._version)  # noqa: SLF001
+                parts += (name, id(one))
             elif id(one) in numbers:
                 parts += (name, numbers[id(one)])
-            elif not _has_contents(one):
-                parts += (name, _by_value_or_identity(one))
-            elif one or kind not in _DICTIONARIES:  # most modules have several that are empty
+            elif rule == "contents":
                 numbers[id(one)] = len(waiting)
                 waiting.append(one)
                 parts.append(name)
+            else:
+                parts += (name, _by_value_or_identity(one))
     return *parts, *_values(tensors)
 
 
-def _has_contents(value: Any) -> bool:
-    return isinstance(value, _CONTAINERS) or (hasattr(value, "__dict__") and not callable(value))
+def _rule(value: Any) -> str:
+    """How values of this type are compared."""
+    if isinstance(value, Tensor):
+        return "value or identity" if is_lazy(value) else "tensor"
+    has_contents = isinstance(value, _CONTAINERS) or (hasattr(value, "__dict__") and not callable(value))
+    return "contents" if has_contents else "value or identity"
 
 
 def _by_value_or_identity(value: Any) -> Any:
@@ -102,31 +110,42 @@ def _by_value_or_identity(value: Any) -> Any:
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """What an object holds, by name or number."""
+    """What an object holds, by name or number; of a module, not its empty dictionaries, of which most have several."""
     if isinstance(value, nn.Module):
-        return [item for item in vars(value).items() if item[0] not in _OF_EVERY_MODULE]
-    if isinstance(value, list | tuple | set | frozenset):
+        held = vars(value).items()
+        return [(k, v) for k, v in held if k not in _OF_EVERY_MODULE and (type(v) not in _DICTIONARIES or v)]
+    if isinstance(value, _SEQUENCES):
         return enumerate(value)
-    held: Mapping[Any, Any] = value if isinstance(value, Mapping) else vars(value)
-    return held.items()
+    mapping: Mapping[Any, Any] = value if type(value) in _DICTIONARIES or isinstance(value, Mapping) else vars(value)
+    return mapping.items()
 
 
-def _values(tensors: list[Tensor]) -> Iterator[Any]:
-    """Shapes and a few values of tensors; nothing of those that have none or do not show them."""
-    samples: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+@torch.inference_mode()  # views are cheapest there
+def _values(tensors: list[Tensor]) -> list[Any]:
+    """Versions, shapes and a few values of tensors; nothing of those that have none or do not show them."""
+    found: list[Any] = []
+    groups: dict[tuple[Any, ...], list[Tensor]] = {}
     for tensor in tensors:
-        if is_lazy(tensor) or tensor.is_nested:
-            continue
-        yield tensor.shape
-        count = tensor.numel()
-        if not count or tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
-            continue
-        step = max(1, count // _SAMPLED)
-        if tensor.is_contiguous():
-            taken = torch.as_strided(tensor.detach(), (min(_SAMPLED, count),), (step,))  # quicker than slicing
-        else:
-            taken = tensor.detach().reshape(-1)[::step][:_SAMPLED]
-        samples.setdefault((tensor.device, tensor.dtype), []).append(taken)
-    for kind, parts in samples.items():
-        yield kind
-        yield torch.cat(parts).cpu().view(torch.uint8).numpy().tobytes()
+        found.append(0 if tensor.is_inference() else tensor._version)  # noqa: SLF001
+        if not tensor.is_nested:
+            found.append(tensor.shape)
+            kind = tensor.device, tensor.dtype, tensor.layout
+            if kind in groups:
+                groups[kind].append(tensor)
+            else:
+                groups[kind] = [tensor]
+    for kind, members in groups.items():
+        found.append(kind)
+        if members[0].layout is torch.strided and not (members[0].is_meta or members[0].is_quantized):
+            samples = torch.cat([_sample(tensor) for tensor in members])
+            found.append(samples.cpu().view(torch.uint8).numpy().tobytes())
+    return found
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """A few values, evenly spread."""
+    count = tensor.numel()
+    size, step = (_SAMPLED, count // _SAMPLED) if count > _SAMPLED else (count, 1)
+    if tensor.is_contiguous():
+        return torch.as_strided(tensor, (size,), (step,))  # quicker than slicing
+    return tensor.reshape(-1)[::step][:size]

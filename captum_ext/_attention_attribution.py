@@ -9,7 +9,7 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from adapters.models import is_image, root_module, uncompiled
+from adapters.models import OutputChoice, is_image, root_module, uncompiled
 from adapters.recording import AttentionMatrices, Prediction, mean_weights, weights_and_gradients
 
 from ._checks import as_tuple, checked_inputs, samples_where
@@ -23,16 +23,18 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
 
     Args:
         forward_func: The model, a method of it or a partial of one.
+        output: Which tensor of what the model returns is explained.
     """
 
     _of_gradients: ClassVar[bool]  # are the matrices `positive_relevance` of a target, and not the mean weights?
     _last_only: ClassVar[bool]  # is the last layer enough?
 
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
+    def __init__(self, forward_func: Callable[..., Any], *, output: OutputChoice = None) -> None:
         if not callable(forward_func):
             raise TypeError(f"Expected `forward_func` to be a model or a function, got {type(forward_func)}.")
         root_module(uncompiled(forward_func))  # one that is compiled in place is refused
         super().__init__(forward_func)
+        self.output = output
 
     @staticmethod
     @abstractmethod
@@ -75,7 +77,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             if self._of_gradients:
                 found = self._relevances(given, target, arguments)
             else:
-                found = mean_weights(self.forward_func, arguments, len(given), last_only=self._last_only)
+                found = mean_weights(
+                    self.forward_func, arguments, len(given), last_only=self._last_only, output=self.output
+                )
         with full_precision(found.row):
             tokens = self._formula(found)
         finite = torch.isfinite(tokens).all(-1)
@@ -103,6 +107,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             positive_relevance,
             last_only=self._last_only,
             latent=isinstance(score, ConceptScore),
+            output=self.output,
         )
 
 

@@ -11,7 +11,7 @@ from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from adapters.models import is_image, root_module, uncompiled
+from adapters.models import OutputChoice, is_image, root_module, uncompiled
 from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass
 
 from ._checks import as_tuple, checked_inputs, samples_where
@@ -97,10 +97,16 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         layer: The module whose output is the tokens. None: they are what the last attention reads.
         attention: Which attention, where it is not the last one: its number in time (from the end if negative), or a
             module in which it runs.
+        output: Which tensor of what the model returns is explained.
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], layer: nn.Module | None = None, attention: int | nn.Module | None = None
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module | None = None,
+        attention: int | nn.Module | None = None,
+        *,
+        output: OutputChoice = None,
     ) -> None:
         if not callable(forward_func):
             raise TypeError(f"Expected `forward_func` to be a model or a function, got {type(forward_func)}.")
@@ -112,6 +118,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             raise ValueError("Expected `layer` or `attention`, got both: each says where the tokens are.")
         _check_part("attention" if layer is None else "layer", attention if layer is None else layer, forward_func)
         self.attention = attention
+        self.output = output
         self._earliest: int | None = None  # the lowest number that the last attention had so far
         LayerAttribution.__init__(self, forward_func, layer)
         GradientAttribution.__init__(self, forward_func)
@@ -190,6 +197,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             attention=self.attention,
             latent=latent,
             earliest=self._earliest or 0,
+            output=self.output,
         )
         last = run.continuation.attention
         if last is not None:

@@ -30,6 +30,9 @@ class CDAM(TokenAttribution):
             (batch, channels, height, width). None: they are what the last attention reads, found in each call.
         attention: Another attention than the last: its number in time (from the end if negative), or a module in which
             it runs.
+        output: Which tensor to explain, where the model returns several: a name, an index, a tuple of them or a
+            name with dots for what is nested, or a function of what it returns. None: by name, as `logits`; several
+            that could be meant are an error, which lists them.
 
     Raises:
         TypeError: if `forward_func` is not callable or `layer` not a module.

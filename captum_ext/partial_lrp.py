@@ -22,6 +22,9 @@ class PartialLRP(AttentionAttribution):
     Args:
         forward_func: A model, or any function that returns its output. The model runs in evaluation mode and is left
             unchanged.
+        output: Which tensor to explain, where the model returns several: a name, an index, a tuple of them or a
+            name with dots for what is nested, or a function of what it returns. None: by name, as `logits`; several
+            that could be meant are an error, which lists them.
 
     Raises:
         TypeError: if `forward_func` is not callable.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters.checks import positive_int
-from adapters.models import channels_first, evaluation_mode, placement_of
+from adapters.models import OutputChoice, channels_first, evaluation_mode, placement_of, with_output
 
 Array = npt.NDArray[Any]
 Channels = Literal["sum", "keep"]
@@ -27,6 +27,7 @@ def explain_func(
     channels: Channels = "sum",
     channel_first: bool | None = None,
     mode: str = "bilinear",
+    output: OutputChoice = None,
     **options: Any,
 ) -> Callable[..., Array]:
     """A function `(model, inputs, targets, **kwargs) -> maps` for `quantus.evaluate` and every metric's `explain_func`.
@@ -40,6 +41,8 @@ def explain_func(
         channels: "sum": maps have one channel, the sum; "keep": as many as the images, where the method has them.
         channel_first: The images' layout; maps have it first always. None: by their shape.
         mode: How maps of layers are resized, as in `torch.nn.functional.interpolate`.
+        output: Which tensor to explain, where the model returns several: a name, an index, a tuple of them or a
+            function of what it returns. None: by name, as `logits`.
         **options: Arguments of the class and of its `attribute`. `layer` and `target_layers` may be names of modules,
             as "blocks.11.norm1", or functions of the model: so they are found in each model that is explained, also
             in the copies that some metrics make.
@@ -68,7 +71,7 @@ def explain_func(
         raise TypeError(f"Expected `method` to be an attribution class or a function of the model, got {type(method)}.")
     if channels not in ("sum", "keep"):
         raise ValueError(f"Expected `channels` to be 'sum' or 'keep', got {channels!r}.")
-    return _Explain(method, positive_int("batch_size", batch_size), channels, channel_first, mode, options)
+    return _Explain(method, positive_int("batch_size", batch_size), channels, channel_first, mode, output, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,7 @@ class _Explain:
     channels: Channels
     channel_first: bool | None
     mode: str
+    output: OutputChoice
     options: Mapping[str, Any]
 
     def __call__(self, model: nn.Module, inputs: Any, targets: Any, **kwargs: Any) -> Array:
@@ -93,6 +97,10 @@ class _Explain:
         accepted = inspect.signature(self.method).parameters
         made = {k: _found(model, k, v) for k, v in self.options.items() if k in accepted}
         rest = {k: v for k, v in self.options.items() if k not in accepted}
+        if "output" in accepted:
+            made["output"] = self.output
+        else:
+            model = with_output(model, self.output)
         explainer = self.method(model, **made)
         if hasattr(explainer, "attribute"):
             pixels = x.clone().requires_grad_() if x.is_floating_point() else x  # or Captum warns as it does so itself

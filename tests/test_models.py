@@ -57,7 +57,8 @@ Named = namedtuple("Named", ["features", "logits"])
     "output",
     [
         LOGITS,
-        (LOGITS, torch.zeros(2, 8)),
+        (LOGITS, [torch.zeros(2, 8)]),
+        (torch.tensor(0.7), LOGITS, torch.zeros(2, dtype=torch.long)),
         {"features": torch.zeros(2, 8), "logits": LOGITS},
         Named(torch.zeros(2, 8), LOGITS),
         ImageClassifierOutput(logits=LOGITS, hidden_states=(torch.zeros(2, 8),)),

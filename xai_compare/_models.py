@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adapters.models import add_tensor, logits_of, placement_of
+from adapters.models import OutputChoice, add_tensor, logits_of, output_tensor, placement_of
 
 FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION"
 Transform = Callable[[Image.Image], Tensor]
@@ -32,6 +32,7 @@ class Subject:
         mean: What the transform takes from each channel; None: not known.
         std: What it divides by.
         labels: The classes' names, or none.
+        output: Which tensor of what it returns the logits are; None: by name.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class Subject:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     labels: Sequence[str] = ()
+    output: OutputChoice = None
 
 
 def load_model(name: str, pretrained: bool, checkpoint: str, options: Mapping[str, Any]) -> Subject:
@@ -86,13 +88,14 @@ def moved(model: nn.Module, device: str, dtype: str) -> nn.Module:
 class PlainLogits(nn.Module):
     """A model's logits in float32, from inputs of any float type: what Captum and Quantus expect."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, output: OutputChoice = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.output = model, output
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The logits (batch, classes)."""
-        logits = logits_of(self.model(placement_of(self.model).moved(inputs)))
+        returned = self.model(placement_of(self.model).moved(inputs))
+        logits = logits_of(output_tensor(returned, self.output, inputs))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from adapters.models import logits_of, placement_of
+from adapters.models import logits_of, output_tensor, placement_of
 
 from ._comparison import Comparison
 from ._cost import in_forwards
@@ -106,8 +106,9 @@ class Run:
                 f"The {type(model).__name__} cannot run on sample {first.name}, of shape {tuple(first.image.shape)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        self.expected = first.image.shape, logits_of(output).shape[1]
-        return model if isinstance(output, Tensor) else PlainLogits(model).eval()
+        chosen = output_tensor(output, self.subject.output, first.image[None])
+        self.expected = first.image.shape, logits_of(chosen).shape[1]
+        return model if chosen is output else PlainLogits(model, self.subject.output).eval()
 
     def _first(self) -> Sample:
         """The first sample that can be read."""
@@ -177,11 +178,13 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What the numbers depend on."""
         settings = _plain_settings(self.settings)
-        for name in ("device", "pretrained", "checkpoint", "resamples", "data"):
+        for name in ("device", "pretrained", "checkpoint", "resamples", "data", "output"):
             settings.pop(name)
         if all(metric.ours for metric in self.metrics.values()):
             settings.pop("forward_batch")  # by which Quantus' own draw
         settings["targets"] = "label" if self.by_label else "predicted"
+        if self.subject.output is not None:
+            settings["output"] = fingerprint(self.subject.output)
         return {
             "settings": settings | {"methods": list(self.methods), "metrics": list(self.metrics)},
             "methods": {name: fingerprint(method.make) for name, method in self.methods.items()},

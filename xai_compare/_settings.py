@@ -56,6 +56,7 @@ class Settings:
     model: str = _setting("digits", "digits, timm:NAME, torchvision:NAME, transformers:NAME or python:MODULE:FUNCTION")
     pretrained: bool = _setting(False, "load the library's pretrained weights", "no")
     checkpoint: str = _setting("", "weights file to load: .safetensors, or saved by torch.save", "none")
+    output: str = _setting("", "which tensor of a model that returns several, as logits or 1", "by name")
     data: str = _setting(
         "", "image folder, digits or python:MODULE:FUNCTION", "digits for the model digits, else required"
     )

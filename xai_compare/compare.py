@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adapters.models import evaluation_mode, placement_of
+from adapters.models import OutputChoice, evaluation_mode, placement_of
 
 from ._comparison import Comparison
 from ._data import as_samples
@@ -29,6 +29,7 @@ def compare(
     metrics: Iterable[str] | Mapping[str, Any] = METRICS,
     transform: Callable[..., Tensor] | None = None,
     labels: Sequence[str] = (),
+    output: OutputChoice = None,
     command: str = "",
     **settings: Any,
 ) -> Comparison:
@@ -48,6 +49,8 @@ def compare(
         metrics: Names, or a mapping of own names to Quantus metrics.
         transform: Makes a PIL image ready for the model; None: the model's own, or the data hold tensors.
         labels: The classes' names, for the report.
+        output: Where the model returns several tensors, which one its logits are: a name, an index, a tuple of them, a
+            name with dots for what is nested, or a function of what it returns. None: by name.
         command: What the report says it was made by.
         **settings: As in `Settings`: options, targets, limit, seed, device, dtype, batch_size, forward_batch, gallery,
             resamples, pretrained, checkpoint.
@@ -90,7 +93,12 @@ def compare(
         subject = Subject(model, type(model).__name__)
     else:
         raise TypeError(f"Expected `model` to be a torch.nn.Module or a name, got {type(model)}.")
-    subject = replace(subject, transform=transform or subject.transform, labels=list(labels) or subject.labels)
+    subject = replace(
+        subject,
+        transform=transform or subject.transform,
+        labels=list(labels) or subject.labels,
+        output=None if output == "" else output,
+    )
     if isinstance(data, str) and not data:
         raise ValueError(
             "Expected `data`: a folder of images, 'digits', or a dataset. On the command line: --data FOLDER"

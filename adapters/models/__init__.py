@@ -6,9 +6,11 @@ from .evaluation_mode import evaluated as evaluated
 from .evaluation_mode import evaluation_mode as evaluation_mode
 from .image_layout import channels_first as channels_first
 from .image_layout import is_image as is_image
+from .outputs import OutputChoice as OutputChoice
 from .outputs import logits_of as logits_of
 from .outputs import output_tensor as output_tensor
 from .placement import placement_of as placement_of
+from .stand_in import with_output as with_output
 from .state_key import state_key as state_key
 from .state_key import unchanged as unchanged
 from .unwrapping import modules_of as modules_of

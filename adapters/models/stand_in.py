@@ -2,10 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from .outputs import OutputChoice, output_tensor
 from .unwrapping import Forward
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -20,6 +21,16 @@ def stand_in(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
     exchanged module's own hooks do not run, unless its new forward calls the module itself.
     """
     return _stand_in(root, forwards, {})
+
+
+def with_output(model: M, choice: OutputChoice) -> M:
+    """A stand-in for a model that returns one tensor of its output, as `output_tensor` chooses it."""
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        return output_tensor(model(*args, **kwargs), choice, given)
+
+    return stand_in(model, {model: forward})
 
 
 def _stand_in(module: M, forwards: Mapping[nn.Module, Forward], done: dict[nn.Module, nn.Module]) -> M:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..models.outputs import OutputChoice
 from .attention_calls import AttentionCall
 from .attention_weights import (
     UnreadableAttentionError,
@@ -39,7 +40,12 @@ class AttentionMatrices(NamedTuple):
 
 
 def mean_weights(
-    forward: Callable[..., Any], arguments: tuple[Any, ...], followed: int, *, last_only: bool
+    forward: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    followed: int,
+    *,
+    last_only: bool,
+    output: OutputChoice = None,
 ) -> AttentionMatrices:
     """The attention weights, means over the heads.
 
@@ -48,12 +54,13 @@ def mean_weights(
         arguments: Its positional arguments.
         followed: How many of them are the inputs.
         last_only: Is the last layer enough?
+        output: Which tensor of what the model returns is explained.
 
     Raises:
         ValueError: if there is no attention, or one whose weights are no matrices of one set of tokens.
     """
     if last_only:
-        run = TokenPass(forward, arguments, followed=followed)
+        run = TokenPass(forward, arguments, followed=followed, output=output)
         with torch.no_grad():
             means = [last_weights(run).mean(1)]
     else:
@@ -63,7 +70,7 @@ def mean_weights(
         def collect(recorder: Recorder, call: AttentionCall) -> None:
             found[call.ordinal] = _mean(recorder, call, batch)
 
-        run = TokenPass(forward, arguments, followed=followed, on_attention=collect)
+        run = TokenPass(forward, arguments, followed=followed, on_attention=collect, output=output)
         means = _matrices([found[call.ordinal] for call in run.attentions()])
         check_keys(means[-1], run)
     _check_fit(means)
@@ -79,6 +86,7 @@ def weights_and_gradients(
     *,
     last_only: bool,
     latent: bool = False,
+    output: OutputChoice = None,
 ) -> AttentionMatrices:
     """Matrices of the attention weights and their gradients.
 
@@ -90,8 +98,9 @@ def weights_and_gradients(
         combine: From weights and gradient (batch, heads, queries, tokens) the matrix.
         last_only: As above.
         latent: Is what the head reads wanted?
+        output: As above.
     """
-    run = TokenPass(forward, arguments, followed=followed, latent=latent)
+    run = TokenPass(forward, arguments, followed=followed, latent=latent, output=output)
     calls = run.attentions()
     weights, prediction = weights_with_prediction(run, calls[-1:] if last_only else calls)
     heads = [by_heads(x.detach(), run.batch) for x in weights]

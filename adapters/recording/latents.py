@@ -1,24 +1,26 @@
 """What a model's head reads."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models import evaluation_mode, modules_of, output_tensor, root_module, uncompiled
+from ..models import OutputChoice, evaluation_mode, modules_of, output_tensor, root_module, uncompiled
 from .token_pass import MOST_PASSES
 from .watched_pass import Forward, is_scripted, watched
 
 
-def latents_of(forward: Forward, arguments: tuple[Any, ...]) -> Tensor:
+def latents_of(forward: Forward, arguments: tuple[Any, ...], output: OutputChoice = None) -> Tensor:
     """What a model's head reads, (batch, channels); without a head that is known, the output itself."""
     forward = uncompiled(forward)
     root = root_module(forward)
+    read = partial(output_tensor, choice=output, given=arguments[0])
     scripted = is_scripted(forward, modules_of(root))
     with torch.inference_mode(False), evaluation_mode(forward):
         options: dict[str, Any] = {}
         for _ in range(MOST_PASSES):
-            one = watched(forward, arguments, output_tensor, latent=True, root=root, copies=scripted, **options)
+            one = watched(forward, arguments, read, latent=True, root=root, copies=scripted, **options)
             again = one.again() if one.latent is None else None
             if again is None:
                 break

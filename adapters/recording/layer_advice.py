@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..models import evaluation_mode, modules_of, output_tensor, root_module, uncompiled
+from ..models import evaluation_mode, modules_of, root_module, uncompiled
 from ..models.hooks import watch_outputs
 from .watched_pass import Forward
 
@@ -24,9 +24,10 @@ def layer_advice(forward: Forward, arguments: tuple[Any, ...]) -> str:
 
     copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), arguments)
     with watch_outputs(modules_of(root), note), torch.no_grad(), evaluation_mode(forward):
-        output = output_tensor(forward(*copies))
+        returned = [x for x in pytree.tree_leaves(forward(*copies)) if isinstance(x, Tensor)]
     names = {} if root is None else {module: name for name, module in root.named_modules()}
-    fits = [names[module] for module, made in found if made is not output and made.shape != output.shape]
+    shapes = {x.shape for x in returned}
+    fits = [names[module] for module, made in found if made.shape not in shapes]
     fits = [name for name in fits if name]
     if not fits:
         return "pass `layer=` the module whose output times gradient you want"

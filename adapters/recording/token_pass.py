@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..models.evaluation_mode import evaluation_mode
-from ..models.outputs import output_tensor
+from ..models.outputs import OutputChoice, output_tensor
 from ..models.unwrapping import modules_of, root_module, uncompiled
 from .attention_calls import AttentionCall
 from .batch_layout import BatchLayout, layout_of
@@ -63,6 +64,7 @@ class TokenPass:
         on_attention: Told of each attention while its tensors live.
         latent: Is what the head reads wanted, too?
         earliest: The lowest number that the last attention had in earlier passes, which makes this one quicker.
+        output: Which tensor of what the model returns is explained, as for `output_tensor`.
 
     Attributes:
         tokens: (batch, ..., channels), or with the channels at another axis.
@@ -88,7 +90,9 @@ class TokenPass:
         on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
         latent: bool = False,
         earliest: int = 0,
+        output: OutputChoice = None,
     ) -> None:
+        self._read_output = partial(output_tensor, choice=output, given=arguments[0])
         self._latent = latent
         self._on_attention = on_attention
         self._forward = uncompiled(forward)
@@ -131,7 +135,7 @@ class TokenPass:
                 one = watched(
                     self._forward,
                     self._arguments,
-                    output_tensor,
+                    self._read_output,
                     followed=followed,
                     point=self._point,
                     within=within,
@@ -249,7 +253,7 @@ class TokenPass:
         hook = nullcontext() if self._point is None else exchanged_at(self._point, exchange)
         allowed = torch.set_grad_enabled(torch.is_grad_enabled())  # entering the other mode would allow gradients
         with torch.inference_mode(False), allowed, evaluation_mode(self._forward), hook, repeat:
-            output = output_tensor(self._forward(*copies))
+            output = self._read_output(self._forward(*copies))
         if repeat.replaced < len(replacements):
             raise ValueError(
                 "The model does other things each time it is called with the same inputs, so that its tokens cannot be "

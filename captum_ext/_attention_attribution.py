@@ -14,7 +14,7 @@ from adapters.recording import AttentionMatrices, Prediction, mean_weights, weig
 
 from ._checks import as_tuple, checked_inputs, samples_where
 from ._features import full_precision
-from ._targets import ConceptScore, Target, scores_of
+from ._targets import ConceptScore, Score, Target, scores_of
 from ._token_attribution import Tensors, no_grid
 
 
@@ -121,10 +121,9 @@ def through(row: Tensor, matrix: Tensor) -> Tensor:
     return (row[:, None] @ matrix)[:, 0]
 
 
-def _gradients(
-    score: Callable[[Prediction], Tensor], prediction: Prediction, weights: Sequence[Tensor]
-) -> list[Tensor]:
+def _gradients(score: Score, prediction: Prediction, weights: Sequence[Tensor]) -> list[Tensor]:
     """Those of the score."""
+    score.check(prediction)
     with torch.enable_grad():
         values = score(prediction)
     found: Sequence[Tensor | None] = [None] * len(weights)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters.recording import Prediction, TokenPass
 
-Score = Callable[[Prediction], Tensor]
+from ._targets import Score
 
 
 def relevance(tokens: Tensor, gradients: Tensor, channels: int = -1) -> Tensor:

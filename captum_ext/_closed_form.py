@@ -126,9 +126,10 @@ class Evaluation:
         with torch.set_grad_enabled(bool(gradients)):
             prediction = last.predict(mixed, tokens)
         if chunk.own is not None:
-            first = chunk.own * copies.batch
+            count = last.run.prediction.outputs.shape[0]
+            first = chunk.own * count
             try:
-                last.run.check(Prediction(prediction.outputs[first : first + copies.batch], prediction.latents))
+                last.run.check(Prediction(prediction.outputs[first : first + count], prediction.latents))
             except DifferentOutputError:
                 raise NotInClosedFormError("taken apart, the model returns something else") from None
         return cls(last, chunk, tokens, query, vectors, along, weights, mixed, prediction)

@@ -1,9 +1,10 @@
 """What is explained: checking a target before any work, and reading its score from a forward pass."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,16 +14,34 @@ from adapters.recording import Prediction
 
 from .concept_target import ConceptTarget
 
-Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | ConceptTarget | None
-Score = Callable[[Prediction], Tensor]
+Function = Callable[[Tensor], Tensor]
+Indices = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]]
+Target = Indices | Function | list[Function] | ConceptTarget | None
+
+
+class Score(Protocol):
+    """Reads a target's scores from predictions of one or several copies of a batch."""
+
+    def check(self, prediction: Prediction) -> None:
+        """See whether the model's own prediction for the batch can be asked for this.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+        ...
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        """(copies * predictions,) scores."""
+        ...
 
 
 def score_of(target: Target, batch: int, device: torch.device | None = None) -> Score:
-    """The function that reads a target's scores (copies * batch,) from a prediction.
+    """How a target's scores are read from a prediction.
 
     Args:
         target: As in Captum: a class for all samples, one for each (a list or 1-D tensor), tuples of indices for
-            outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
+            outputs of more dimensions, None for outputs of one value; a function of one sample's output that returns
+            a number, as in pytorch-grad-cam, or a list with one for each sample; or a ConceptTarget.
         batch: The number of samples.
         device: Where the outputs are expected.
 
@@ -32,13 +51,18 @@ def score_of(target: Target, batch: int, device: torch.device | None = None) -> 
     """
     if isinstance(target, ConceptTarget):
         return ConceptScore(target)
+    if callable(target):
+        return FunctionScore(batch, [target])
+    if isinstance(target, list) and target and all(callable(one) for one in target):
+        _check_length(len(target), batch)
+        return FunctionScore(batch, [one for one in target if callable(one)])
     if target is None:
-        return OutputScore(None)
+        return OutputScore(batch, None)
     rows = _rows(target, batch)
     if any(i < 0 for row in rows for i in row):
         raise ValueError(f"Expected `target` indices of at least 0, got {target}.")
     largest = tuple(max(column) for column in zip(*rows, strict=True))
-    return OutputScore(torch.tensor(rows, device=device), largest)
+    return OutputScore(batch, torch.tensor(rows, device=device), largest)
 
 
 def scores_of(targets: Sequence[Target] | Tensor, batch: int, device: torch.device | None = None) -> list[Score]:
@@ -61,35 +85,65 @@ class ConceptScore:
 
     target: ConceptTarget
 
+    def check(self, prediction: Prediction) -> None:
+        """See whether the latents have the concept's width."""
+        self(prediction)
+
     def __call__(self, prediction: Prediction) -> Tensor:
         """(samples,) similarities."""
         return self.target.score(prediction.latents)
 
 
 @dataclass(frozen=True)
+class FunctionScore:
+    """What the user's function makes of each sample's output; one function for all, or one for each."""
+
+    batch: int
+    functions: list[Function]
+
+    def check(self, prediction: Prediction) -> None:
+        """See whether there is a number for each prediction."""
+        outputs = _with_batch(prediction.outputs, self.batch)
+        _check_count(outputs, self.batch, len(self.functions))
+        for function, output in zip(itertools.cycle(self.functions), outputs, strict=False):
+            found = function(output)
+            if not isinstance(found, Tensor) or found.numel() != 1:
+                got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else str(type(found))
+                raise ValueError(
+                    f"Expected the function in `target` to return one number, a tensor, for the output of one sample, "
+                    f"of shape {tuple(output.shape)}; got {got}. Select or sum: `lambda output: output[3]`."
+                )
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        """(samples,) numbers."""
+        outputs = _with_batch(prediction.outputs, self.batch)
+        pairs = zip(itertools.cycle(self.functions), outputs, strict=False)
+        return torch.stack([function(output).reshape(()) for function, output in pairs])
+
+
+@dataclass(frozen=True)
 class OutputScore:
-    """The output at an index per sample, (batch, axes); None for outputs of one value a sample.
+    """The output at an index, (1 or predictions, axes); None for outputs of one value.
 
     Checked by the largest index of each axis, which needs no look at a tensor.
     """
 
+    batch: int
     index: Tensor | None
     largest: tuple[int, ...] = ()
 
-    def __call__(self, prediction: Prediction) -> Tensor:
-        """(samples,) outputs."""
-        outputs = prediction.outputs
+    def check(self, prediction: Prediction) -> None:
+        """See whether the outputs have these indices."""
+        outputs = _with_batch(prediction.outputs, self.batch, len(self.largest))
+        _check_count(outputs, self.batch, 1 if self.index is None else len(self.index))
+        shape, axes = tuple(outputs.shape), len(self.largest)
         if self.index is None:
-            return _only_value(outputs)
-        self._check(outputs)
-        copies = outputs.shape[0] // self.index.shape[0]
-        index = self.index.to(outputs.device).repeat(copies, 1)
-        return outputs[torch.arange(outputs.shape[0], device=outputs.device), *index.unbind(1)]
-
-    def _check(self, outputs: Tensor) -> None:
-        shape = tuple(outputs.shape)
-        if self.index is None or outputs.dim() < 2 or self.index.shape[1] != outputs.dim() - 1:
-            axes = 0 if self.index is None else self.index.shape[1]
+            if outputs[0].numel() != 1:
+                raise ValueError(
+                    f"The model's output has shape {shape}, so `target` must say which value to explain; got None, "
+                    "which is for outputs of one value a sample."
+                )
+        elif axes != len(shape) - 1:
             raise ValueError(
                 f"`target` gives {axes} index(es) a sample, but the model's output has shape {shape}: "
                 + (
@@ -98,37 +152,59 @@ class OutputScore:
                     else f"give {len(shape) - 1}, as a tuple for more than one."
                 )
             )
-        if any(index >= size for index, size in zip(self.largest, shape[1:], strict=True)):
+        elif any(index >= size for index, size in zip(self.largest, shape[1:], strict=True)):
             raise ValueError(
-                f"`target` {list(self.largest)} is out of range: the model's output has shape {shape}, the "
-                "first axis being the batch."
+                f"`target` {list(self.largest)} is out of range: the model's output has shape {shape}, the first axis "
+                "being the batch."
             )
 
+    def __call__(self, prediction: Prediction) -> Tensor:
+        """(samples,) outputs."""
+        outputs = _with_batch(prediction.outputs, self.batch, len(self.largest))
+        if self.index is None:
+            return outputs.flatten()
+        count = outputs.shape[0]
+        index = self.index.to(outputs.device).repeat(count // self.index.shape[0], 1)
+        return outputs[torch.arange(count, device=outputs.device), *index.unbind(1)]
 
-def _only_value(outputs: Tensor) -> Tensor:
-    if outputs.dim() == 0 or outputs[0].numel() != 1:
+
+def _with_batch(outputs: Tensor, batch: int, axes: int = -1) -> Tensor:
+    """Outputs with a batch axis, which `squeeze` takes from a batch of one."""
+    return outputs[None] if outputs.dim() == 0 or (batch == 1 and outputs.dim() == axes) else outputs
+
+
+def _check_count(outputs: Tensor, batch: int, rows: int) -> None:
+    """As many predictions as samples, or one for a bag of them; as many targets as predictions, or one for all."""
+    count = outputs.shape[0]
+    if count == 0 or batch % count:
         raise ValueError(
-            f"The model's output has shape {tuple(outputs.shape)}, so `target` must say which value to explain; got "
-            "None, which is for outputs of one value a sample."
+            f"The model's output has shape {tuple(outputs.shape)}, which is not one prediction for each of the {batch} "
+            "samples, nor one for several. Give `output` a function that makes the samples the first axis, as "
+            f"`output=lambda y: y.unflatten(0, ({batch}, -1))`."
         )
-    return outputs.flatten()
+    if rows not in (1, count):
+        raise ValueError(f"Expected one `target` per prediction, {count} for this batch, got {rows}.")
+
+
+def _check_length(count: int, batch: int) -> None:
+    if count not in (1, batch):  # one: perhaps of one prediction for all samples
+        raise ValueError(f"Expected one `target` per sample, {batch} for this batch, got {count}.")
 
 
 def _rows(target: Any, batch: int) -> list[tuple[int, ...]]:
-    """One tuple of indices per sample."""
+    """One tuple of indices for all, or one for each sample."""
     if isinstance(target, Tensor | np.ndarray):
         target = _listed(torch.as_tensor(target))
     if _is_index(target):
-        return [(int(target),)] * batch
+        return [(int(target),)]
     if isinstance(target, tuple) and target and all(map(_is_index, target)):
-        return [tuple(map(int, target))] * batch
+        return [tuple(map(int, target))]
     if not isinstance(target, list):
         raise TypeError(
-            f"Expected `target` to be an int, a list or 1-D tensor of ints, tuples of ints, a ConceptTarget or None, "
-            f"got {target!r}."
+            "Expected `target` to be an int, a list or 1-D tensor of ints, tuples of ints, a function of one sample's "
+            f"output, a ConceptTarget or None, got {target!r}."
         )
-    if len(target) != batch:
-        raise ValueError(f"Expected one `target` per sample, {batch} for this batch, got {len(target)}.")
+    _check_length(len(target), batch)
     rows = [row if isinstance(row, tuple) else (row,) for row in target]
     if not all(_is_index(i) for row in rows for i in row) or len({len(row) for row in rows}) != 1:
         raise TypeError(f"Expected the list `target` to hold ints, or tuples of ints of one length, got {target!r}.")

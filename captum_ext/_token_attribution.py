@@ -227,7 +227,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             latent=any(isinstance(score, ConceptScore) for score in scores),
         )
         for score in scores:
-            score(run.prediction)  # a target the output cannot answer is an error before any gradient
+            score.check(run.prediction)  # a target the output cannot answer is an error before any gradient
         grid = run.grid() if is_image(given[0]) else None
         if is_image(given[0]) and grid is None and not request.return_tokens:
             raise ValueError(no_grid(run, given[0]))

@@ -59,7 +59,6 @@ def test_none_is_for_one_value_a_sample(shape):
     ("target", "error", "words"),
     [
         (-1, ValueError, r"at least 0, got -1"),
-        ([0], ValueError, r"one `target` per sample, 2 for this batch, got 1"),
         (torch.tensor([0, 1, 2]), ValueError, r"2 for this batch, got 3"),
         (torch.tensor([[0], [1]]), ValueError, r"one class per sample, got shape \(2, 1\)"),
         (torch.tensor([0.0, 1.0]), TypeError, r"tensor of integers, got one of torch.float32"),
@@ -83,6 +82,7 @@ def test_a_wrong_target_is_an_error_before_the_model_runs(target, error, words):
     [
         (5, r"\[5\] is out of range: the model's output has shape \(2, 5\)"),
         ([0, 7], r"\[7\] is out of range"),
+        (lambda output: output[:2], r"return one number, a tensor, for the output of one sample, of shape \(5,\); got"),
         (None, r"shape \(2, 5\), so `target` must say which"),
     ],
 )

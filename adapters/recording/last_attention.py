@@ -46,6 +46,9 @@ class LastAttention:
             raise NotInClosedFormError("gradients are cut behind the tokens (torch.no_grad or detach)")
         if found.attention is None:
             raise NotInClosedFormError("the tokens do not enter an attention by the layer that was given")
+        output = run.prediction.outputs
+        if output.dim() == 0 or output.shape[0] == 0 or run.batch % output.shape[0]:
+            raise NotInClosedFormError("the output has no batch axis")
         if tokens.dim() != 3 or run.channels != 2:
             raise NotInClosedFormError("the tokens are not one sequence for each sample")
         self.run, self.tokens = run, tokens.detach()

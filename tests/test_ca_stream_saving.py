@@ -9,6 +9,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from adapters import CAStream
 
+pytestmark = pytest.mark.slow
+
 # Saving
 
 

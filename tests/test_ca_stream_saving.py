@@ -11,8 +11,6 @@ from adapters import CAStream
 
 pytestmark = pytest.mark.slow
 
-# Saving
-
 
 OPTIONS = {"stages": ["layer1", "layer3", "layer4"], "start_stage": 1, "projections": True, "class_specific": True}
 

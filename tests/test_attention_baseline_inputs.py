@@ -15,6 +15,8 @@ from toy_models import tiny_vit
 
 from captum_ext import CDAM, AttentionMap, ConceptTarget
 
+pytestmark = pytest.mark.slow
+
 # Inputs and outputs.
 
 

@@ -82,6 +82,7 @@ def test_peak_memory_is_that_of_what_lives_together(call, peak):
     assert peak_memory(call, "cpu", times=2) == pytest.approx(peak, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_peak_memory_ignores_what_an_earlier_measured_call_left_behind():
     """A running sum of the profiler's events would say 0 for the second call."""
     from measuring import peak_memory

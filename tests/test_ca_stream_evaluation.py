@@ -73,6 +73,7 @@ def test_low_precision_is_close(dtype, projections):
         assert (actual.sum((1, 2)) - 1).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_training_works_under_autocast():
     wrapper = stream_on(resnet().float(), projections=True).train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -117,6 +118,7 @@ def test_copies_are_independent(twin):
     assert not any(p.requires_grad for p in wrapper.backbone.parameters())
 
 
+@pytest.mark.slow
 def test_state_goes_from_one_wrapper_to_another():
     wrapper, other = stream_on(resnet()), CAStream(small_twin := resnet()).eval()
     assert not torch.allclose(other(images()), wrapper(images()))
@@ -151,6 +153,7 @@ def test_unwrap_gives_the_backbone_back_as_it_was():
     assert wrapper.backbone is model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"stages": ["layer1", "nothing"]}, {"start_stage": 5}, {"stages": "layer4"}])
 def test_a_wrapper_that_cannot_be_made_leaves_the_model_as_found(options):
     model = mixed()
@@ -165,6 +168,7 @@ def test_looking_for_stages_does_not_move_batch_norm_statistics():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_wrapped_backbone_alone_answers_as_before():
     model = resnet()
     expected = model(images()).detach()

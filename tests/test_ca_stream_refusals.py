@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from adapters import CAStream
 
+pytestmark = pytest.mark.slow
+
 # Wrong calls
 
 
@@ -159,7 +161,6 @@ def test_not_a_model(model):
         CAStream(model)
 
 
-@pytest.mark.slow
 def test_compiled_models():
     model = resnet()
     assert CAStream(torch.compile(model, backend="eager")).backbone is model

@@ -9,7 +9,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from adapters import CAStream
 
-# Saving
+pytestmark = pytest.mark.slow
 
 
 OPTIONS = {"stages": ["layer1", "layer3", "layer4"], "start_stage": 1, "projections": True, "class_specific": True}

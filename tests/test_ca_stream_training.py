@@ -40,6 +40,7 @@ def test_stream_of_resnet50_has_the_papers_parameters(options, count):
     assert wrapper.stages == STAGES[options.get("start_stage", 0) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("specific", "count"), [(False, 32_526_184), (True, 32_590_120)])
 def test_resnet50_with_its_stream_has_the_papers_parameters(specific, count):
     assert sum(p.numel() for p in CAStream(_resnet50(), class_specific=specific).parameters()) == count
@@ -103,6 +104,7 @@ def test_training_moves_only_the_stream():
     assert wrapper.stream.training
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss():
     wrapper, pixels, labels = stream_on(resnet(), start_stage=3).train(), images(4), torch.tensor([1, 4, 0, 2])
     optimizer = torch.optim.SGD(wrapper.stream.parameters(), 1e-2, 0.9)

@@ -123,6 +123,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", SETTINGS.values(), ids=SETTINGS)
 def test_a_changed_setting_of_a_head_is_not_stale(change):
     case = build("timm")

@@ -144,6 +144,7 @@ def test_a_transformers_cdam_and_quantus_own_scores(run):
         assert score_of(found, "cdam", "relevance-mass-accuracy")[i] == pytest.approx(share, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_labels_or_predictions_are_explained(run, model, images):
     labels = [0, 1, 2, 3, 0]
     of = {targets: run(data=(images, labels), targets=targets).explanations() for targets in ("label", "predicted", "")}
@@ -151,6 +152,7 @@ def test_labels_or_predictions_are_explained(run, model, images):
     assert of["predicted"].target.tolist() == of[""].target.tolist() == model(images).argmax(1).tolist()
 
 
+@pytest.mark.slow
 def test_digit_scenes_are_explained_by_label_whether_named_or_not(tmp_path):
     few = {"methods": ["random"], "metrics": ["compactness"], "limit": 3, "gallery": 0, "resamples": 100}
     bare, named = (
@@ -162,6 +164,7 @@ def test_digit_scenes_are_explained_by_label_whether_named_or_not(tmp_path):
     assert bare.run["identity"] == named.run["identity"]
 
 
+@pytest.mark.slow
 def test_costs_are_in_forward_passes(run):
     found = run(["ixg", "ig", "random"], options={"ig": {"n_steps": 10}})
     forwards = found.run["forwards"]
@@ -227,6 +230,7 @@ def test_a_method_that_fails_for_one_sample_costs_its_cells_only(run, images):
     assert summary.loc[("ixg", "compactness"), ["n", "failed"]].tolist() == [5, 0]
 
 
+@pytest.mark.slow
 def test_maps_that_are_none_are_recorded(run, images):
     class Nan(Attributes):
         def attribute(self, inputs, target):
@@ -357,6 +361,7 @@ def test_number_types(run):
     assert not np.allclose(scores["bfloat16"], scores["float32"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_samples_are_not_kept(run):
     class Data:
         def __init__(self):

@@ -195,6 +195,7 @@ def test_a_changed_model_is_never_stale(method, options):
     assert not torch.allclose(explainer.attribute(IMAGES, TARGETS, **options), first)
 
 
+@pytest.mark.slow
 @each_method
 def test_a_compiled_model_is_unwrapped(method, options):
     model = tiny_vit()
@@ -202,6 +203,7 @@ def test_a_compiled_model_is_unwrapped(method, options):
     assert torch.equal(method(torch.compile(model, backend="eager")).attribute(IMAGES, TARGETS, **options), expected)
 
 
+@pytest.mark.slow
 @each_method
 def test_a_model_compiled_in_place_or_in_part_is_refused(method, options):
     model = tiny_vit()

@@ -74,10 +74,11 @@ def by_hooks(model, words, mask):
     return (gradient * leaves[0]).sum(-1).detach()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("cache", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["cache", "no cache"])
 @pytest.mark.parametrize("side", ["none", "left", "right"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "llama" else pytest.mark.slow) for name in MODELS]
+)
 def test_a_decoder_is_explained_at_its_last_real_token(name, side, cache):
     model = decoder(name, cache=cache)
     words, mask = padded(side)

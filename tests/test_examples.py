@@ -17,6 +17,7 @@ from captum_ext import CDAM
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["first", "second"])
 def test_the_readmes_code_runs_and_its_shapes_are_right(block):
     scope = {}

@@ -129,6 +129,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", SETTINGS.values(), ids=SETTINGS)
 def test_what_a_function_refers_to_is_never_stale(change):
     before = is_right(by_hand)

@@ -22,6 +22,7 @@ def torchvision_swin():
     return torchvision.models.SwinTransformer([4, 4], 16, [1, 2], [2, 4], [2, 2], num_classes=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [CDAM, SmoothCDAM, IntegratedCDAM])
 def test_a_cnn_is_refused_with_another_method(method):
     with pytest.raises(ValueError, match="LayerGradCam"):

@@ -104,6 +104,7 @@ def test_a_zero_gate_leaves_a_pretrained_encoder_unchanged(name):
     close(wrapper(attention_mask=mask.bool(), input_ids=ids), backbone(name)(ids, mask).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision ResNet", "timm SE-ResNet, bottlenecks"])
 def test_batch_norm_moves_in_training(name):
     wrapper, inputs = wrap(name).train(), inputs_of(name)

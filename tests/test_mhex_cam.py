@@ -207,6 +207,7 @@ def test_a_sample_does_not_depend_on_its_batch(name):
         close(maps, batch[i : i + 1])
 
 
+@pytest.mark.slow
 def test_threads_share_a_wrapper():
     wrapper, images = wrap(CNN).train(), inputs_of(CNN)[0]
     alone = [explain(wrapper, CNN, c) for c in range(4)]
@@ -253,6 +254,7 @@ def test_it_stands_in_a_list_with_grad_cam(prediction, stage):
     close(grad_cam, (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prediction", "block"), [("last", 0), ("original", -1)])
 def test_target_layers_in_front_of_what_predicts_have_gradients(prediction, block):
     wrapper = wrap("torchvision ResNet")

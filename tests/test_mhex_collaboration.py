@@ -71,6 +71,7 @@ def test_stripping_keeps_the_prediction_and_the_original(name, prediction):
     assert not torch.equal(wrapper(*inputs), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_backbone", [None, True, False])
 def test_saving_and_loading(tmp_path, with_backbone):
     wrapper, other = wrap(CNN, placement="downsample", gate=False), copy.deepcopy(backbone(CNN))
@@ -117,6 +118,7 @@ def test_transformers_trainer_takes_the_steps_of_a_plain_loop(tmp_path, name, re
 BAD_TARGETS = [CLASSES, -1, [0, 1], [0, 1, CLASSES], [0, 1, -100], 1.0, [0.0, 1.0, 2.0], True, "cat", [[0], [1], [2]]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", BAD_TARGETS, ids=str)
 @pytest.mark.parametrize("use", [explain, lambda w, n, t: collaboration(w, *inputs_of(n), t)], ids=["CAM", "gates"])
 def test_bad_targets_are_named(use, target):

@@ -10,6 +10,8 @@ from real_models import build, set_fused
 
 from captum_ext import CDAM, ConceptTarget, IntegratedCDAM
 
+pytestmark = pytest.mark.slow
+
 FUSED_OR_NOT = ["timm", "timm-4registers", "timm-qk-norm", "timm-avg", "timm-parallel-scaling", "timm-gated-attention"]
 FUSED_OR_NOT += ["timm-map", "timm-diff-attention", "eva-rope-registers", "beit-rel-pos", "beit-rel-pos-token"]
 

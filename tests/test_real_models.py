@@ -148,7 +148,7 @@ def test_the_model_is_left_as_found(case):
         assert torch.equal(case.logits(), logits)
 
 
-@pytest.mark.parametrize("name", TEXT_CASES)
+@pytest.mark.parametrize("name", parameters(TEXT_CASES))
 def test_padded_tokens_score_exactly_zero_and_others_do_not(name):
     case = build(name)
     mask = case.extra[0].bool()

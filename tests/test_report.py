@@ -14,8 +14,6 @@ from reports import TESTS, embedded, fake_curves, fake_pictures, fake_run, fake_
 
 from xai_compare._report import Curve, Picture, render
 
-# What is embedded
-
 
 @pytest.mark.parametrize("size", [1e-12, 1.0, 3e7])
 def test_embedded_maps_are_within_half_a_percent_of_their_largest_value(size):

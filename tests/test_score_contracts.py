@@ -65,6 +65,7 @@ SAME = {  # models, and how they are called, with the same scores
 }
 
 
+@pytest.mark.slow
 @every_score
 @pytest.mark.parametrize(("model", "plain", "call"), SAME.values(), ids=SAME)
 def test_a_model_in_another_form_has_the_same_scores(model, plain, call, name):
@@ -107,6 +108,7 @@ BAD = {  # arguments, error, message, number of samples that are scored before
 }
 
 
+@pytest.mark.slow
 @one_of_each
 @pytest.mark.parametrize(("call", "error", "match", "done"), BAD.values(), ids=BAD)
 def test_bad_input_is_named_and_what_was_scored_stays(call, error, match, done, name):

@@ -59,6 +59,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_change_is_noticed(change):
     model, metric, fresh, call = Everything(), make("box"), make("box"), {"model_predict_kwargs": {"p": 2.0, "q": 3.0}}

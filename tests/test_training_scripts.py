@@ -55,6 +55,7 @@ def test_the_scripts_train_save_and_load(tmp_path, capsys):
     train_ca_stream.main([*options, "--start-stage=1", "--resume", "--maps=0"])
 
 
+@pytest.mark.slow
 @needs_cells
 def test_cells_of_different_splits_are_of_different_photographs():
     files = {split: split_files(CELLS, split) for split in SHARES}

@@ -23,7 +23,7 @@ class Case:
         inputs: What `forward` takes first; a tuple for models of several inputs.
         additional: Further arguments of `forward`, or None.
         target: What to explain, as for Captum.
-        forward: What CDAM gets: the model, or a module around it that passes the input by its name.
+        forward: What CDAM gets: the model, or a module around it.
     """
 
     model: nn.Module
@@ -42,18 +42,6 @@ class Entry:
     group: str
     name: str
     make: Callable[[], Case]
-
-
-class ByName(nn.Module):
-    """Passes one input by its name."""
-
-    def __init__(self, model: nn.Module, name: str):
-        super().__init__()
-        self.model = model
-        self.name = name
-
-    def forward(self, inputs: Tensor) -> Any:
-        return self.model(**{self.name: inputs})
 
 
 def built(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> nn.Module:

@@ -10,16 +10,21 @@ from torch.nn import functional as F
 from captum_ext import CDAM, AttentionMap, AttentionRollout, IntegratedCDAM, SmoothCDAM
 
 
+def first_row(model, rows):
+    return model.first(rows[:, 0])
+
+
 def both_class_tokens(model, rows):
     return (model.first(rows[:, 0]) + model.second(rows[:, 1])) / 2
 
 
 class OneAttention(nn.Module):
-    """Six channels in two heads, of which `read` makes the output; keys may be changed behind their projection."""
+    """Channels in two heads, of which `read` makes the output; keys may be changed behind their projection."""
 
-    def __init__(self, mask=None, read=both_class_tokens, turn=lambda keys: keys):
+    def __init__(self, mask=None, read=both_class_tokens, turn=lambda keys: keys, channels=6):
         super().__init__()
-        self.qkv, self.first, self.second = nn.Linear(6, 18), nn.Linear(6, 3), nn.Linear(6, 3)
+        self.qkv = nn.Linear(channels, 18)
+        self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3)
         self.mask, self.read, self.turn = mask, read, turn
 
     def operands(self, x):
@@ -52,10 +57,12 @@ def gradient(model, x, target):
 
 
 def is_integrated(model, x):
-    """Compares three steps with plain autograd."""
-    steps = sum(gradient(model, x * k / 3, 2) for k in (1, 2, 3)) / 3
-    scores = IntegratedCDAM(model).attribute(x, 2, n_steps=3, return_tokens=True)
-    torch.testing.assert_close(scores, (x * steps).sum(2), rtol=1e-9, atol=1e-12)
+    """Compares three steps from zeros, and from other tokens, with plain autograd."""
+    for baseline in (torch.zeros_like(x), torch.randn_like(x)):
+        steps = sum(gradient(model, baseline + (x - baseline) * k / 3, 2) for k in (1, 2, 3)) / 3
+        given = {"n_steps": 3, "return_tokens": True, "baselines": baseline if baseline.any() else None}
+        scores = IntegratedCDAM(model).attribute(x, 2, **given)
+        torch.testing.assert_close(scores, ((x - baseline) * steps).sum(2), rtol=1e-9, atol=1e-12)
 
 
 TURNS = {
@@ -72,6 +79,13 @@ READS = {
     "select from the end": lambda model, rows: model.first(rows).select(-2, -1),
     "one of each": lambda model, rows: model.first(rows[torch.arange(2), torch.tensor([3, 1])]),
     "one of each, from the end": lambda model, rows: model.first(rows)[torch.arange(2), torch.tensor([-1, 1])],
+    "one of each, twice": lambda model, rows: (
+        model.first(rows[torch.arange(2), torch.tensor([3, 1])])
+        * model.second(rows[torch.arange(2), torch.tensor([3, 1])])
+    ),
+    "sums over channels": lambda model, rows: torch.stack(
+        [rows.mean(2)[:, 0], rows.sum(2)[:, 1], rows.square().sum(2, keepdim=True)[:, 1, 0]], 1
+    ),
     "a product of all rows": lambda model, rows: torch.addmm(
         model.first.bias, rows.reshape(-1, 6), model.first.weight.T
     ).view(2, 5, 3)[:, 1],
@@ -97,6 +111,35 @@ def test_each_of_two_class_tokens_has_its_own_row_of_the_mask(kind):
     )
     expected = sum((one * gradient(model, one, 2)).sum(2) for one in noisy) / 3
     torch.testing.assert_close(smooth, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_no_general_way")
+def test_many_channels_are_projected_last():
+    model = OneAttention(read=first_row, channels=30).double()
+    is_integrated(model, torch.randn(2, 5, 30).double())
+
+
+def written_out(model, x, change=lambda weights: weights):
+    """The same in operations of its own, with a product for all rows and a scale and mask that are not the usual."""
+    rows = torch.addmm(model.qkv.bias, x.reshape(-1, 6), model.qkv.weight.T).view(len(x), 5, 3, 2, 3)
+    query, key, value = rows.permute(2, 0, 3, 1, 4).unbind(0)
+    weights = change((0.4 * (query @ key.transpose(2, 3)) + model.mask).softmax(-1))
+    return model.read(model, (weights @ value.to(weights.dtype)).to(x.dtype).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.usefixtures("_no_general_way")
+@pytest.mark.parametrize("kind", ["numbers", "for each sample"])
+def test_an_attention_that_is_written_out_is_taken_apart(kind):
+    model = OneAttention(masks()[kind]).double()
+    is_integrated(lambda x: written_out(model, x), torch.randn(2, 5, 6).double())
+
+
+def test_weights_that_are_gone_are_read_behind_their_conversion():
+    model, x = OneAttention(masks()["numbers"], first_row).double(), torch.randn(2, 5, 6).double()
+    query, key, _ = model.operands(x)
+    row = (0.4 * torch.einsum("bhc,bhkc->bhk", query[:, :, 0], key) + model.mask[0]).softmax(2).mean(1).float()
+    found = AttentionRollout(lambda x: written_out(model, x, torch.Tensor.float)).attribute(x)
+    torch.testing.assert_close(found, (row + F.one_hot(torch.tensor(0), 5)) / 2)
 
 
 @pytest.mark.parametrize("kind", ["booleans", "numbers", "for each sample"])

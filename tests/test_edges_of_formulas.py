@@ -132,3 +132,24 @@ def test_maps_that_are_given_to_quantus_evaluate_need_those_of_the_wrong_class()
 def test_overlays_are_opaque_from_the_given_scale_on():
     drawn = signed_overlay(torch.full((2, 2), 0.5), torch.full((2, 2, 2), -3.0), scale=2.0)
     assert drawn == pytest.approx(np.broadcast_to([0.1, 0.3, 0.95], (2, 2, 2, 3)))
+
+
+class Past(nn.Module):
+    """The first class reads the squares of a layer's output, the second one a parameter; or none reads the layer."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.layer, self.constant, self.reads = nn.Identity(), nn.Parameter(torch.ones(2)), reads
+
+    def forward(self, x):
+        tokens = self.layer(x)
+        return torch.stack([(tokens if self.reads else x).square().sum((1, 2)) * self.constant, 2 * self.constant], 1)
+
+
+def test_a_class_that_no_token_speaks_for_is_an_error():
+    x, model, past = torch.randn(2, 3, 4), Past(reads=True), Past(reads=False)
+    found = CDAM(model, model.layer).attribute(x, 0, return_tokens=True)
+    torch.testing.assert_close(found, 2 * x.square().sum(2))
+    for explainer, targets in ((CDAM(model, model.layer), [0, 1]), (CDAM(past, past.layer), [0])):
+        with pytest.raises(ValueError, match="No patch token has a gradient"):
+            explainer.attribute_targets(x, targets, return_tokens=True)

@@ -1,14 +1,16 @@
-"""Formulas where a wrong default, axis or mask is easily overlooked: numbers by hand, or by plain autograd."""
+"""Formulas where a wrong default or axis is easily overlooked: numbers by hand, or by plain autograd."""
 
 import math
 
+import numpy as np
 import pytest
+import quantus
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import quantus_metrics as qm
-from captum_ext import CDAM, AttentionMap, AttentionRollout, IntegratedCDAM, SmoothCDAM
+from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, SmoothCDAM, signed_overlay
 
 RANK = 74  # of the pixel that the model reads, of 100
 
@@ -46,66 +48,6 @@ def test_defaults_of_curves_are_a_hundred_steps_and_zeros_for_what_is_gone():
         model = nn.Module()
         model.forward = reads_one_pixel
         assert metric(model, x.numpy(), [0], a.numpy()) == pytest.approx([value], rel=1e-4), name
-
-
-class TwoClassTokens(nn.Module):
-    """One attention with a mask of its own for each query; the output reads the first two rows, with other weights."""
-
-    def __init__(self, mask):
-        super().__init__()
-        self.qkv = nn.Linear(6, 18)
-        self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3)
-        self.mask = mask
-
-    def operands(self, x):
-        return self.qkv(x).unflatten(2, (3, 2, 3)).permute(2, 0, 3, 1, 4).unbind(0)
-
-    def forward(self, x):
-        mixed = F.scaled_dot_product_attention(*self.operands(x), attn_mask=self.mask).transpose(1, 2).flatten(2)
-        return (self.first(mixed[:, 0]) + self.second(mixed[:, 1])) / 2
-
-
-def masks():
-    allowed = torch.rand(5, 5) > 0.3
-    allowed[:, 3] = allowed[0, 4] = True
-    allowed[1, 4] = allowed[0, 0] = False  # the class tokens do not see the same
-    for_each = torch.randn(2, 1, 5, 5).double()
-    return {"booleans": allowed, "numbers": torch.randn(5, 5).double(), "for each sample": for_each}
-
-
-def gradient(model, x, target):
-    x = x.clone().requires_grad_()
-    return torch.autograd.grad(model(x)[:, target].sum(), x)[0]
-
-
-@pytest.mark.parametrize("kind", ["booleans", "numbers", "for each sample"])
-def test_each_of_two_class_tokens_has_its_own_row_of_the_mask(kind, monkeypatch):
-    monkeypatch.setattr("captum_ext.integrated_cdam.integrated_relevance", None)  # the general way is not gone
-    monkeypatch.setattr("captum_ext.smooth_cdam.smooth_relevance", None)
-    model, x = TwoClassTokens(masks()[kind]).double(), torch.randn(2, 5, 6).double()
-    scores = IntegratedCDAM(model).attribute(x, 2, n_steps=3, return_tokens=True)
-    steps = sum(gradient(model, x * k / 3, 2) for k in (1, 2, 3)) / 3
-    torch.testing.assert_close(scores, (x * steps).sum(2), rtol=1e-9, atol=1e-12)
-    noise, generator = torch.empty(3, 5, 6).double(), torch.Generator().manual_seed(4)
-    noisy = [x + 0.3 * one.normal_(generator=generator) for one in noise]
-    smooth = SmoothCDAM(model).attribute(
-        x, 2, nt_samples=3, stdevs=0.3, generator=torch.Generator().manual_seed(4), return_tokens=True
-    )
-    expected = sum((one * gradient(model, one, 2)).sum(2) for one in noisy) / 3
-    torch.testing.assert_close(smooth, expected, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["booleans", "numbers", "for each sample"])
-def test_of_two_class_tokens_maps_of_weights_are_the_first_ones(kind):
-    mask = masks()[kind]
-    model, x = TwoClassTokens(mask).double(), torch.randn(2, 5, 6).double()
-    query, key, _ = model.operands(x)
-    added = torch.where(mask, 0.0, -math.inf) if kind == "booleans" else mask
-    first = ((query @ key.mT) / math.sqrt(3) + added).exp()[:, :, 0]
-    row = (first / first.sum(2, keepdim=True)).mean(1)
-    torch.testing.assert_close(AttentionMap(model).attribute(x), row, rtol=1e-9, atol=1e-12)
-    own = F.one_hot(torch.tensor(0), 5)
-    torch.testing.assert_close(AttentionRollout(model).attribute(x), (row + own) / 2, rtol=1e-9, atol=1e-12)
 
 
 class Quartic(nn.Module):
@@ -165,4 +107,49 @@ def test_a_layer_read_by_a_convolution_has_its_channels_in_front(channels):
     model = nn.Sequential(layer, convolution, nn.Tanh(), nn.Flatten(), nn.Linear(9, 2).double())
     x = torch.randn(2, channels, 4).double()
     found = CDAM(model, layer).attribute(x, 1, return_tokens=True)
-    torch.testing.assert_close(found, (x * gradient(model, x, 1)).sum(1), rtol=1e-12, atol=1e-15)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    torch.testing.assert_close(found, (x * gradient).sum(1), rtol=1e-12, atol=1e-15)
+
+
+def test_a_concept_of_examples_with_further_arguments_of_their_own():
+    examples, factors = torch.randn(5, 3), torch.randn(5)
+    concept = ConceptTarget.from_examples(
+        lambda x, factor, shift: x * factor[:, None] + shift,
+        examples,
+        additional_forward_args=(factors, 2.0),
+        batch_size=2,
+    )
+    torch.testing.assert_close(concept.vector, (examples.T @ factors) / 5 + 2)
+
+
+def test_maps_that_are_given_to_quantus_evaluate_need_those_of_the_wrong_class():
+    x, a = image_and_map()
+    with pytest.raises(TypeError, match="wrong class's maps"):
+        qm.ClassDiscrimination()(nn.Identity(), x.numpy(), [0], a.numpy(), explain_func=quantus.explain)
+
+
+def test_overlays_are_opaque_from_the_given_scale_on():
+    drawn = signed_overlay(torch.full((2, 2), 0.5), torch.full((2, 2, 2), -3.0), scale=2.0)
+    assert drawn == pytest.approx(np.broadcast_to([0.1, 0.3, 0.95], (2, 2, 2, 3)))
+
+
+class Past(nn.Module):
+    """The first class reads the squares of a layer's output, the second one a parameter; or none reads the layer."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.layer, self.constant, self.reads = nn.Identity(), nn.Parameter(torch.ones(2)), reads
+
+    def forward(self, x):
+        tokens = self.layer(x)
+        return torch.stack([(tokens if self.reads else x).square().sum((1, 2)) * self.constant, 2 * self.constant], 1)
+
+
+def test_a_class_that_no_token_speaks_for_is_an_error():
+    x, model, past = torch.randn(2, 3, 4), Past(reads=True), Past(reads=False)
+    found = CDAM(model, model.layer).attribute(x, 0, return_tokens=True)
+    torch.testing.assert_close(found, 2 * x.square().sum(2))
+    for explainer, targets in ((CDAM(model, model.layer), [0, 1]), (CDAM(past, past.layer), [0])):
+        with pytest.raises(ValueError, match="No patch token has a gradient"):
+            explainer.attribute_targets(x, targets, return_tokens=True)

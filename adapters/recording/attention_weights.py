@@ -224,8 +224,11 @@ def _gradient_rows(run: TokenPass, queries: int) -> Tensor:
     with torch.no_grad():
         outputs = run.repeat({call.operation.call: replacement}).outputs
     everything = torch.ones(queries, dtype=torch.bool)
-    if not outputs.requires_grad or leaf[0].dim() != 4 or leaf[0].shape[0] != run.batch:
+    if not outputs.requires_grad:
         return everything
     direction = torch.linspace(-1, 1, outputs.numel(), device=outputs.device).sin().view_as(outputs)
     (gradient,) = torch.autograd.grad(outputs, leaf, direction.to(outputs.dtype), allow_unused=True)
-    return everything if gradient is None else (gradient != 0).any(-1).any(1).any(0)
+    try:
+        return everything if gradient is None else (by_heads(gradient, run.batch) != 0).any(-1).any(1).any(0)
+    except UnreadableAttentionError:
+        return everything

@@ -31,7 +31,7 @@ def insertion(
 ) -> Tensor:
     """The area under the class's probability as pixels are inserted into the blurred image, most salient first.
 
-    The horizontal axis is the fraction of pixels, 0 to 1; areas are by the trapezoidal rule. Source: RISE; CA-Stream, table 1
+    The horizontal axis is the fraction of pixels, 0 to 1; by the trapezoidal rule. Source: RISE; CA-Stream, table 1
     and MHEX, B.2 (there in percent). Higher is better; from 0 to 1. Ties are broken row by row.
 
     Args:
@@ -102,7 +102,7 @@ class _Curve(TensorMetric):
 
 
 class Insertion(_Curve):
-    """Insertion: the area under the class's probability as pixels are inserted into the blurred image, most salient first.
+    """Insertion: the area under the class's probability as pixels are inserted into the blurred image, salient ones first.
 
     Source: RISE; CA-Stream, table 1. Higher is better; from 0 to 1. Undefined: constant maps, which are scored row by
     row. The curve is in `curves`, and plotted by `plot`.

@@ -102,7 +102,7 @@ class _Curve(TensorMetric):
 
 
 class Insertion(_Curve):
-    """Insertion: the area under the class's probability as pixels are inserted into the blurred image, salient ones first.
+    """Insertion: the area under the probability as pixels are inserted into the blurred image, most salient first.
 
     Source: RISE; CA-Stream, table 1. Higher is better; from 0 to 1. Undefined: constant maps, which are scored row by
     row. The curve is in `curves`, and plotted by `plot`.

@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/comparison.py --samples 64
 
 Writes comparison-DEVICE.md. On scenes of digits with the bundled ViT: seconds of a whole run (checks, statistics and
-report included) against a loop that calls the same methods and metrics by hand; how many images pass the model for the
-metrics of one method and of all; and the largest memory of runs of different lengths, each in a process of its own.
+report included) against a loop that calls the same methods and metrics by hand; how many images go through the model
+for the metrics of one method and of all; and the largest memory of runs of different lengths, each in a process of its
+own.
 """
 
 import argparse
@@ -33,9 +34,11 @@ BATCH = 16
 def main() -> None:
     """Measure, print and write."""
     parser = make_parser("The cost of xai-compare itself.", repeats=3)
-    parser.add_argument("--samples", type=int, default=32, help="how many scenes")
+    parser.add_argument("--samples", type=int, default=32, help="number of scenes")
     parser.add_argument("--boxes", type=int, default=25, help="of each of 8 sizes, in box sensitivity")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; with one, other work disturbs least")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch threads; one is disturbed least by other processes"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     scenes = make_scenes(args.samples, digits=2, seed=0)
@@ -108,7 +111,7 @@ def by_hand(model: nn.Module, images: Tensor, labels: Tensor, boxes: int) -> Non
 
 
 def passed(model: nn.Module, images: Tensor, args: argparse.Namespace, methods: Sequence[str]) -> int:
-    """How many images pass the model for the metrics of some methods."""
+    """The number of images that go through the model for the metrics of some methods."""
     seen: list[int] = []
     hook = model.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
     try:
@@ -116,7 +119,7 @@ def passed(model: nn.Module, images: Tensor, args: argparse.Namespace, methods: 
         run(model, images, labels, args.boxes, methods, METRICS)
         everything = sum(seen)
         seen.clear()
-        # The same explanations, of two classes, with scores that pass next to nothing through the model
+        # The same explanations, of two classes, with scores that hardly run the model
         few = ["compactness", "class-discrimination"]
         options = {"class-discrimination": {"metric": BoxSensitivity([12], num_boxes=2)}}
         run(model, images, labels, args.boxes, methods, few, options)

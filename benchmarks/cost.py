@@ -6,7 +6,7 @@
     .venv/bin/python benchmarks/cost.py --render docs                         # table and figure from the csv again
 
 The standard set: three models; the batch grows; the steps grow; models that read more than the class token. Results are
-kept after each run in performance-DEVICE.csv, and a second call goes on where the first one stopped.
+kept after each run in performance-DEVICE.csv, and a second call resumes where the first one stopped.
 """
 
 import argparse
@@ -44,11 +44,11 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """In words."""
+        """A description."""
         return f"{label(self.model, self.kind)}, batch {self.batch}, {self.steps} steps or samples"
 
     def key(self, method: str) -> Key:
-        """That of the method's row."""
+        """The key of the method's row."""
         return label(self.model, self.kind), self.batch, self.steps, method
 
 
@@ -60,7 +60,7 @@ def main() -> None:
         for table in sorted(args.render.glob("performance-*.csv")):
             render(table)
         return
-    torch.empty(0, device=args.device)  # a device that is not there is an error before anything is written
+    torch.empty(0, device=args.device)  # a missing device is an error before anything is written
     how = command(parser, args)
     if args.quick:
         args.models, args.batches, args.steps, args.repeats = ["tiny"], [1, 2], [2, 4], 2
@@ -87,8 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--steps", nargs="+", type=int, default=[10, 50, 200], help="the middle one is used for the rest"
     )
     parser.add_argument("--repeats", type=int, default=7, help="rounds; slow methods run in fewer")
-    parser.add_argument("--all", action="store_true", help="the slow methods in large settings too")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
+    parser.add_argument("--all", action="store_true", help="run slow methods in large settings too")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, for a trial run")
     parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
     parser.add_argument("--render", type=Path, metavar="FOLDER", help="only write tables and figures of its csv files")
     return parser

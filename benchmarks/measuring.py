@@ -60,9 +60,9 @@ def enough(ratios: list[float], repeats: int) -> bool:
 
 
 def rounds(plain: Run, methods: Mapping[str, Run], repeats: int, device: str) -> Iterator[tuple[str, list[Timing]]]:
-    """Run every method once a round, in an order drawn anew, between plain forwards.
+    """Run every method once a round, in a new random order, between plain forwards.
 
-    Yields after each run the method's name and its timings so far.
+    Yields the method's name and its timings so far after each run.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in methods}
     for turn in range(repeats):

@@ -3,8 +3,8 @@
     make bench                                                   # after the explanations, on the CPU
     .venv/bin/python benchmarks/throughput.py --device cuda      # on a GPU
 
-Writes throughput-DEVICE.md. All scores perturb random images for random models; what counts is the time per image that
-passes the model, and what that model needs alone for as many images in batches of the same size.
+Writes throughput-DEVICE.md. All scores perturb random images for random models; the time per image that goes through
+the model is compared with the time the model alone needs for as many images in batches of the same size.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
     """Measure, print and write the table."""
     parser = make_parser("The throughput of scores against that of the model.", repeats=3)
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="models of timm")
-    parser.add_argument("--batch", type=int, default=64, help="images that pass the model at once")
+    parser.add_argument("--batch", type=int, default=64, help="batch size")
     parser.add_argument("--boxes", type=int, default=100, help="boxes of each of 8 sizes")
     parser.add_argument("--images", type=int, default=1, help="images that box sensitivity scores")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
@@ -81,7 +81,7 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, Spread]:
 
 
 def scores(model: nn.Module, images: Tensor, args: argparse.Namespace) -> dict[str, Run]:
-    """Box sensitivity, and Quantus' scores that perturb most alike; each run starts with nothing remembered."""
+    """Box sensitivity, and Quantus' scores that perturb most alike; each run starts with an empty cache."""
     x = images.cpu().numpy()
     maps = np.random.default_rng(0).random((len(x), 1, args.size, args.size), dtype=np.float32)
     call = {"model": model, "device": args.device, "batch_size": args.batch}

@@ -1,12 +1,12 @@
-"""Average pooling against CA-Stream, as in table 1 of Torres et al. 2024, on data at hand.
+"""Average pooling against CA-Stream, as in table 1 of Torres et al. 2024, on small data sets.
 
     python examples/ca_stream_table.py                                # scenes of one handwritten digit
     python examples/ca_stream_table.py --data BCCD_Dataset/BCCD --epochs 40 --stream-epochs 40    # blood cells
 
 The cells are crops, see blood_cells.py. For each seed a small ResNet learns the classes, and a CA-Stream learns to pool
 its features. Then Grad-CAM, Grad-CAM++ and Score-CAM of pytorch-grad-cam explain the class that each predicts for test
-images, and the maps are scored: AD, AG, AI, I and D in percent. Writes ca_stream_DATA.md and .csv to `out/`; a run that
-is interrupted goes on where it was.
+images, and the maps are scored: AD, AG, AI, I and D in percent. Writes ca_stream_DATA.md and .csv to `out/`; an
+interrupted run resumes.
 """
 
 import argparse
@@ -44,12 +44,12 @@ def main() -> None:
     """Train, explain, score, print."""
     parser = argparse.ArgumentParser(description="Average pooling against CA-Stream.")
     parser.add_argument("--data", default="digits", help="as for train_ca_stream.py")
-    parser.add_argument("--seeds", type=int, default=3, help="how many networks to train")
+    parser.add_argument("--seeds", type=int, default=3, help="number of networks to train")
     parser.add_argument("--epochs", type=int, default=10, help="of the network")
     parser.add_argument("--stream-epochs", type=int, default=10, help="of the CA-Stream")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=100, help="how many test images are explained")
-    parser.add_argument("--limit", type=int, help="train on so many images only")
+    parser.add_argument("--images", type=int, default=100, help="number of test images to explain")
+    parser.add_argument("--limit", type=int, help="number of training images; all by default")
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args()
     name = Path(args.data).name.lower()
@@ -88,7 +88,7 @@ def trained(
     batch_size: int = 64,
     **recipe: Any,
 ) -> None:
-    """Train a model, by default by the recipe of CA-Stream's paper; go on, or read what was trained before."""
+    """Train a model, by default by the recipe of CA-Stream's paper; resume, or load what was trained before."""
     recipe = recipe or SGD | {"learning_rate": SGD["learning_rate"] * batch_size / 256}
     recipe |= {"num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "seed": seed}
     ClassifierTrainer(model, arguments(folder, resume=True, **recipe), train, validation).fit()

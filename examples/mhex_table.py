@@ -4,9 +4,9 @@
 
 For each seed a small ResNet learns the classes, plainly and with MHEX; the test accuracy of both is compared. Test
 images are then explained, each for its own class, by MHEX CAM of the one, and by Grad-CAM and Layer-CAM of the other;
-the maps are scored by SAD, removal drop (AVG Drop) and EAD. The drops are those of another network, trained by itself,
-as the authors judge. Last, whether a block's head and gate pull its weights the same way is compared with SAD and with
-confidence. Writes mhex_DATA.md, .csv and .png to `out/`; a run that is interrupted goes on where it was.
+the maps are scored by SAD, removal drop (AVG Drop) and EAD. The drops are those of another network, trained
+independently, as in the paper. Last, whether the gradients of a block's head and gate agree is compared with SAD and
+with confidence. Writes mhex_DATA.md, .csv and .png to `out/`; an interrupted run resumes.
 """
 
 import argparse
@@ -44,10 +44,10 @@ def main() -> None:
     """Train, explain, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="as for train_mhex.py")
-    parser.add_argument("--seeds", type=int, default=3, help="how many networks to train of each kind")
+    parser.add_argument("--seeds", type=int, default=3, help="number of networks to train of each kind")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--images", type=int, default=200, help="how many test images are explained")
-    parser.add_argument("--limit", type=int, help="train on so many images only")
+    parser.add_argument("--images", type=int, default=200, help="number of test images to explain")
+    parser.add_argument("--limit", type=int, help="number of training images; all by default")
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args()
     name = Path(args.data).name.lower()
@@ -78,7 +78,7 @@ def _first(data: Dataset, count: int) -> list[tuple[Tensor, int]]:
 
 
 def plain(data: dict[str, Dataset], args: argparse.Namespace, out: Path, seed: int) -> nn.Module:
-    """A network of its own."""
+    """A small ResNet, trained."""
     torch.manual_seed(seed)
     model = small_resnet(len(data["test"].classes), len(data["test"][0][0]))
     trained(model, data["train"], data["validation"], out, epochs=args.epochs, seed=seed, **ADAMW)

@@ -5,8 +5,8 @@
 For each seed a small BERT learns from scratch, plainly and with MHEX; the test accuracy of both is compared. Test texts
 are explained by the MHEX model, each for its own class, and scored by AVG Drop: how much of the class's probability is
 lost when the top 10 % of the tokens are masked. Shapley values are sampled (Captum's ShapleyValueSampling, 5
-permutations: SHAP in full takes 2^N passes). Writes mhex_news.md and .csv to `out/`; a run that is interrupted goes on
-where it was.
+permutations: SHAP in full takes 2^N passes). Writes mhex_news.md and .csv to `out/`; an interrupted run
+resumes.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def main() -> None:
     """Train, explain, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a csv file of AG News, or a folder with its test.csv")
-    parser.add_argument("--seeds", type=int, default=3, help="how many models to train of each kind")
+    parser.add_argument("--seeds", type=int, default=3, help="number of models to train of each kind")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--texts", type=int, default=512, help="how many test texts are explained")
+    parser.add_argument("--texts", type=int, default=512, help="number of test texts to explain")
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args()
     news = load_news(args.data)
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def trained(model: nn.Module, news: dict[str, News], out: Path, args: argparse.Namespace, seed: int) -> float:
-    """Train a model, go on, or read what was trained before; returns the test accuracy in percent."""
+    """Train a model, resume, or load what was trained before; returns the test accuracy in percent."""
     recipe = ADAMW | {"learning_rate": 5e-4, "patience": 2, "num_train_epochs": args.epochs, "seed": seed}
     given = arguments(out, per_device_train_batch_size=32, resume=True, **recipe)
     ClassifierTrainer(model, given, news["train"], news["validation"]).fit()
@@ -109,7 +109,7 @@ def scored(model: MHEX, judge: nn.Module, test: News, count: int) -> list[dict[s
     for method, explain in tqdm(methods(model, test).items(), desc="explaining", unit="method"):
         parts = zip(ids.split(64), mask.split(64), labels.split(64), strict=True)
         scores = torch.cat([explain(*part).detach() for part in parts])
-        scores = scores.masked_fill(special, float(scores.min()) - 1)  # no method may mask what is no word
+        scores = scores.masked_fill(special, float(scores.min()) - 1)  # special tokens are never masked
         for by, network in (("itself", model), ("plain BERT", judge)):
             values = drop(network, ids.numpy(), labels.numpy(), scores.numpy())
             rows.append({"method": method, "by": by, "AVG Drop": float(np.mean(values))})

@@ -14,9 +14,9 @@ def picture_grid(
 ) -> Figure:
     """Scene, digit asked for, and the maps.
 
-    A method's maps of one scene share a colour scale, so that its answers to the two questions can be compared; methods
-    do not, because they have different units. The scenes are drawn pale, dark ink on white, to leave the colours to the
-    maps.
+    A method's maps of one scene share a colour scale, so that its two maps can be compared; methods
+    do not share one, because their units differ. The scenes are drawn pale, dark ink on white, so that the maps stand
+    out.
 
     Args:
         images: (samples, 1, height, width).

@@ -5,7 +5,7 @@
     accelerate launch examples/train_ca_stream.py --data imagenet --model torchvision:resnet50 --pretrained \
         --dataloader-num-workers 8 --bf16
 
-Each epoch ends with a checkpoint; what is interrupted goes on with `--resume`. At the end the CA-Stream is in the
+Each epoch ends with a checkpoint; an interrupted run resumes with `--resume`. At the end the CA-Stream is in the
 output folder, to be loaded by `CAStream.from_pretrained(FOLDER, model=backbone)`.
 """
 
@@ -27,11 +27,11 @@ class StreamOptions(ImageOptions):
     """Those of the backbone and of CAStream."""
 
     backbone: str | None = field(default=None, metadata={"help": "weights that train_classifier.py wrote"})
-    start_stage: int = field(default=0, metadata={"help": "how many stages to leave out"})
+    start_stage: int = field(default=0, metadata={"help": "number of stages to skip"})
     projections: bool = field(default=False, metadata={"help": "linear maps for keys and values"})
     class_specific: bool = field(default=False, metadata={"help": "a query for each class"})
     maps: int = field(
-        default=0, compare=False, metadata={"help": "of how many validation images to draw the attention each epoch"}
+        default=0, compare=False, metadata={"help": "draw the attention over this many validation images each epoch"}
     )
 
     def stream(self, backbone: torch.nn.Module) -> CAStream:

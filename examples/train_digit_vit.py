@@ -1,7 +1,7 @@
 """Train the demo's ViT on digit scenes: about half an hour on two cores.
 
     python examples/train_digit_vit.py            # writes xai_compare/weights/digit_vit.safetensors
-    python examples/train_digit_vit.py --resume   # goes on after an interruption
+    python examples/train_digit_vit.py --resume   # resumes after an interruption
 
 First the model learns to read: cross-entropy with the probability shared equally by the digits shown, one digit a scene
 for the first tenth, then one to three. In the last sixth each logit answers for its own digit, "is there a 3?" (binary
@@ -88,13 +88,13 @@ class Training:
         return loss.item()
 
     def save(self) -> None:
-        """Write everything that going on needs."""
+        """Save everything needed to resume."""
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule")}
         CHECKPOINT.parent.mkdir(exist_ok=True)
         torch.save(parts | {"random": torch.get_rng_state(), "step": self.step, "phase": self.phase}, CHECKPOINT)
 
     def restore(self) -> None:
-        """Go back to what was saved last."""
+        """Restore what was saved last."""
         state = torch.load(CHECKPOINT, weights_only=True)
         self.step = self.ends[0] if state["phase"] else 0
         self.begin_phase(state["phase"])
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=digit_vit.WEIGHTS)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in out/")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint in out/")
     args = parser.parse_args()
 
     torch.manual_seed(0)

@@ -5,7 +5,7 @@
         --num-train-epochs 25 --per-device-train-batch-size 468 --dataloader-num-workers 8 --bf16
 
 By default as the paper trains on MedMNIST: AdamW for 20 epochs, cosine schedule. `--data` may be a `.npz` of MedMNIST.
-Each epoch ends with a checkpoint; what is interrupted goes on with `--resume`. At the end the model is in the output
+Each epoch ends with a checkpoint; an interrupted run resumes with `--resume`. At the end the model is in the output
 folder, to be loaded by `MHEX.from_pretrained(FOLDER, model=backbone)`.
 """
 
@@ -27,9 +27,9 @@ class MHEXOptions(ImageOptions):
 
     placement: str = field(default="downsample", metadata={"help": "all, downsample, or names with commas"})
     mode: Mode = field(default="finetune", metadata={"help": "the loss"})
-    gate: bool = field(default=True, metadata={"help": "gates, not classifiers only"})
+    gate: bool = field(default=True, metadata={"help": "gates, not only classifiers"})
     maps: int = field(
-        default=0, compare=False, metadata={"help": "of how many validation images to draw MHEX CAM each epoch"}
+        default=0, compare=False, metadata={"help": "draw MHEX CAM of this many validation images each epoch"}
     )
 
     def mhex(self, data: Dataset) -> MHEX:

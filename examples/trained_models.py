@@ -1,4 +1,4 @@
-"""Networks of the tables for `xai-compare`, trained when they are asked for, or read as they were trained before.
+"""Networks of the tables for `xai-compare`, trained on demand, or loaded if they were trained before.
 
     xai-compare --config examples/ca_stream_table.toml --out out/table-gap \
       --model python:examples/trained_models.py:average_pooling

@@ -56,9 +56,10 @@ class Arguments(TrainingArguments):
 
     thirds: bool = field(default=False, metadata={"help": "divide the learning rate by 10 after each third"})
     patience: int | None = field(
-        default=None, metadata={"help": "stop after so many epochs without a smaller validation loss; use the best"}
+        default=None,
+        metadata={"help": "stop after this many epochs without a smaller validation loss, and use the best"},
     )
-    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in the output folder"})
+    resume: bool = field(default=False, metadata={"help": "resume from the last checkpoint in the output folder"})
     overwrite: bool = field(default=False, metadata={"help": "remove the checkpoints of an earlier run"})
 
     def __post_init__(self) -> None:
@@ -74,8 +75,8 @@ class ImageOptions:
     data: str = field(default="digits", metadata={"help": "see image_data.py"})
     image_size: int | None = field(default=None, metadata={"help": "height and width; None: see image_data.py"})
     model: str = field(default="small", metadata={"help": "small, timm:NAME or torchvision:NAME"})
-    pretrained: bool = field(default=False, metadata={"help": "begin with the library's weights"})
-    limit: int | None = field(default=None, metadata={"help": "only so many images of each split, to try it out"})
+    pretrained: bool = field(default=False, metadata={"help": "start from the library's pretrained weights"})
+    limit: int | None = field(default=None, metadata={"help": "number of images of each split, for a trial run"})
 
     def splits(self) -> list[Dataset]:
         """Images to train, validate and test."""
@@ -181,7 +182,7 @@ class ClassifierTrainer(Trainer):
         self._settings = json.loads(json.dumps(chosen))
 
     def fit(self) -> None:
-        """Train the classifier, or go on from the last whole checkpoint, or read what a finished run learned; save it.
+        """Train the classifier, resume from the last complete checkpoint, or load a finished run; save it.
 
         Raises:
             ValueError: if the output folder holds a run, and neither `resume` nor `overwrite` is set, or both, or the
@@ -214,15 +215,15 @@ class ClassifierTrainer(Trainer):
         super().log(logs, start_time)
         if not np.isfinite(logs.get("loss", 0.0)):
             raise FloatingPointError(
-                f"The loss of the steps up to {self.state.global_step} is {logs['loss']}. Take a smaller "
-                "--learning-rate, or clip gradients by --max-grad-norm 1."
+                f"The loss of the steps up to {self.state.global_step} is {logs['loss']}. Use a smaller "
+                "--learning-rate, or clip gradients with --max-grad-norm 1."
             )
 
     def _last_checkpoint(self) -> Path | None:
         """The last whole one of this run; its settings are compared, or noted at its beginning."""
         args, out = self.args, Path(self.args.output_dir)
         if args.resume and args.overwrite:
-            raise ValueError("Expected --resume or --overwrite, got both. Leave one of them out.")
+            raise ValueError("Expected --resume or --overwrite, got both. Pass only one of them.")
         for path in out.glob("checkpoint-*") if args.overwrite else ():
             shutil.rmtree(path)
         whole = [file.parent for file in out.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # written last
@@ -233,15 +234,15 @@ class ClassifierTrainer(Trainer):
             return None
         if not args.resume:
             raise ValueError(
-                f"Expected a folder without a run, but {out} holds one. Go on by --resume, begin again by --overwrite, "
-                "or take another --output-dir."
+                f"Expected a folder without a run, but {out} holds one. Resume by --resume, restart by --overwrite, or "
+                "choose another --output-dir."
             )
         before = json.loads(noted.read_text())
         differ = [(key, before.get(key), now) for key, now in self._settings.items() if before.get(key) != now]
         if differ:
             changed = "; ".join(f"{key} was {old!r} and is {now!r}" for key, old, now in differ)
             raise ValueError(
-                f"Expected the settings of the run in {out}, but {changed}. Give those, or take another --output-dir."
+                f"Expected the settings of the run in {out}, but {changed}. Use those, or choose another --output-dir."
             )
         return max(whole, key=lambda path: int(path.name.split("-")[1]))
 

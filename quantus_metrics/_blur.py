@@ -1,4 +1,4 @@
-"""The blur that takes the information out of pixels."""
+"""The Gaussian blur that removes information from pixels."""
 
 import numpy as np
 import torch

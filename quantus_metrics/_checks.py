@@ -1,4 +1,4 @@
-"""What is given to a score: images or token ids, classes and maps that belong together."""
+"""Validation of the inputs of a score: images or token ids, classes and maps."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def checked(x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, texts: bool = Fa
         x: (batch, channels, height, width), or token ids (batch, tokens).
         y: (batch,), the class that is evaluated for each sample.
         a: (batch, height, width) or (batch, 1 or channels, height, width), channels are summed; or (batch, tokens).
-        texts: Are token ids welcome?
+        texts: Whether token ids are accepted.
 
     Raises:
         TypeError: if `x` or `a` is not a tensor, or `y` not of integers.

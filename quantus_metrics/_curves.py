@@ -1,4 +1,4 @@
-"""The answers of a model while more and more of an image is exchanged for another."""
+"""Predictions of a model while the pixels of one image are replaced by those of another."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def exchange_curve(
     descending: bool,
     probability: bool,
 ) -> Tensor:
-    """(batch, steps + 1) answers, from the images `start` to `end`, pixels in the order of the maps `a`."""
+    """(batch, steps + 1) predictions from the images `start` to `end`, pixels replaced in the order of the maps `a`."""
     places = order(a, descending=descending).view_as(a)[:, None]
     counts = (torch.arange(steps + 1, dtype=torch.float64) * a[0].numel() / steps).round().to(a.device)
 

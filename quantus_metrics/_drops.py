@@ -1,4 +1,4 @@
-"""How much of a class's probability a perturbation takes or gives."""
+"""How much of a class's probability a perturbation removes or adds."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from ._predictions import Predictions
 
 
 def before_and_after(predictions: Predictions, x: Tensor, y: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities (batch,) for the inputs as they are, and perturbed."""
+    """Probabilities (batch,) for the original and for the perturbed inputs."""
     before = predictions.of(x, y, probability=True)
     return before, predictions.perturbed(lambda rows: perturbed[rows], y, probability=True)
 

@@ -1,4 +1,4 @@
-"""What a score needs to be a Quantus metric."""
+"""The base class of the scores, a Quantus metric."""
 
 import inspect
 import warnings
@@ -32,18 +32,18 @@ Array = npt.NDArray[Any]
 
 
 class Options(TypedDict, total=False):
-    """What every Quantus metric can be told when it is made; the defaults are in parentheses.
+    """Constructor arguments of every Quantus metric; the defaults are in parentheses.
 
     Attributes:
         abs: Take the maps' absolute values (False).
-        normalise: Normalise each map, before `abs`, by `normalise_func` (False). The definitions are of raw maps; what
-            they need in [0, 1] they scale themselves. Unlike in Quantus, each map is normalised independently.
+        normalise: Normalise each map, before `abs`, by `normalise_func` (False). Scores are defined on raw maps, and
+            scale them to [0, 1] themselves where needed. Unlike in Quantus, each map is normalised independently.
         normalise_func: Takes and returns maps (1, ...) (`quantus.normalise_by_max`).
         normalise_func_kwargs: Its further arguments (None).
         return_aggregate: Return one value for all samples (False).
-        aggregate_func: Makes it of the list of scores (`numpy.mean`).
-        default_plot_func: What `plot` calls (the score's curve, where it has one).
-        disable_warnings: Say nothing about undefined samples (False).
+        aggregate_func: Aggregates the list of scores (`numpy.mean`).
+        default_plot_func: The function that `plot` calls (None: plot the score's curves).
+        disable_warnings: Do not warn about undefined samples (False).
         display_progressbar: Show a progress bar over samples (False).
     """
 
@@ -64,8 +64,8 @@ class TensorMetric(Metric[list[float]]):
     Attributes:
         evaluation_scores: The scores of the last call, one for each sample; after an error those that were finished.
         undefined: The samples of the last call whose score is a convention, as the definition divides zero by zero.
-        curves: By name what the last call's scores summarise, each (samples, points).
-        axis: What is on the curves' horizontal axis: its label, and the values of the points.
+        curves: By name the curves that the last call's scores summarise, each (samples, points).
+        axis: The label of the curves' horizontal axis, and the values of the points.
     """
 
     name: ClassVar[str]
@@ -97,7 +97,7 @@ class TensorMetric(Metric[list[float]]):
         """The scores of checked inputs (batch, ...), classes (batch,) and maps (batch, ...)."""
 
     def passes(self, shape: Sequence[int]) -> int:
-        """About how often the model runs for one input (channels, height, width)."""
+        """Approximate number of forward passes for one input (channels, height, width)."""
         return 1
 
     def __call__(
@@ -139,7 +139,7 @@ class TensorMetric(Metric[list[float]]):
             The scores, a list of floats; with `return_aggregate` a list of the one aggregate.
 
         Raises:
-            TypeError: if something is not an array, or not of the right kind.
+            TypeError: if an argument has the wrong type.
             ValueError: if shapes do not match, or a sample is not finite. The samples before it are scored, in
                 `evaluation_scores`.
         """
@@ -185,14 +185,14 @@ class TensorMetric(Metric[list[float]]):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Draw the last call's curves, or call a function that draws; save the figure, and then show it.
+        """Plot the last call's curves, or call a plotting function; save the figure, then show it.
 
         Raises:
-            ValueError: if there is nothing to draw.
+            ValueError: if there is nothing to plot.
         """
         draw = plot_func or self.default_plot_func
         if draw is None and not self.curves:
-            raise ValueError(f"There is no curve to draw: {self.name} has none, or nothing was scored yet.")
+            raise ValueError(f"There is no curve to plot: {self.name} has none, or nothing was scored yet.")
         drawn = draw(*args, **kwargs) if draw is not None else self._draw()
         figure = drawn if isinstance(drawn, Figure) else plt.gcf()
         if path_to_save:
@@ -235,7 +235,7 @@ class TensorMetric(Metric[list[float]]):
     def _evaluate(
         self, predictions: Predictions, start: int, x: Array, y: Array, maps: tuple[Array, ...], bar: Any
     ) -> None:
-        """Score some samples, up to the first one that is not finite, a few at a time: nothing finished is lost."""
+        """Score some samples, up to the first one that is not finite, a few at a time, to keep finished scores."""
         maps = tuple(self._prepared(a) for a in maps)
         given = [("inputs", x), *(("maps", a) for a in maps)]
         bad = [(name, samples) for name, value in given if (samples := not_finite(torch.as_tensor(np.array(value))))]

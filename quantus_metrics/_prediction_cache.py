@@ -14,10 +14,10 @@ _OVERHEAD = 512  # bytes of a tensor and its key besides its values
 
 
 class PredictionCache:
-    """Predictions for single inputs, of which the least recently used are dropped.
+    """Predictions for single inputs, of which the least recently used are evicted.
 
     Args:
-        size: How many bytes the predictions may take.
+        size: The capacity in bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -27,7 +27,7 @@ class PredictionCache:
         """Predictions (batch, ...), of which only the missing ones are computed.
 
         Args:
-            key: What else they depend on.
+            key: Everything else that they depend on.
             x: The inputs.
             y: The classes.
             compute: Returns the predictions of some of them, by index.

@@ -1,4 +1,4 @@
-"""What a model answers for many perturbed inputs, a batch at a time."""
+"""Predictions of a model for many perturbed inputs, a batch at a time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ Model = Callable[..., Any]
 
 
 class Predictions:
-    """Logits or probabilities of given classes, without gradients, on the model's device and in its number type.
+    """Logits or probabilities of given classes, without gradients, on the model's device and in its dtype.
 
     The model runs in evaluation mode and is restored afterwards. Where it ends in an `nn.Softmax`, the input of that is
     read, so that logits are logits and no softmax is applied twice.
@@ -26,8 +26,8 @@ class Predictions:
         model: Maps inputs to logits (batch, classes), or to an object with `.logits`.
         batch_size: Batch size for perturbed inputs.
         options: Further keyword arguments of the model.
-        cache: Where predictions are kept that do not depend on maps. None: nowhere.
-        softmax: Shall scores of logits be of probabilities instead?
+        cache: Keeps predictions that do not depend on maps. None: they are not kept.
+        softmax: Whether scores defined on logits use probabilities instead.
 
     Attributes:
         batch_size: As above.
@@ -58,7 +58,7 @@ class Predictions:
         return self._placement.device or torch.device("cpu")
 
     def of(self, x: Tensor, y: Tensor, *, probability: bool) -> Tensor:
-        """(batch,) answers for the inputs as they are, from the memo where it has them."""
+        """(batch,) predictions for the unperturbed inputs, from the cache where possible."""
 
         def compute(missing: Tensor) -> Tensor:
             inputs, classes = x[missing], y[missing]
@@ -67,7 +67,7 @@ class Predictions:
         return self.shared(("unperturbed", probability), x, y, compute)
 
     def shared(self, key: Any, x: Tensor, y: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Predictions (batch, ...) that do not depend on maps: those in the cache, and the computed others.
+        """Predictions (batch, ...) that do not depend on maps, from the cache where possible.
 
         Args:
             key: What they depend on besides the model, the inputs and the classes.
@@ -91,11 +91,11 @@ class Predictions:
         probability: bool,
         also: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Answers (count,) for inputs that are made when they are needed.
+        """Predictions (count,) for inputs that are made a batch at a time.
 
         Args:
             make: Returns the inputs of some indices, all below count.
-            classes: (count,), whose answers are asked for.
+            classes: (count,), the class predicted for each.
             probability: Softmax probabilities, else logits.
             also: Further arguments of the model, (count, ...) each.
         """
@@ -111,7 +111,7 @@ class Predictions:
         return torch.cat(parts)
 
     def other_class(self, x: Tensor, y: Tensor) -> Tensor:
-        """(batch,): for each input the likeliest class that is not the given one."""
+        """(batch,): for each input the likeliest class besides the given one."""
         with _before_softmax(self.model) as run:
             logits = torch.cat([self._logits(run, inputs, {}) for inputs in x.split(self.batch_size)])
         _check(logits, y, False)

@@ -1,4 +1,4 @@
-"""Entering the scores among Quantus' own metrics."""
+"""Registration of the scores with Quantus."""
 
 from typing import cast
 
@@ -35,10 +35,10 @@ _known = cast(dict[str, dict[str, type[TensorMetric]]], quantus.AVAILABLE_METRIC
 
 
 def register() -> None:
-    """Enter the scores in `quantus.AVAILABLE_METRICS`, and as classes in `quantus`; importing does it.
+    """Add the scores to `quantus.AVAILABLE_METRICS`, and as classes to `quantus`; done on import.
 
     Raises:
-        ValueError: if a name belongs to something else already; nothing is entered then.
+        ValueError: if a name is already taken; nothing is added then.
 
     Example:
         >>> import quantus, quantus_metrics

@@ -1,4 +1,4 @@
-"""The scores of a batch, and what is to be said about them."""
+"""The result of a score for a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +12,9 @@ class Scores:
 
     Attributes:
         values: (batch,) scores.
-        undefined: (batch,), for which samples the definition divides zero by zero, so that a convention
-            holds, or the model's answer is not finite.
-        curves: By name what the scores summarise, each (batch, points).
-        axis: What is on the curves' horizontal axis: its label, and the values of the points.
+        undefined: (batch,), samples whose score is a convention, as the definition divides zero by zero, or not finite.
+        curves: By name the curves that the scores summarise, each (batch, points).
+        axis: The label of the curves' horizontal axis, and the values of the points.
     """
 
     values: Tensor

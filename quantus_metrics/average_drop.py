@@ -33,7 +33,7 @@ def average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, 
         (batch,) scores.
 
     Raises:
-        TypeError: if something is not a tensor.
+        TypeError: if an input is not a tensor.
         ValueError: if shapes do not match, or something is not finite.
 
     Example:

@@ -1,4 +1,4 @@
-"""Box sensitivity: do the sums of a map inside random boxes go with the change that blurring them makes?"""
+"""Box sensitivity: do the sums of a map in random boxes correlate with the change that blurring them makes?"""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -43,11 +43,11 @@ def box_sensitivity(
         model: Maps inputs to logits.
         x: (batch, channels, height, width).
         y: (batch,), the class that is evaluated.
-        a: (batch, [1 or channels,] height, width), the maps as they are, with their signs; channels are summed.
+        a: (batch, [1 or channels,] height, width), the raw maps, with signs; channels are summed.
         box_sizes: In pixels, ascending. None: 1/14, 2/14 ... 8/14 of the shorter side, 16 to 128 for 224.
         num_boxes: Boxes of each size, at least 2.
         blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
-        seed: Of the boxes.
+        seed: Random seed of the boxes.
         normalise_area: Divide the area by the range of sizes.
         softmax: Measure the probability instead of the logit.
         batch_size: Batch size for perturbed images.
@@ -56,7 +56,7 @@ def box_sensitivity(
         (batch,) scores.
 
     Raises:
-        TypeError: if something is not a tensor, or a size not an integer.
+        TypeError: if an input is not a tensor, or a size not an integer.
         ValueError: if shapes do not match, something is not finite, or a box is larger than the image.
 
     Example:
@@ -83,10 +83,10 @@ class BoxSensitivity(TensorMetric):
     The boxes do not depend on the map: on one instance, the explanations of the same images share their predictions.
 
     Args:
-        box_sizes: As in `box_sensitivity`, like all that follow.
-        num_boxes: Boxes of each size.
-        blur_sigma: The blur's standard deviation in pixels.
-        seed: Of the boxes.
+        box_sizes: In pixels, ascending. None: 1/14, 2/14 ... 8/14 of the shorter side, 16 to 128 for 224.
+        num_boxes: Boxes of each size, at least 2.
+        blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
+        seed: Random seed of the boxes.
         normalise_area: Divide the area by the range of sizes.
         **options: As for every Quantus metric.
 
@@ -139,7 +139,7 @@ class BoxSensitivity(TensorMetric):
         return Scores(area.to(changes.dtype), undefined.any(1), {"correlation": curve}, axis)
 
     def passes(self, shape: Sequence[int]) -> int:
-        """Boxes of all sizes."""
+        """The number of boxes of all sizes."""
         return self.num_boxes * len(self._sizes(shape[1], shape[2]))
 
     def _sizes(self, height: int, width: int) -> list[int]:

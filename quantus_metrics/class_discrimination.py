@@ -49,7 +49,7 @@ def class_discrimination(
         (batch,) scores.
 
     Raises:
-        TypeError: if something is not a tensor.
+        TypeError: if an input is not a tensor.
         ValueError: if shapes do not match, or something is not finite.
 
     Example:
@@ -94,8 +94,8 @@ class ClassDiscrimination(TensorMetric):
             raise TypeError(f"Expected `metric` to be a BoxSensitivity or a Fidelity, got {type(metric)}.")
         if self.metric.score_direction is not ScoreDirection.HIGHER or self.metric.abs or self.metric.normalise:
             raise ValueError(
-                "Expected a `metric` whose maps are as they are and of which more is better: no order 'MIF', and `abs` "
-                "or `normalise` given to ClassDiscrimination instead."
+                "Expected a `metric` of raw maps for which higher is better: no order 'MIF'; pass `abs` and "
+                "`normalise` to ClassDiscrimination instead."
             )
         self._cache = self.metric._cache  # predictions that the score has made already, or will need  # noqa: SLF001
         self._wrong_a: Array | None = None
@@ -164,7 +164,7 @@ class ClassDiscrimination(TensorMetric):
         return Scores(right.values - wrong.values, right.undefined | wrong.undefined, curves, right.axis)
 
     def passes(self, shape: Sequence[int]) -> int:
-        """Those of the score."""
+        """The forward passes of the score."""
         return self.metric.passes(shape)
 
     def _compared(self, predictions: Predictions, x: Tensor, y: Tensor, *a: Tensor) -> Scores:

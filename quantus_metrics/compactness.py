@@ -21,12 +21,12 @@ def compactness(
     *,
     threshold: float = 0.05,
 ) -> Tensor:
-    """The fraction of pixels with `|m| <= threshold max m`, of the map as it is.
+    """The fraction of pixels with `|m| <= threshold max m`, of the raw map.
 
     Source: CDAM, section 3.4. Higher is better; from 0 to 1. A map of zeros scores 1, one of negative values only 0.
 
     Args:
-        model: Not used, nor are `x` and `y`: they stand here as in the other scores.
+        model: Not used, like `x` and `y`; the signature is that of the other scores.
         x: (batch, channels, height, width).
         y: (batch,), the classes.
         a: (batch, [1 or channels,] height, width), channels are summed; or (batch, tokens).
@@ -53,7 +53,7 @@ def compactness(
 
 
 class Compactness(TensorMetric):
-    """Compactness: the fraction of pixels with `|m| <= threshold max m`, of the map as it is.
+    """Compactness: the fraction of pixels with `|m| <= threshold max m`, of the raw map.
 
     Source: CDAM, section 3.4. Higher is better; from 0 to 1. Undefined: constant maps, for which the formula is kept.
 

@@ -1,4 +1,4 @@
-"""Effective Average Drop (EAD): the drop by removal, in favour of maps that mark neither too little nor too much."""
+"""Effective Average Drop (EAD): the drop by removal, weighted by the marked area."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -65,7 +65,7 @@ def effective_average_drop(
         (batch,) scores.
 
     Raises:
-        TypeError: if something is not a tensor.
+        TypeError: if an input is not a tensor.
         ValueError: if shapes do not match, or something is not finite.
 
     Example:
@@ -88,9 +88,9 @@ class EffectiveAverageDrop(TensorMetric):
     and 0: constant maps, `p(x) = 0`.
 
     Args:
-        threshold: As in `effective_average_drop`, like all that follow.
-        area_threshold: Pixels whose `m` is above it count for the area.
-        fill: What removed pixels become.
+        threshold: Pixels whose `m` is above it are removed, from 0 to 1.
+        area_threshold: Pixels whose `m` is above it count for the area, from 0 to 1.
+        fill: What removed pixels become: a number, one for each channel, or an image (channels, height, width).
         **options: As for every Quantus metric.
 
     Example:

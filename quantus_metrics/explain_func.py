@@ -32,25 +32,25 @@ def explain_func(
 ) -> Callable[..., Array]:
     """A function `(model, inputs, targets, **kwargs) -> maps` for `quantus.evaluate` and every metric's `explain_func`.
 
-    Maps of layers are resized to the images; what is not named like an argument of the class goes to its `attribute`.
+    Maps of layers are resized to the images; options that the class does not accept are passed to its `attribute`.
 
     Args:
         method: A Captum attribution class (this project's too), a class of pytorch-grad-cam, or a function of the model
-            that returns an object of one, as `lambda model: NoiseTunnel(Saliency(model))`.
-        batch_size: How many samples are explained at once, at least 1.
+            that returns an instance of one, as `lambda model: NoiseTunnel(Saliency(model))`.
+        batch_size: Samples per batch, at least 1.
         channels: "sum": maps have one channel, the sum; "keep": as many as the images, where the method has them.
-        channel_first: The images' layout; maps have it first always. None: by their shape.
+        channel_first: The images' layout; maps always have channels first. None: by their shape.
         mode: How maps of layers are resized, as in `torch.nn.functional.interpolate`.
         output: Which tensor to explain, where the model returns several: a name, an index, a tuple of them or a
             function of what it returns. None: by name, as `logits`.
         **options: Arguments of the class and of its `attribute`. `layer` and `target_layers` may be names of modules,
-            as "blocks.11.norm1", or functions of the model: so they are found in each model that is explained, also
-            in the copies that some metrics make.
+            as "blocks.11.norm1", or functions of the model: so they are looked up in each model that is explained,
+            also in the copies that some metrics make.
 
     Returns:
         The function. It takes `model` (a torch.nn.Module), `inputs` (samples, ...) and `targets` (samples,), arrays or
         tensors, and returns an array (samples, 1 or channels, height, width), or (samples, tokens). Of further keyword
-        arguments `batch_size` replaces the one above; the others, which `quantus.evaluate` passes from one method on to
+        arguments `batch_size` replaces the one above; the others, which `quantus.evaluate` passes from one method to
         the next, are ignored: each function keeps its own options. The model runs where its weights are, in
         evaluation mode; its training flags and gradients are restored afterwards.
 
@@ -76,7 +76,7 @@ def explain_func(
 
 @dataclass(frozen=True, eq=False)
 class _Explain:
-    """Not a function inside a function, so that it can be copied and pickled."""
+    """The explanation function, a class so that it can be copied and pickled."""
 
     method: Callable[..., Any]
     batch_size: int
@@ -124,7 +124,7 @@ class _Explain:
             if maps.dim() != 4:
                 raise ValueError(
                     f"Expected maps (batch, channels, height, width) from {self.method}, got {tuple(maps.shape)}. "
-                    "Tokens are no picture yet: take a method that arranges them, as CDAM, or write a function."
+                    "Scores of tokens are no image: use a method that arranges them, e.g. CDAM, or write a function."
                 )
             if self.channels == "sum" or maps.shape[1:] != x.shape[1:]:
                 maps = maps.sum(1, keepdim=True)
@@ -171,7 +171,7 @@ def _layer(model: nn.Module, given: Any) -> nn.Module:
     if all(layer is not module for module in model.modules()):
         raise ValueError(
             f"The given {type(layer).__name__} is not a part of this {type(model).__name__}, which may be a copy of "
-            "the model it was taken from. Pass its name, as 'layer4.1', so that it is found in every copy."
+            "the model it was taken from. Pass its name, e.g. 'layer4.1', so that it is found in every copy."
         )
     return layer
 

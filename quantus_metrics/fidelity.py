@@ -36,8 +36,8 @@ def fidelity(
 
         A = area under f(x with p % of its pixels blurred) over p from 0 to 100,    score = A_LIF - A_MIF
 
-    by the trapezoid's rule, pixels in ascending (LIF) and descending (MIF) order of the map as it is. Source: CDAM,
-    section 3.4. Higher is better; in units of logit times percent. Pixels of equal saliency go row by row.
+    by the trapezoidal rule, pixels in ascending (LIF) and descending (MIF) order of the raw map. Source: CDAM,
+    section 3.4. Higher is better; in units of logit times percent. Ties are broken row by row.
 
     Args:
         model: Maps inputs to logits.
@@ -46,7 +46,7 @@ def fidelity(
         a: (batch, [1 or channels,] height, width), the maps with their signs; channels are summed.
         order: "LIF-MIF", or one of the areas: "LIF" (higher is better) or "MIF" (lower is better).
         blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
-        steps: In how many steps all pixels are blurred.
+        steps: The number of steps in which all pixels are blurred.
         softmax: Measure the probability instead of the logit.
         batch_size: Batch size for perturbed images.
 
@@ -54,8 +54,8 @@ def fidelity(
         (batch,) scores.
 
     Raises:
-        TypeError: if something is not a tensor.
-        ValueError: if shapes do not match, something is not finite, or `order` is not one of the three.
+        TypeError: if an input is not a tensor.
+        ValueError: if shapes do not match, an input is not finite, or `order` is not one of the three.
 
     Example:
         >>> import torch
@@ -77,9 +77,9 @@ class Fidelity(TensorMetric):
     exactly 0. Both curves are in `curves`, and plotted by `plot`.
 
     Args:
-        order: As in `fidelity`, like all that follow.
-        blur_sigma: The blur's standard deviation in pixels.
-        steps: In how many steps all pixels are blurred.
+        order: "LIF-MIF", or one of the areas: "LIF" (higher is better) or "MIF" (lower is better).
+        blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
+        steps: The number of steps in which all pixels are blurred.
         **options: As for every Quantus metric.
 
     Example:

@@ -1,4 +1,4 @@
-"""Insertion and Deletion: the probability while the most salient pixels come, or go."""
+"""Insertion and Deletion: the probability while the most salient pixels are inserted, or removed."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -29,10 +29,10 @@ def insertion(
     steps: int = 100,
     batch_size: int = 64,
 ) -> Tensor:
-    """The area under the class's probability while pixels are inserted into the blurred image, most salient first.
+    """The area under the class's probability as pixels are inserted into the blurred image, most salient first.
 
-    The horizontal axis is the fraction of pixels, 0 to 1; the rule is the trapezoid's. Source: RISE; CA-Stream, table 1
-    and MHEX, B.2 (there in percent). Higher is better; from 0 to 1. Pixels of equal saliency go row by row.
+    The horizontal axis is the fraction of pixels, 0 to 1; by the trapezoidal rule. Source: RISE; CA-Stream, table 1
+    and MHEX, B.2 (there in percent). Higher is better; from 0 to 1. Ties are broken row by row.
 
     Args:
         model: Maps inputs to logits; probabilities are their softmax.
@@ -40,14 +40,14 @@ def insertion(
         y: (batch,), the class that is evaluated.
         a: (batch, [1 or channels,] height, width), the maps; channels are summed.
         blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
-        steps: In how many steps all pixels come.
+        steps: The number of steps in which all pixels are inserted.
         batch_size: Batch size for perturbed images.
 
     Returns:
         (batch,) scores.
 
     Raises:
-        TypeError: if something is not a tensor.
+        TypeError: if an input is not a tensor.
         ValueError: if shapes do not match, or something is not finite.
 
     Example:
@@ -102,14 +102,14 @@ class _Curve(TensorMetric):
 
 
 class Insertion(_Curve):
-    """Insertion: the area under the class's probability while pixels come into the blurred image, most salient first.
+    """Insertion: the area under the probability as pixels are inserted into the blurred image, most salient first.
 
     Source: RISE; CA-Stream, table 1. Higher is better; from 0 to 1. Undefined: constant maps, which are scored row by
     row. The curve is in `curves`, and plotted by `plot`.
 
     Args:
-        blur_sigma: As in `insertion`, like all that follow.
-        steps: In how many steps all pixels come.
+        blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
+        steps: The number of steps in which all pixels are inserted.
         **options: As for every Quantus metric.
     """
 
@@ -130,9 +130,9 @@ class Deletion(_Curve):
     row. The curve is in `curves`, and plotted by `plot`.
 
     Args:
-        fill: As in `deletion`, like all that follow.
-        blur_sigma: Pixels are blurred instead; None: they are not.
-        steps: In how many steps all pixels go.
+        fill: What removed pixels become: a number, one for each channel, or an image (channels, height, width).
+        blur_sigma: Blur pixels by this standard deviation instead of filling them. None: fill them.
+        steps: The number of steps in which all pixels are removed.
         **options: As for every Quantus metric.
     """
 

@@ -38,7 +38,7 @@ def removal_drop(
     with `m` the map scaled to [0, 1] by its own minimum and maximum. Source: MHEX, section 3.5.1 ("AVG Drop"). Not
     the Average Drop that keeps the salient pixels (`average_drop`), whose direction is the opposite. In texts the top
     10 % of the real tokens, rounded up, become the mask token. Higher is better; from 0 to 1. A constant map removes
-    nothing from an image, and `p(x) = 0` is no drop: both score 0. Tokens of equal saliency go in reading order.
+    nothing from an image, and `p(x) = 0` is no drop: both score 0. Ties between tokens are broken in reading order.
 
     Args:
         model: Maps inputs to logits; probabilities are their softmax. With `pad_id` it is given `attention_mask`.
@@ -57,7 +57,7 @@ def removal_drop(
         (batch,) scores.
 
     Raises:
-        TypeError: if something is not a tensor.
+        TypeError: if an input is not a tensor.
         ValueError: if shapes do not match, something is not finite, or texts come without `mask_id`.
 
     Example:
@@ -79,12 +79,12 @@ class RemovalDrop(TensorMetric):
     to 1. Undefined, and 0: constant maps of images, `p(x) = 0`.
 
     Args:
-        threshold: As in `removal_drop`, like all that follow.
-        fill: What removed pixels become.
-        fraction: The fraction of tokens that is removed.
-        mask_id: The mask token.
-        pad_id: The padding token.
-        relative: Divide by `p(x)`.
+        threshold: Pixels whose `m` is above it are removed, from 0 to 1.
+        fill: What removed pixels become: a number, one for each channel, or an image (channels, height, width).
+        fraction: The fraction of tokens that is removed, from 0 to 1.
+        mask_id: The mask token; needed for texts.
+        pad_id: The padding token, which is never removed. None: all tokens are real.
+        relative: Divide by `p(x)`; False: `max(0, p(x) - p(x~))`.
         **options: As for every Quantus metric.
 
     Example:
@@ -153,7 +153,7 @@ def removed(x: Tensor, a: Tensor, threshold: float, fill: Fill) -> Tensor:
 
 
 def filled(x: Tensor, fill: Fill) -> Tensor:
-    """Images of nothing but what removed pixels become, of the shape of `x`.
+    """The fill value as images of the shape of `x`.
 
     Raises:
         ValueError: if `fill` does not fit an image.

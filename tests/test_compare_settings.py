@@ -187,7 +187,7 @@ def test_labels_that_are_no_class_are_skipped(tmp_path, label):
         (["--dtype", "int8"], "Expected `dtype` to be 'float32'.*'int8'"),
         (["--targets", "all"], "Expected `targets` to be 'predicted' or 'label', got 'all'"),
         (["--option", "ixg"], r"Expected --option NAME\.KEY=VALUE.*got 'ixg'"),
-        (["--option", "cdam.noise=3"], "Options are given for cdam, which is no method or metric of this run"),
+        (["--option", "cdam.noise=3"], "Options are given for cdam, which is not a method or metric of this run"),
         (["--option", "compactness.treshold=0.1"], "Metric 'compactness' cannot be made.*treshold"),
         (["--option", "ixg.n_steps=3"], "- ixg: .*n_steps"),
         (["--config", "/nowhere.toml"], "/nowhere.toml cannot be read"),

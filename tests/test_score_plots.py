@@ -45,7 +45,7 @@ def test_a_plot_shows_the_mean_curves_and_is_saved_before_it_is_shown(metric, po
 
 def test_a_score_without_a_curve_says_so_and_draws_what_it_is_given(shown):
     metric, given = scored(SoftAverageDrop()), []
-    with pytest.raises(ValueError, match="no curve to draw: Soft Average Drop"):
+    with pytest.raises(ValueError, match="no curve to plot: Soft Average Drop"):
         metric.plot()
     metric.plot(lambda *args, **kwargs: given.append((args, kwargs)), True, None, 1, two=2)
     assert given == [((1,), {"two": 2})]

@@ -99,10 +99,10 @@ def test_an_interrupted_patience_goes_on(tmp_path, scenes):
 
 def test_a_folder_with_a_run_is_neither_overwritten_nor_continued_by_accident(tmp_path, scenes):
     train(tmp_path, scenes, num_train_epochs=1)
-    with pytest.raises(ValueError, match=r"holds one. Go on by --resume, begin again by --overwrite"):
+    with pytest.raises(ValueError, match=r"holds one. Resume by --resume, restart by --overwrite"):
         train(tmp_path, scenes, num_train_epochs=1)
     with pytest.raises(
-        ValueError, match=r"per_device_train_batch_size was 8 and is 4; learning_rate was 0.1 and is 0.2. Give those"
+        ValueError, match=r"per_device_train_batch_size was 8 and is 4; learning_rate was 0.1 and is 0.2. Use those"
     ):
         train(tmp_path, scenes, num_train_epochs=1, per_device_train_batch_size=4, learning_rate=0.2, resume=True)
     with pytest.raises(ValueError, match="samples was 56 and is 40"):
@@ -195,7 +195,7 @@ def test_the_whole_of_a_plain_network_is_saved(tmp_path, scenes):
 
 
 def test_a_loss_that_is_not_finite_is_refused_before_it_is_saved(tmp_path, scenes):
-    with pytest.raises(FloatingPointError, match=r"up to 7 is (nan|inf). Take a smaller --learning-rate"):
+    with pytest.raises(FloatingPointError, match=r"up to 7 is (nan|inf). Use a smaller --learning-rate"):
         train(tmp_path, scenes, learning_rate=1e30)
     assert not list(tmp_path.glob("checkpoint-*"))
 

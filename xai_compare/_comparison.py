@@ -1,4 +1,4 @@
-"""A finished run: its tables, and the page that a person reads."""
+"""A finished run: its tables and its report."""
 
 import json
 from collections.abc import Hashable, Iterator, Mapping
@@ -35,7 +35,7 @@ class Comparison:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What was run: settings, versions, seed, command, costs."""
+        """Facts about the run: settings, versions, seed, command, costs."""
         facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
         return facts
 
@@ -60,16 +60,16 @@ class Comparison:
         return _read_csv(self.folder / "tests.csv")
 
     def report(self) -> Path:
-        """Where the page is."""
+        """The path of the HTML report."""
         return self.folder / "report.html"
 
     def finish(self, resamples: int, labels: Mapping[int, str], normalised: Mapping[str, Any]) -> None:
         """Write summary.csv, tests.csv and report.html.
 
         Args:
-            resamples: Of the bootstrap.
+            resamples: Number of bootstrap resamples.
             labels: The classes' names.
-            normalised: The mean and std that images were normalised with, by which they are drawn as they were.
+            normalised: The mean and std that images were normalised with, to undo it for display; may be empty.
         """
         facts, scores, explanations = self.run, self.scores(), self.explanations()
         methods, metrics = facts["methods"], facts["metrics"]

@@ -24,9 +24,9 @@ class Sample:
     """One image.
 
     Attributes:
-        index: Its place in the data.
-        name: What it is called in the results.
-        image: (channels, height, width), ready for the model.
+        index: Its index in the data.
+        name: Its name in the results.
+        image: (channels, height, width), preprocessed for the model.
         label: Its class, or None.
         mask: (height, width), where the label's object is, or None.
     """
@@ -49,15 +49,15 @@ class Samples(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many."""
+        """The number of samples."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What a sample is called."""
+        """The name of a sample."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Something that changes with the data."""
+        """A string that changes with the data."""
 
     @abstractmethod
     def read(self, index: int) -> Sample:
@@ -65,17 +65,19 @@ class Samples(ABC):
 
 
 class Folder(Samples):
-    """All images below a folder; the folders directly below it are the classes, from which images come in turn.
+    """All images below a folder; each subfolder is a class, and classes are sampled round-robin.
 
-    So the first samples, to which `limit` may keep, are of all classes.
+    So a `limit` keeps images of all classes.
     """
 
     def __init__(self, root: Path, transform: Transform | None) -> None:
         if not root.is_dir():
-            raise ValueError(f"Expected `data` to be a folder of images or 'digits', got {str(root)!r}, no folder.")
+            raise ValueError(
+                f"Expected `data` to be a folder of images or 'digits', got {str(root)!r}, which is not a folder."
+            )
         if transform is None:
             raise ValueError(
-                "Images in a folder need a transform, which this model does not bring: let the function return "
+                "Images in a folder need a transform, and this model has none: let the function return "
                 "(model, transform), or pass a dataset of tensors."
             )
         Image.init()
@@ -93,7 +95,7 @@ class Folder(Samples):
         self.description = f"{len(self._paths)} images in {root}"
 
     def __len__(self) -> int:
-        """How many images."""
+        """The number of images."""
         return len(self._paths)
 
     def name(self, index: int) -> str:
@@ -106,7 +108,7 @@ class Folder(Samples):
         return _digest("\n".join(listed), self, (0, len(self) - 1))
 
     def read(self, index: int) -> Sample:
-        """The image, made ready."""
+        """The image, preprocessed."""
         name = self.name(index)
         with Image.open(self._paths[index]) as file:
             image = torch.as_tensor(self._transform(file.convert("RGB")))
@@ -126,7 +128,7 @@ class Items(Samples):
         self.description = description or f"{len(items)} samples of a {type(items).__name__}"
 
     def __len__(self) -> int:
-        """How many items."""
+        """The number of items."""
         return len(self._items)
 
     def name(self, index: int) -> str:
@@ -139,7 +141,7 @@ class Items(Samples):
         return _digest(str(len(self)), self, range(len(self)) if in_memory else (0, len(self) - 1))
 
     def read(self, index: int) -> Sample:
-        """The item, made ready."""
+        """The item, preprocessed."""
         item = self._items[index]
         image, *rest = item if isinstance(item, tuple | list) else (item,)
         image = self._ready(image)
@@ -164,7 +166,7 @@ def _digest(text: str, samples: Samples, indices: Iterable[int]) -> str:
     for index in indices:
         try:
             sample = samples.read(index)
-        except Exception as error:  # it will be listed as one that cannot be read
+        except Exception as error:  # it will be listed among the skipped ones
             digest.update(str(type(error)).encode())
             continue
         digest.update(f"{sample.label} {sample.image.dtype} {tuple(sample.image.shape)}".encode())
@@ -221,5 +223,5 @@ def stacked(samples: Sequence[Sample]) -> Tensor:
     """
     shapes = {tuple(sample.image.shape) for sample in samples}
     if len(shapes) > 1:
-        raise ValueError(f"Expected images of one shape, got {sorted(shapes)}. Let the transform resize and crop them.")
+        raise ValueError(f"Expected images of one shape, got {sorted(shapes)}. Resize and crop them in the transform.")
     return torch.stack([sample.image for sample in samples])

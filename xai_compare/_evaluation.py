@@ -1,4 +1,4 @@
-"""A batch of samples: every method explains it, every metric scores it, and nothing that fails takes others along."""
+"""A batch of samples: every method explains it, every metric scores it; failures are isolated per cell."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ SIDE = 56  # of the gallery's maps, at most
 
 @dataclass
 class Batch:
-    """What is to be written of a batch; rows are tuples in the order of the table's columns."""
+    """The results of a batch; rows are tuples in the order of the table's columns."""
 
     scores: list[tuple[Any, ...]] = field(default_factory=list)
     explanations: list[tuple[Any, ...]] = field(default_factory=list)
@@ -39,9 +39,9 @@ class Maps:
     """One method's maps of some samples.
 
     Attributes:
-        values: (samples, 1, height, width), NaN where there is none.
-        errors: Why there is none, or None.
-        seconds: For one of them.
+        values: (samples, 1, height, width), NaN where it is missing.
+        errors: Why a map is missing, or None.
+        seconds: Time for one of them.
     """
 
     values: Array
@@ -57,10 +57,10 @@ class Evaluation:
         model: In evaluation mode, on its device.
         explains: The methods' functions of model, inputs and targets.
         metrics: The scores.
-        by_label: Explain the label and not the likeliest class?
-        seed: Of everything that is drawn.
-        forward_batch: How many perturbed images pass the model at once.
-        gallery: Below which index samples are kept for the report.
+        by_label: Whether to explain the label instead of the predicted class.
+        seed: The seed of all random numbers.
+        forward_batch: Batch size for perturbed images.
+        gallery: Samples with an index below it are kept for the report.
     """
 
     model: nn.Module
@@ -76,7 +76,7 @@ class Evaluation:
 
         Args:
             samples: The samples, all with a label if these are explained.
-            tell: Is told what is being done.
+            tell: Called with the name of each step, for progress bars.
         """
         batch = Batch()
         if not samples:
@@ -107,7 +107,7 @@ class Evaluation:
         y = given if self.by_label else logits.argmax(1)
         bad = sorted({int(cls) for cls in y if not 0 <= cls < logits.shape[1]})
         if bad:
-            raise ValueError(f"Expected labels below {logits.shape[1]}, as the model has so many classes; got {bad}.")
+            raise ValueError(f"Expected labels below {logits.shape[1]}, the number of the model's classes; got {bad}.")
         return y, logits.scatter(1, y[:, None], float("-inf")).argmax(1)
 
     def explained(self, explain: Explain, samples: Sequence[Sample], x: Tensor, y: Tensor) -> Maps:
@@ -216,7 +216,7 @@ class _Call:
 
 
 def isolated(compute: Callable[[slice], list[Any]], count: int) -> tuple[list[Any], list[str | None]]:
-    """Results of all rows at once; if that fails, of each row alone, so that one bad row costs itself only.
+    """Results of all rows at once; if that fails, of each row alone, so that a row that fails affects no other.
 
     Returns:
         For each row its result or None, and its error or None.
@@ -270,7 +270,7 @@ def _add_maps(
 
 
 def smaller(heat: Array) -> Array:
-    """A map of at most 56 rows or columns, means of what is between."""
+    """A map averaged down to at most 56 rows and columns."""
     scale = SIDE / max(heat.shape)
     if scale >= 1:
         return heat.astype(np.float32)

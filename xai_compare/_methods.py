@@ -29,10 +29,10 @@ class Method:
 
     Attributes:
         make: A class of Captum or pytorch-grad-cam, or a function of the model that returns an object of one.
-        source: What it is, for the report.
-        options: Arguments of the class and of its `attribute`; what the user gives replaces them.
+        source: Where it comes from, for the report.
+        options: Default arguments of the class and of its `attribute`, which the user's options override.
         title: What the report calls it.
-        needs_warm_up: May its first call find out things about the model that later calls know?
+        needs_warm_up: Whether its first call on a model may do work that later calls reuse.
     """
 
     make: Make
@@ -47,7 +47,7 @@ class Method:
 
 
 def methods() -> dict[str, Method]:
-    """All that can be named: this project's, Captum's, pytorch-grad-cam's if it is installed, and third parties'."""
+    """All methods: this project's, Captum's, pytorch-grad-cam's if it is installed, and those of entry points."""
     known = {name: Method(cls, f"captum_ext.{cls.__name__}", title=title) for name, (cls, title) in _OURS.items()}
     for name, (make, title, options) in _CAPTUM.items():
         known[name] = Method(make, f"captum.attr: {title}", options, title, needs_warm_up=False)
@@ -58,14 +58,14 @@ def methods() -> dict[str, Method]:
 
 
 def methods_named(wanted: Any) -> dict[str, Method]:
-    """The methods asked for.
+    """The requested methods.
 
     Args:
-        wanted: Names; or a mapping of the user's own names to names, classes or functions of the model.
+        wanted: Names; or a mapping from the user's names to method names, classes or functions of the model.
 
     Raises:
         TypeError: if a value is neither a name nor callable.
-        ValueError: if a name is not known, or two are the same once normalised.
+        ValueError: if a name is unknown, or two are the same once normalised.
 
     Example:
         >>> from xai_compare import methods_named
@@ -111,7 +111,7 @@ def _patch(x: Tensor) -> tuple[int, int, int]:
 
 
 class _Patchwise:
-    """A perturbation method of Captum on squares instead of pixels, which would take a pass each."""
+    """Occlusion by squares; single pixels would take a forward pass each."""
 
     def __init__(self, model: nn.Module) -> None:
         self._method = attr.Occlusion(model)
@@ -123,7 +123,7 @@ class _Patchwise:
 
 
 class _Random:
-    """Maps that know nothing."""
+    """Noise, as a control."""
 
     def __init__(self, model: nn.Module) -> None:
         del model
@@ -171,7 +171,7 @@ def _grad_cams() -> dict[str, Method]:
 
 @dataclass(frozen=True)
 class _Cam:
-    """A class of pytorch-grad-cam whose target layer is found in the model where none is given."""
+    """A class of pytorch-grad-cam; its target layer is inferred from the model unless it is given."""
 
     name: str
 
@@ -196,7 +196,7 @@ def _feature_map(model: nn.Module) -> dict[str, Any]:
             last = cnn_anatomy(model).stages[-1]
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"No target layer is found in this {type(model).__name__} ({error}). Name one: --option "
+                f"No target layer is found in this {type(model).__name__} ({error}). Specify one: --option "
                 "gradcam.target_layers=layer4"
             ) from error
         _averaged[model] = last.name, last.channels_last

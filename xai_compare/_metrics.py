@@ -21,14 +21,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """A score that is ready to be called.
+    """A metric that is ready to be called.
 
     Attributes:
         score: The Quantus metric.
         title: Its name in Quantus.
         direction: "higher", "lower" or "": which scores are better.
-        ours: Is it one of this project's, which normalise nothing and keep what explanations share?
-        compares_classes: Does it compare the maps of two classes?
+        ours: Whether it is one of this project, which normalise nothing and reuse predictions across explanations.
+        compares_classes: Whether it compares the maps of two classes.
     """
 
     score: Score[Any]
@@ -39,12 +39,12 @@ class Metric:
 
     @property
     def source(self) -> Any:
-        """Its class and arguments, by which a run knows it again."""
+        """Its class and arguments, compared when a run is resumed."""
         return fingerprint(self.score)
 
 
 def metrics() -> dict[str, type[Score[Any]]]:
-    """All that Quantus has registered, this project's among them, and third parties'."""
+    """All metrics registered with Quantus, including this project's, and those of entry points."""
     known = {slug(name): cls for group in quantus.AVAILABLE_METRICS.values() for name, cls in group.items()}
     return known | from_entry_points(GROUP)
 
@@ -55,20 +55,20 @@ def our_metrics() -> list[str]:
 
 
 def metrics_named(wanted: Any, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
-    """The scores asked for, made with the user's options.
+    """The requested metrics, constructed with the user's options.
 
     Args:
-        wanted: Names, of which "all" is this project's; or a mapping of the user's own names to Quantus metrics.
+        wanted: Names, where "all" stands for this project's metrics; or a mapping from other names to Quantus metrics.
         options: Arguments of the classes, by name.
 
     Raises:
-        TypeError: if an argument is not known, or a value is not a metric.
-        ValueError: if a name is not known, two are the same once normalised, or an argument is wrong.
+        TypeError: if an argument is unknown, or a value is not a metric.
+        ValueError: if a name is unknown, two are the same once normalised, or an argument is wrong.
     """
     if isinstance(wanted, Mapping):
         for name, value in wanted.items():
             if not isinstance(value, Score):
-                raise TypeError(f"Expected metric {name!r} to be a quantus.Metric that was made, got {type(value)}.")
+                raise TypeError(f"Expected metric {name!r} to be an instance of quantus.Metric, got {type(value)}.")
         return {short: _described(wanted[name]) for short, name in by_slug(wanted).items()}
     names = [n for name in wanted for n in (our_metrics() if slug(name) == "all" else [name])]
     classes = select("metric", names, metrics())
@@ -80,7 +80,7 @@ def metrics_named(wanted: Any, options: Mapping[str, Mapping[str, Any]]) -> dict
 
 
 def _of_another(options: dict[str, Any], made: Mapping[str, Score[Any]]) -> dict[str, Any]:
-    """The options of a score that is made of another: that of this run, with which it shares perturbed predictions."""
+    """Options of a metric that contains another one: that of this run, so that both share perturbed predictions."""
     if "metric" not in options:
         box = next((score for score in made.values() if type(score) is BoxSensitivity), None)
         return options if box is None else options | {"metric": box}
@@ -122,7 +122,7 @@ def _made(name: str, cls: type[Score[Any]], options: Mapping[str, Any]) -> Score
 def normalise_each(a: Array, **_: Any) -> Array:
     """Each map divided by its own largest absolute value.
 
-    Quantus' own function looks at the whole batch, so that a sample's score would depend on its batch mates.
+    Quantus' own function normalises by the whole batch, so that a sample's score would depend on the rest of its batch.
     """
     largest = np.abs(a).max(axis=tuple(range(1, a.ndim)), keepdims=True)
     normalised: Array = a / np.where(largest > 0, largest, 1)

@@ -1,4 +1,4 @@
-"""The model that is explained, and how images are made ready for it."""
+"""The model that is explained, and its preprocessing."""
 
 import copy
 import hashlib
@@ -23,14 +23,14 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what belongs to it.
+    """A model with its preprocessing and labels.
 
     Attributes:
         model: Maps images (batch, channels, height, width) to logits, in evaluation mode.
         name: For the report.
-        transform: Makes an image ready; None: data bring tensors.
-        mean: What the transform takes from each channel; None: not known.
-        std: What it divides by.
+        transform: Preprocesses an image; None: the data are tensors.
+        mean: The mean of each channel that the transform subtracts; None: unknown.
+        std: The standard deviation that it divides by.
         labels: The classes' names, or none.
         output: Which tensor of what it returns the logits are; None: by name.
     """
@@ -45,10 +45,10 @@ class Subject:
 
 
 def load_model(name: str, pretrained: bool, checkpoint: str, options: Mapping[str, Any]) -> Subject:
-    """The model of a name.
+    """Load a model by its name.
 
     Raises:
-        ValueError: if there is none of that name, or its weights cannot be loaded.
+        ValueError: if there is no such model, or its weights cannot be loaded.
     """
     kind, _, rest = name.partition(":")
     makers = {"digits": _digits, "timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
@@ -77,7 +77,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def moved(model: nn.Module, device: str, dtype: str) -> nn.Module:
-    """The model itself if it is as asked for, else a copy that is."""
+    """The model itself if it has this device and dtype, else a copy that has."""
     here = placement_of(model)
     wanted = getattr(torch, dtype) if dtype else here.dtype
     there, now = torch.device(device), here.device or torch.device("cpu")
@@ -162,7 +162,7 @@ def python_function(path: str) -> Callable[..., Any]:
     file = Path(where).resolve()
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None or not file.is_file():
-        raise ValueError(f"{where} is no Python file")
+        raise ValueError(f"{where} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(file.stem, module)  # so that what it makes can be copied and pickled
     sys.path.insert(0, str(file.parent))  # as when it is run as a script

@@ -35,7 +35,7 @@ def by_slug(names: Iterable[str]) -> dict[str, str]:
 
 
 def parse_aliases(wanted: Iterable[str]) -> dict[str, str]:
-    """What is asked for by its own name, as "ig", or by another, as "ig20=ig": names to known names.
+    """Requested names, as "ig" or with an alias as "ig20=ig", mapped to known names.
 
     Raises:
         ValueError: if a name stands for two things, or two names are the same once normalised.
@@ -52,10 +52,10 @@ def parse_aliases(wanted: Iterable[str]) -> dict[str, str]:
 
 
 def select(kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str, T]:
-    """What is known by the wanted names, each once, in their order.
+    """The known objects of the wanted names, each once, in the order given.
 
     Raises:
-        ValueError: if a name is not known; the message names the close ones.
+        ValueError: if a name is unknown; the message suggests similar ones.
     """
     names = parse_aliases(wanted)
     unknown = list(dict.fromkeys(name for name in names.values() if name not in known))
@@ -77,7 +77,7 @@ def _close(name: str, known: Iterable[str]) -> str:
 
 
 def fingerprint(value: Any) -> Any:
-    """What JSON can hold of a value, the same in every process for equal values: what makes two runs alike.
+    """A description of a value for JSON, the same in every process for equal values, by which runs are compared.
 
     Objects are described by their class and the arguments that they keep under their names, as Quantus' metrics do.
     """
@@ -102,7 +102,7 @@ def fingerprint(value: Any) -> Any:
 
 
 def from_entry_points(group: str) -> dict[str, Any]:
-    """What other distributions offer under the name of a group.
+    """What installed distributions declare as entry points of a group.
 
     Raises:
         ValueError: if one of them cannot be loaded; the message names its distribution.

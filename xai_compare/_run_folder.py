@@ -1,4 +1,4 @@
-"""A run's folder: who it belongs to, and what of it is finished."""
+"""A run's folder: which run it holds, and what is finished."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ _PROBE = 2**20  # bytes
 
 
 class RunFolder:
-    """What a run writes: parts of tables, one a batch, each there as a whole or not at all.
+    """What a run writes: a part of each table per batch, each written atomically.
 
     A batch is finished when its part of the scores is there, which is written last.
     """
@@ -39,10 +39,10 @@ class RunFolder:
         self.path = path
 
     def open(self, identity: Mapping[str, Any], expected_bytes: int) -> dict[str, Any]:
-        """Make the folder or go on in it.
+        """Create the folder, or resume the run in it.
 
         Args:
-            identity: What must be the same for the numbers to be of one run.
+            identity: What must be the same for numbers to belong to one run.
             expected_bytes: About how much will be written.
 
         Returns:
@@ -59,8 +59,8 @@ class RunFolder:
             differing = _differences(facts.get("identity", {}), identity)
             if differing:
                 raise ValueError(
-                    f"{self.path} holds another run, which is not mixed with this one: {'; '.join(differing)}. Choose "
-                    "another folder with --out, or run it as it was begun: " + facts.get("command", "")
+                    f"{self.path} holds another run: {'; '.join(differing)}. Choose another folder with --out, or "
+                    "repeat the command of that run: " + facts.get("command", "")
                 )
         elif self.path.exists() and any(p.is_file() and p.suffix != ".part" for p in self.path.rglob("*")):
             raise ValueError(f"{self.path} is not empty and holds no run. Choose another folder with --out.")
@@ -101,7 +101,7 @@ class RunFolder:
         self.write_text("run.json", json.dumps(facts, indent=2, default=str) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file as a whole."""
+        """Write a file atomically."""
         part = self.path / f".{name}.part"
         part.write_text(text, encoding="utf-8")
         part.replace(self.path / name)
@@ -136,12 +136,12 @@ class RunFolder:
         part.replace(self.path / "gallery" / f"part-{start:010d}.npz")
 
     def finished(self) -> set[int]:
-        """The starts of the batches that are finished."""
+        """The first samples of the batches that are finished."""
         with os.scandir(self.path / "scores.parquet") as files:
             return {int(f.name[5:15]) for f in files if f.name.startswith("part-")}
 
     def table(self, name: str) -> pd.DataFrame:
-        """All rows that were written, samples in order."""
+        """All rows written so far, samples in order."""
         folder = self.path / f"{name}.parquet"
         if not any(folder.glob("part-*.parquet")):
             return pd.DataFrame(TABLES[name].empty_table().to_pandas())

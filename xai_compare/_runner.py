@@ -121,7 +121,7 @@ class Run:
         raise ValueError(f"None of the {self.count} samples can be used.{said}")
 
     def _read(self, index: int) -> Sample | tuple[int, str, str]:
-        """A sample, or what is said of one that is skipped."""
+        """A sample, or index, name and error of one that is skipped."""
         try:
             sample = self.samples.read(index)
         except Exception as error:
@@ -176,12 +176,12 @@ class Run:
         return todo
 
     def _identity(self) -> dict[str, Any]:
-        """What the numbers depend on."""
+        """Everything that the numbers depend on."""
         settings = _plain_settings(self.settings)
         for name in ("device", "pretrained", "checkpoint", "resamples", "data", "output"):
             settings.pop(name)
         if all(metric.ours for metric in self.metrics.values()):
-            settings.pop("forward_batch")  # by which Quantus' own draw
+            settings.pop("forward_batch")  # Quantus' own metrics sample per batch
         settings["targets"] = "label" if self.by_label else "predicted"
         if self.subject.output is not None:
             settings["output"] = fingerprint(self.subject.output)
@@ -215,17 +215,17 @@ class Run:
             try:
                 with seeded_for(self.settings.seed, "check", 0):
                     if self.methods[name].needs_warm_up:
-                        explain(model, x, y)  # what is found out once is not counted
+                        explain(model, x, y)  # work that is done once is not counted
                     forwards[name] = in_forwards(lambda explain=explain: explain(model, x, y), model, x)  # type: ignore[misc]
             except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts
                 refused.append(f"- {name}: {error}")
-            except Exception as error:  # it may be this sample's; if not, every cell will tell
+            except Exception as error:  # perhaps of this sample only; if not, every cell records it
                 warnings.warn(f"{name} failed on the first sample: {type(error).__name__}: {error}", stacklevel=2)
                 forwards[name] = float("nan")
         if refused:
             raise ValueError(
                 f"{len(refused)} of {len(self.methods)} methods do not fit this {type(self.subject.model).__name__}; "
-                "leave them out, or give them what they ask for:\n" + "\n".join(refused)
+                "leave them out, or set the options that they ask for:\n" + "\n".join(refused)
             )
         return forwards
 
@@ -243,7 +243,7 @@ class Run:
             desc="comparing",
             unit="sample",
             disable=not self.workers.is_main,
-            mininterval=0.1 if watched else 30,  # a line in a log now and then
+            mininterval=0.1 if watched else 30,  # few lines where a log is written
             smoothing=0.1,
         )
         with bar:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, and on nothing that ran before."""
+"""Seeds that depend on the piece of work only, not on what ran before."""
 
 import hashlib
 import random
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def seeded_for(seed: int, what: str, index: int) -> Iterator[None]:
-    """Seed torch, numpy and random for one piece of work; afterwards they are as they were."""
+    """Seed torch, numpy and random for one piece of work; their states are restored afterwards."""
     digest = hashlib.blake2b(f"{seed}/{what}/{index}".encode(), digest_size=4).digest()
     number = int.from_bytes(digest, "big")
     states = random.getstate(), np.random.get_state()

@@ -1,4 +1,4 @@
-"""What the scores of a run say: means with intervals, ranks, and which differences are more than chance."""
+"""Statistics of a run: means with intervals, ranks, and which differences are significant."""
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 LEVEL = 0.95
-_AT_ONCE = 10_000_000  # numbers that the bootstrap draws at a time
+_AT_ONCE = 10_000_000  # numbers that the bootstrap samples at a time
 _SIGNS = 13  # differences whose signs are enumerated
 
 
@@ -23,8 +23,8 @@ def summarise(
         scores: Rows of sample, method, metric, score and seconds; failed ones have no score.
         directions: Of each metric "higher", "lower" or "".
         methods: In the order of the rows.
-        resamples: How many of the percentile bootstrap.
-        seed: Of the bootstrap; all methods share the resampled samples.
+        resamples: Number of resamples of the percentile bootstrap.
+        seed: Seed of the bootstrap; all methods share the resampled samples.
 
     Returns:
         The columns metric, direction, method, n, failed, mean, ci_low and ci_high (95 %), mean_rank (over the samples

@@ -21,21 +21,21 @@ class WorkerError(RuntimeError):
 
 
 class StoppedError(BaseException):
-    """The process was asked to end; not an Exception, so that no method's own code takes it for a failure."""
+    """The process was asked to end; not an Exception, so that the code of a method does not catch it."""
 
 
 class Workers:
-    """This process and the others, as Accelerate knows them.
+    """This process and the others of the run, from Accelerate.
 
     Attributes:
-        rank: This one's number.
-        count: How many.
-        device: This one's, unless the user names another.
+        rank: The index of this process.
+        count: The number of processes.
+        device: The device of this process, unless the user names another.
     """
 
     def __init__(self, device: str) -> None:
         on_cpu = torch.device(device).type == "cpu" if device else not torch.accelerator.is_available()
-        self._state = PartialState(cpu=on_cpu, timeout=_PATIENCE)  # by itself it would take many CPU processes for one
+        self._state = PartialState(cpu=on_cpu, timeout=_PATIENCE)  # by default, CPU processes are not told apart
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
         shared = self.count > 1 and ":" not in device  # "cuda" is another GPU for each process
@@ -43,7 +43,7 @@ class Workers:
 
     @property
     def is_main(self) -> bool:
-        """Is this the process that prepares and reports?"""
+        """Whether this is the process that prepares and reports."""
         return self.rank == 0
 
     def from_main(self, value: T) -> T:
@@ -67,7 +67,7 @@ class Workers:
 
 
 def is_main() -> bool:
-    """Is this the process that prints?"""
+    """Whether this is the process that prints."""
     return bool(PartialState().is_main_process)
 
 
@@ -81,7 +81,7 @@ def _noticing() -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise StoppedError when the process is asked to end, so that what is finished can be told."""
+    """Raise StoppedError on SIGTERM, so that the finished results can be reported."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -35,23 +35,23 @@ def compare(
 ) -> Comparison:
     """Explain samples by several methods, score every explanation by several metrics, and report.
 
-    What `xai-compare` does, for a model and data that exist already. Results are written as they are computed; the same
-    call goes on with what a run that was stopped has left.
+    What `xai-compare` does, for a model and data that you already have in Python. Results are saved as they are
+    computed; the same call resumes an interrupted run.
 
     Args:
-        model: A model that maps images to logits, or a name as on the command line. It runs in evaluation mode, and is
-            left as found.
+        model: A model that maps images to logits, or a name as on the command line. It runs in evaluation mode and is
+            left unchanged.
         data: A folder of images, "digits", or a dataset: images (channels, height, width), or tuples of image, label
             and mask; or (images, labels).
         out: The run's folder.
-        methods: Names; or a mapping of own names to names, classes of Captum or pytorch-grad-cam, or functions of the
-            model that return an object of one.
-        metrics: Names, or a mapping of own names to Quantus metrics.
-        transform: Makes a PIL image ready for the model; None: the model's own, or the data hold tensors.
+        methods: Names; or a mapping from names of your choice to method names, classes of Captum or pytorch-grad-cam,
+            or functions of the model that return an instance of one.
+        metrics: Names, or a mapping from names of your choice to Quantus metrics.
+        transform: Preprocesses a PIL image for the model; None: the model's own, or the data are tensors.
         labels: The classes' names, for the report.
         output: Where the model returns several tensors, which one its logits are: a name, an index, a tuple of them, a
             name with dots for what is nested, or a function of what it returns. None: by name.
-        command: What the report says it was made by.
+        command: The command shown in the report.
         **settings: As in `Settings`: options, targets, limit, seed, device, dtype, batch_size, forward_batch, gallery,
             resamples, pretrained, checkpoint.
 
@@ -59,8 +59,8 @@ def compare(
         The results.
 
     Raises:
-        TypeError: if something is not of the right kind.
-        ValueError: if a name or setting is not known, the device is not available, a method does not fit the model, or
+        TypeError: if an argument has the wrong type.
+        ValueError: if a name or setting is unknown, the device is not available, a method does not fit the model, or
             the folder holds another run.
         OSError: if the folder cannot be written.
 
@@ -117,6 +117,6 @@ def _check_options(settings: Settings, methods: Mapping[str, Method], metrics: M
     ]
     if unused:
         raise ValueError(
-            f"Options are given for {', '.join(unused)}, which is no method or metric of this run. There are "
-            f"{', '.join([*methods, *metrics])}, model and data."
+            f"Options are given for {', '.join(unused)}, which is not a method or metric of this run. Options can be "
+            f"given for {', '.join([*methods, *metrics])}, model and data."
         )

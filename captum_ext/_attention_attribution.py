@@ -12,7 +12,7 @@ from torch import Tensor
 from adapters.models import OutputChoice, is_image, root_module, uncompiled
 from adapters.recording import AttentionMatrices, Prediction, mean_weights, weights_and_gradients
 
-from ._checks import as_tuple, checked_inputs, samples_where
+from ._checks import Failures, OnError, as_tuple, checked_inputs
 from ._features import full_precision
 from ._targets import ConceptScore, Score, Target, scores_of
 from ._token_attribution import Tensors, no_grid
@@ -49,6 +49,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
         additional_forward_args: Any = None,
         *,
         return_tokens: bool = False,
+        on_error: OnError = "raise",
     ) -> Tensors:
         """Explain one target for each sample.
 
@@ -56,10 +57,13 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
                 tuple for models of several inputs.
             target: What to explain, as in Captum: a class for all samples, a list or 1-D tensor with one for each, a
-                tuple of indices for outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
+                tuple of indices for outputs of more dimensions, None for outputs of one value; a function of one
+                sample's output that returns a number, or a list with one for each sample; or a ConceptTarget.
                 AttentionMap and AttentionRollout accept any: attention does not depend on it.
             additional_forward_args: Further arguments of the model, such as an attention mask.
             return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
+            on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
+                one warning names it.
 
         Returns:
             For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
@@ -71,24 +75,24 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
                 sample and head (windows, pooled keys); the message says which. Where the target matters: if it is
                 missing, of the wrong length or out of range, or if no attention has a finite gradient.
         """
-        given: tuple[Tensor, ...] = checked_inputs(inputs)
+        failures = Failures(on_error)
+        given: tuple[Tensor, ...] = checked_inputs(inputs, failures)
         arguments = (*given, *as_tuple(additional_forward_args))
         with torch.inference_mode(False), torch.enable_grad():
             if self._of_gradients:
-                found = self._relevances(given, target, arguments)
+                found = self._relevances(given, target, arguments, failures)
             else:
                 found = mean_weights(
                     self.forward_func, arguments, len(given), last_only=self._last_only, output=self.output
                 )
         with full_precision(found.row):
             tokens = self._formula(found)
-        finite = torch.isfinite(tokens).all(-1)
-        if not bool(finite.all()):
-            raise ValueError(
-                f"The model's attention or its gradient is NaN or infinite for sample(s) {samples_where(~finite)}, "
-                "although the inputs are finite. Are the weights finite? In float16 the model may overflow: use "
-                "bfloat16 or float32."
-            )
+        failures.add(
+            ~torch.isfinite(tokens).all(-1),
+            "The model's attention or its gradient is NaN or infinite for sample(s) {}, although the inputs are finite."
+            " Are the weights finite? In float16 the model may overflow: use bfloat16 or float32.",
+        )
+        tokens = failures.as_nan(tokens)
         answer = tokens
         if is_image(given[0]) and not return_tokens:
             grid = found.run.grid()
@@ -97,13 +101,15 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             answer = tokens[:, grid.order.to(tokens.device)].view(-1, 1, grid.height, grid.width)
         return (answer,) if isinstance(inputs, tuple) else answer
 
-    def _relevances(self, given: tuple[Tensor, ...], target: Target, arguments: tuple[Any, ...]) -> AttentionMatrices:
+    def _relevances(
+        self, given: tuple[Tensor, ...], target: Target, arguments: tuple[Any, ...], failures: Failures
+    ) -> AttentionMatrices:
         (score,) = scores_of([target], len(given[0]), given[0].device)
         return weights_and_gradients(
             self.forward_func,
             arguments,
             len(given),
-            lambda prediction, weights: _gradients(score, prediction, weights),
+            lambda prediction, weights: _gradients(score, prediction, weights, failures),
             positive_relevance,
             last_only=self._last_only,
             latent=isinstance(score, ConceptScore),
@@ -121,7 +127,7 @@ def through(row: Tensor, matrix: Tensor) -> Tensor:
     return (row[:, None] @ matrix)[:, 0]
 
 
-def _gradients(score: Score, prediction: Prediction, weights: Sequence[Tensor]) -> list[Tensor]:
+def _gradients(score: Score, prediction: Prediction, weights: Sequence[Tensor], failures: Failures) -> list[Tensor]:
     """Those of the score."""
     score.check(prediction)
     with torch.enable_grad():
@@ -131,11 +137,10 @@ def _gradients(score: Score, prediction: Prediction, weights: Sequence[Tensor]) 
         found = torch.autograd.grad(values.sum(), weights, allow_unused=True)
     gradients = [torch.zeros_like(a) if g is None else g for a, g in zip(weights, found, strict=True)]
     has_gradient = torch.stack([(gradient != 0).flatten(1).any(1) for gradient in gradients]).any(0)
-    if not bool(has_gradient.all()):
-        raise ValueError(
-            f"No attention has a gradient for sample(s) {samples_where(~has_gradient)}, and the map would be blank. "
-            "Usual "
-            "causes: the head's weights for this target are zero (an untrained head), or gradients are cut "
-            "(torch.no_grad or detach in the model's forward, or reentrant gradient checkpointing)."
-        )
+    failures.add(
+        ~has_gradient,
+        "No attention has a gradient for sample(s) {}, and the map would be blank. Usual causes: the head's weights for"
+        " this target are zero (an untrained head), or gradients are cut (torch.no_grad or detach in the model's "
+        "forward, or reentrant gradient checkpointing).",
+    )
     return gradients

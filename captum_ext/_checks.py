@@ -1,13 +1,58 @@
 """Checks of arguments that several classes share."""
 
-from typing import Any
+import warnings
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+OnError = Literal["raise", "nan"]
 
-def checked_inputs(given: Any) -> tuple[Tensor, ...]:
+
+class Failures:
+    """What happens to samples that cannot be explained: an error for all, or NaN for theirs and one warning.
+
+    Args:
+        on_error: "raise" or "nan".
+
+    Raises:
+        ValueError: if `on_error` is neither.
+    """
+
+    def __init__(self, on_error: OnError) -> None:
+        if on_error not in get_args(OnError):
+            raise ValueError(f"Expected `on_error` to be one of {get_args(OnError)}, got {on_error!r}.")
+        self._raises = on_error == "raise"
+        self._samples: dict[int, str] = {}
+
+    def add(self, failed: Tensor, message: str) -> None:
+        """Note the samples that are marked, (batch,); `message` has `{}` for their numbers.
+
+        Raises:
+            ValueError: if errors are raised and there is one, or no sample is left.
+        """
+        samples = samples_where(failed)
+        if samples and (self._raises or len(samples) == len(failed)):
+            raise ValueError(message.replace("{}", str(samples)))
+        self._samples |= {one: message.replace("{}", str(samples)) for one in samples if one not in self._samples}
+
+    def as_nan(self, values: Tensor) -> Tensor:
+        """The values (batch, ...), NaN for the samples that failed, with one warning."""
+        if not self._samples:
+            return values
+        said = " ".join(dict.fromkeys(self._samples.values()))
+        warnings.warn(f"The maps of sample(s) {sorted(self._samples)} are NaN. {said}", stacklevel=5)
+        failed = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+        failed[list(self._samples)] = True
+        return values.masked_fill(failed.view(-1, *[1] * (values.dim() - 1)), torch.nan)
+
+
+def checked_inputs(given: Any, failures: Failures | None = None) -> tuple[Tensor, ...]:
     """The inputs as a tuple.
+
+    Args:
+        given: A tensor or a tuple of them.
+        failures: Samples that are not finite are noted there, and replaced by the first one that is; None: an error.
 
     Raises:
         TypeError: if they are not tensors.
@@ -19,12 +64,18 @@ def checked_inputs(given: Any) -> tuple[Tensor, ...]:
     for x in inputs:
         if x.dim() == 0 or x.shape[0] == 0:
             raise ValueError(f"Expected `inputs` with at least one sample, got shape {tuple(x.shape)}.")
-        if x.is_floating_point() and not bool((finite := torch.isfinite(x).flatten(1).all(1)).all()):
-            raise ValueError(
-                f"Expected finite `inputs`, got NaN or infinity in sample(s) {samples_where(~finite)} of shape "
-                f"{tuple(x.shape)}. Check the preprocessing of these samples."
-            )
-    return inputs
+    return tuple([_finite(x, failures or Failures("raise")) for x in inputs])
+
+
+def _finite(x: Tensor, failures: Failures) -> Tensor:
+    if not x.is_floating_point() or bool((finite := torch.isfinite(x).flatten(1).all(1)).all()):
+        return x
+    failures.add(
+        ~finite,
+        f"Expected finite `inputs`, got NaN or infinity in sample(s) {{}} of shape {tuple(x.shape)}. Check the "
+        "preprocessing of these samples.",
+    )
+    return torch.where(finite.view(-1, *[1] * (x.dim() - 1)), x, x[finite.nonzero()[0]])
 
 
 def samples_where(samples: Tensor) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapters.models import OutputChoice, is_image, root_module, uncompiled
 from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass
 
-from ._checks import as_tuple, checked_inputs, samples_where
+from ._checks import Failures, OnError, as_tuple, checked_inputs
 from ._closed_form import check_closed_form
 from ._targets import ConceptScore, Score, Target, scores_of
 
@@ -87,6 +87,7 @@ class Request:
     additional_forward_args: Any
     attribute_to_layer_input: bool
     return_tokens: bool
+    on_error: OnError = "raise"
 
 
 class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[misc] # captum is untyped
@@ -218,10 +219,11 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         return (maps,) if isinstance(request.inputs, tuple) else maps
 
     def _maps(self, request: Request, formula: Formula) -> Tensor:
-        given = checked_inputs(request.inputs)
+        failures = Failures(request.on_error)
+        given = checked_inputs(request.inputs, failures)
         scores = scores_of(request.targets, len(given[0]), given[0].device)
         run = self._run(
-            request.inputs,
+            given,
             request.additional_forward_args,
             request.attribute_to_layer_input,
             latent=any(isinstance(score, ConceptScore) for score in scores),
@@ -232,8 +234,8 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         if is_image(given[0]) and grid is None and not request.return_tokens:
             raise ValueError(no_grid(run, given[0]))
         parts = _scores(formula, run, scores)
-        _check_result(parts, grid)
-        parts = parts.transpose(0, 1)
+        _check_result(parts, grid, failures, run.prediction.outputs.dim() and run.prediction.outputs.shape[0])
+        parts = failures.as_nan(parts.transpose(0, 1))
         if request.return_tokens or grid is None:
             return parts
         maps: Tensor = parts[..., grid.order.to(parts.device)].unflatten(-1, (grid.height, grid.width))
@@ -265,23 +267,25 @@ def _scores(formula: Formula, run: TokenPass, scores: Sequence[Score]) -> Tensor
     return formula.by_autograd(run, scores)
 
 
-def _check_result(parts: Tensor, grid: Grid | None) -> None:
+def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predictions: int) -> None:
     finite = torch.isfinite(parts).all(-1).all(0)
-    if not bool(finite.all()):
-        raise ValueError(
-            f"The model's gradient is NaN or infinite for sample(s) {samples_where(~finite)}, although the inputs are "
-            "finite. Are the weights finite? In float16 the model may overflow: use bfloat16 or float32."
-        )
+    failures.add(
+        ~finite,
+        "The model's gradient is NaN or infinite for sample(s) {}, although the inputs are finite. Are the weights "
+        "finite? In float16 the model may overflow: use bfloat16 or float32.",
+    )
     patches = parts if grid is None else parts[..., grid.order.to(parts.device)]
     has_gradient = (patches != 0).any(-1).all(0)
-    if not bool(has_gradient.all()):
-        raise ValueError(
-            f"No patch token has a gradient for sample(s) {samples_where(~has_gradient)}: the score asked for does not "
-            "depend on what these tokens bring into the attention at this layer, and the map would be blank. Usual "
-            "causes: the layer lies behind the last attention that mixes tokens (pass the norm in front of it), the "
-            "head's weights for this target are zero (an untrained head), or gradients are cut (torch.no_grad or "
-            "detach in the model's forward, or reentrant gradient checkpointing)."
-        )
+    if 0 < predictions < len(has_gradient) and bool(has_gradient.any()):
+        return  # of several inputs to one prediction, some may not matter
+    failures.add(
+        ~has_gradient & finite,
+        "No patch token has a gradient for sample(s) {}: the score asked for does not depend on what these tokens "
+        "bring into the attention at this layer, and the map would be blank. Usual causes: the layer lies behind the last "
+        "attention that mixes tokens (pass the norm in front of it), the head's weights for this target are zero (an "
+        "untrained head), all words but one are masked, or gradients are cut (torch.no_grad or detach in the model's "
+        "forward, or reentrant gradient checkpointing).",
+    )
 
 
 def no_grid(run: TokenPass, images: Tensor) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 from adapters.recording import LastAttention, TokenPass
 
 from ._autograd import gradient_relevance
+from ._checks import OnError
 from ._closed_form import closed_form_relevance
 from ._perturbed_tokens import InterpolatedTokens
 from ._targets import Score, Target
@@ -58,6 +59,7 @@ class CDAM(TokenAttribution):
         additional_forward_args: Any = None,
         return_tokens: bool = False,
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> Tensors:
         """Explain one target for each sample.
 
@@ -65,10 +67,13 @@ class CDAM(TokenAttribution):
             inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
                 tuple for models of several inputs.
             target: What to explain, as in Captum: a class for all samples, a list or 1-D tensor with one for each, a
-                tuple of indices for outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
+                tuple of indices for outputs of more dimensions, None for outputs of one value; a function of one
+                sample's output that returns a number, or a list with one for each sample; or a ConceptTarget.
             additional_forward_args: Further arguments of the model, such as an attention mask.
             return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
             attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
+            on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
+                one warning names it.
 
         Returns:
             For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
@@ -80,7 +85,7 @@ class CDAM(TokenAttribution):
             ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
                 finite, or if no patch has a gradient.
         """
-        request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens, on_error)
         answer: Tensors = self._attribute_one(request, _Gradient())
         return answer
 
@@ -91,16 +96,19 @@ class CDAM(TokenAttribution):
         additional_forward_args: Any = None,
         return_tokens: bool = False,
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> Tensors:
         """Explain several targets of each sample from one pass through the model.
 
         Args:
             inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
                 tuple for models of several inputs.
-            targets: A list of targets: ints, one tensor with a class for each sample, tuples of indices, concepts.
+            targets: A list of targets, each as for `attribute`.
             additional_forward_args: Further arguments of the model, such as an attention mask.
             return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
             attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
+            on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
+                one warning names it.
 
         Returns:
             (batch, targets, height, width); for sequences, or with `return_tokens`, (batch, targets, tokens).
@@ -110,7 +118,7 @@ class CDAM(TokenAttribution):
             ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
                 finite, or if no patch has a gradient.
         """
-        request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens, on_error)
         answer: Tensors = self._attribute_many(request, _Gradient())
         return answer
 

@@ -14,6 +14,7 @@ from adapters.checks import positive_int
 from adapters.recording import LastAttention, TokenPass
 
 from ._autograd import integrated_relevance, scores_at
+from ._checks import OnError
 from ._closed_form import closed_form_relevance, closed_form_scores
 from ._perturbed_tokens import InterpolatedTokens
 from ._targets import Score, Target
@@ -73,6 +74,7 @@ class IntegratedCDAM(TokenAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: Literal[False] = False,
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> Tensors: ...
 
     @overload
@@ -89,6 +91,7 @@ class IntegratedCDAM(TokenAttribution):
         *,
         return_convergence_delta: Literal[True],
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> tuple[Tensors, Tensor]: ...
 
     def attribute(
@@ -103,6 +106,7 @@ class IntegratedCDAM(TokenAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> Tensors | tuple[Tensors, Tensor]:
         """Explain one target for each sample.
 
@@ -110,7 +114,8 @@ class IntegratedCDAM(TokenAttribution):
             inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
                 tuple for models of several inputs.
             target: What to explain, as in Captum: a class for all samples, a list or 1-D tensor with one for each, a
-                tuple of indices for outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
+                tuple of indices for outputs of more dimensions, None for outputs of one value; a function of one
+                sample's output that returns a number, or a list with one for each sample; or a ConceptTarget.
             additional_forward_args: Further arguments of the model, such as an attention mask.
             return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
             baselines: Baseline tokens `T~`: a number, or a tensor that broadcasts to the tokens (batch, tokens,
@@ -122,6 +127,8 @@ class IntegratedCDAM(TokenAttribution):
                 independent of `n_steps`. It does not change the result.
             return_convergence_delta: Also return how far the scores are from completeness.
             attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
+            on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
+                one warning names it.
 
         Returns:
             For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
@@ -134,7 +141,7 @@ class IntegratedCDAM(TokenAttribution):
             ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
                 finite, if no patch has a gradient, or if an argument is out of range.
         """
-        request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens, on_error)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)
         answer: Tensors = self._attribute_one(request, path)
         return (answer, path.deltas[0]) if return_convergence_delta else answer
@@ -152,6 +159,7 @@ class IntegratedCDAM(TokenAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: Literal[False] = False,
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> Tensors: ...
 
     @overload
@@ -168,6 +176,7 @@ class IntegratedCDAM(TokenAttribution):
         *,
         return_convergence_delta: Literal[True],
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> tuple[Tensors, Tensor]: ...
 
     def attribute_targets(
@@ -182,13 +191,14 @@ class IntegratedCDAM(TokenAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> Tensors | tuple[Tensors, Tensor]:
         """Explain several targets of each sample along one path, from one pass through the model.
 
         Args:
             inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
                 tuple for models of several inputs.
-            targets: A list of targets: ints, one tensor with a class for each sample, tuples of indices, concepts.
+            targets: A list of targets, each as for `attribute`.
             additional_forward_args: Further arguments of the model, such as an attention mask.
             return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
             baselines: Baseline tokens `T~`: a number, or a tensor that broadcasts to the tokens (batch, tokens,
@@ -200,6 +210,8 @@ class IntegratedCDAM(TokenAttribution):
                 independent of `n_steps`. It does not change the result.
             return_convergence_delta: Also return how far the scores are from completeness.
             attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
+            on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
+                one warning names it.
 
         Returns:
             (batch, targets, height, width); for sequences, or with `return_tokens`, (batch, targets, tokens).
@@ -210,7 +222,7 @@ class IntegratedCDAM(TokenAttribution):
             ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
                 finite, or if no patch has a gradient.
         """
-        request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens, on_error)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)
         answer: Tensors = self._attribute_many(request, path)
         return (answer, path.deltas.T) if return_convergence_delta else answer
@@ -230,6 +242,8 @@ class _Path:
         self.weights, self.alphas = quadrature(self.method, positive_int("n_steps", self.n_steps))
         if self.internal_batch_size is not None:
             positive_int("internal_batch_size", self.internal_batch_size)
+        if isinstance(self.baselines, tuple) and len(self.baselines) == 1:  # as NoiseTunnel passes them
+            self.baselines = self.baselines[0]
         if isinstance(self.baselines, bool) or not isinstance(self.baselines, Tensor | float | int | None):
             raise TypeError(f"Expected `baselines` to be a tensor, a number or None, got {type(self.baselines)}.")
 

@@ -14,6 +14,7 @@ from adapters.checks import positive_int
 from adapters.recording import LastAttention, NotInClosedFormError, TokenPass
 
 from ._autograd import smooth_relevance
+from ._checks import OnError
 from ._closed_form import closed_form_relevance
 from ._perturbed_tokens import NoisyTokens
 from ._targets import Score, Target
@@ -69,6 +70,7 @@ class SmoothCDAM(TokenAttribution):
         nt_samples_batch_size: int | None = None,
         generator: torch.Generator | None = None,
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> Tensors:
         """Explain one target for each sample.
 
@@ -76,7 +78,8 @@ class SmoothCDAM(TokenAttribution):
             inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
                 tuple for models of several inputs.
             target: What to explain, as in Captum: a class for all samples, a list or 1-D tensor with one for each, a
-                tuple of indices for outputs of more dimensions, None for outputs of one value; or a ConceptTarget.
+                tuple of indices for outputs of more dimensions, None for outputs of one value; a function of one
+                sample's output that returns a number, or a list with one for each sample; or a ConceptTarget.
             additional_forward_args: Further arguments of the model, such as an attention mask.
             return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
             nt_samples: How many noisy sets of tokens to average.
@@ -87,6 +90,8 @@ class SmoothCDAM(TokenAttribution):
             generator: Source of the noise, on the device of the tokens. None: a fresh one, seeded by
                 `torch.initial_seed()`: `torch.manual_seed` governs it, and the global random state is left alone.
             attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
+            on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
+                one warning names it.
 
         Returns:
             For images (batch, 1, height, width), one score a patch; for sequences, or with `return_tokens`,
@@ -98,7 +103,7 @@ class SmoothCDAM(TokenAttribution):
             ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
                 finite, if no patch has a gradient, or if an argument is out of range.
         """
-        request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens, on_error)
         formula = _Noise(nt_samples, stdevs, nt_samples_batch_size, generator)
         answer: Tensors = self._attribute_one(request, formula)
         return answer
@@ -114,13 +119,14 @@ class SmoothCDAM(TokenAttribution):
         nt_samples_batch_size: int | None = None,
         generator: torch.Generator | None = None,
         attribute_to_layer_input: bool = False,
+        on_error: OnError = "raise",
     ) -> Tensors:
         """Explain several targets of each sample with the same noise, from one pass through the model.
 
         Args:
             inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
                 tuple for models of several inputs.
-            targets: A list of targets: ints, one tensor with a class for each sample, tuples of indices, concepts.
+            targets: A list of targets, each as for `attribute`.
             additional_forward_args: Further arguments of the model, such as an attention mask.
             return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
             nt_samples: How many noisy sets of tokens to average.
@@ -131,6 +137,8 @@ class SmoothCDAM(TokenAttribution):
             generator: Source of the noise, on the device of the tokens. None: a fresh one, seeded by
                 `torch.initial_seed()`: `torch.manual_seed` governs it, and the global random state is left alone.
             attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
+            on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
+                one warning names it.
 
         Returns:
             (batch, targets, height, width); for sequences, or with `return_tokens`, (batch, targets, tokens).
@@ -140,7 +148,7 @@ class SmoothCDAM(TokenAttribution):
             ValueError: if a target is missing, of the wrong length or out of range, if inputs or gradients are not
                 finite, or if no patch has a gradient.
         """
-        request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens)
+        request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens, on_error)
         formula = _Noise(nt_samples, stdevs, nt_samples_batch_size, generator)
         answer: Tensors = self._attribute_many(request, formula)
         return answer

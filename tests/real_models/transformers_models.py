@@ -118,9 +118,6 @@ TRANSFORMERS_CASES = {
     "hf-vit-no-qkv-bias": Entry(lambda: hf_vit(qkv_bias=False)),
     "hf-vit-nonsquare-interpolated": Entry(nonsquare_hf_vit),
     "hf-deit": Entry(hf_deit),
-    "hf-deit-teacher-tuple": Entry(
-        lambda: returning_tuples(hf_deit(transformers.DeiTForImageClassificationWithTeacher))
-    ),
     "hf-deit-teacher": Entry(lambda: hf_deit(transformers.DeiTForImageClassificationWithTeacher)),
     "hf-dinov2": Entry(hf_dinov2, way=AUTOGRAD),
     "hf-dinov2-nonsquare": Entry(lambda: hf_dinov2(size=(32, 48)), way=AUTOGRAD),

@@ -281,10 +281,10 @@ def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predicti
     failures.add(
         ~has_gradient & finite,
         "No patch token has a gradient for sample(s) {}: the score asked for does not depend on what these tokens "
-        "bring into the attention at this layer, and the map would be blank. Usual causes: the layer lies behind the last "
-        "attention that mixes tokens (pass the norm in front of it), the head's weights for this target are zero (an "
-        "untrained head), all words but one are masked, or gradients are cut (torch.no_grad or detach in the model's "
-        "forward, or reentrant gradient checkpointing).",
+        "bring into the attention at this layer, and the map would be blank. Usual causes: the layer lies behind "
+        "the last attention that mixes tokens (pass the norm in front of it), the head's weights for this target "
+        "are zero (an untrained head), all words but one are masked, or gradients are cut (torch.no_grad or detach "
+        "in the model's forward, or reentrant gradient checkpointing).",
     )
 
 

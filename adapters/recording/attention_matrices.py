@@ -71,7 +71,7 @@ def mean_weights(
             found[call.ordinal] = _mean(recorder, call, batch)
 
         run = TokenPass(forward, arguments, followed=followed, on_attention=collect, output=output)
-        means = _matrices([found[call.ordinal] for call in run.attentions()])
+        means = _matrices([found[call.ordinal] for call in _attentions_of(run)])
         check_keys(means[-1], run)
     _check_fit(means)
     return AttentionMatrices(means, _row(run, means[-1]), means[-1].shape[1] != means[-1].shape[2], run)
@@ -101,7 +101,7 @@ def weights_and_gradients(
         output: As above.
     """
     run = TokenPass(forward, arguments, followed=followed, latent=latent, output=output)
-    calls = run.attentions()
+    calls = _attentions_of(run)
     weights, prediction = weights_with_prediction(run, calls[-1:] if last_only else calls)
     heads = [by_heads(x.detach(), run.batch) for x in weights]
     check_keys(heads[-1], run)
@@ -133,6 +133,13 @@ def _mean(recorder: Recorder, call: AttentionCall, batch: int) -> Tensor | Unrea
             return by_heads(weights.detach(), batch).mean(1)
         except UnreadableAttentionError as error:
             return error
+
+
+def _attentions_of(run: TokenPass) -> list[AttentionCall]:
+    calls = run.attentions()
+    if not calls:
+        raise UnreadableAttentionError("It is not seen through which attentions the output is reached.")
+    return calls
 
 
 def _matrices(found: Sequence[Tensor | UnreadableAttentionError]) -> list[Tensor]:

@@ -91,13 +91,12 @@ class WatchedPass:
         inside = nullcontext() if within is None else self._marked(within)
         noting = self._noting_modules(root) if latent else nullcontext()
         with torch.enable_grad(), hook, inside, noting, self.recorder:
-            self.returned = forward(*given)
+            output = read_output(forward(*given))  # what chooses the output belongs to the model
         if not copies and [version_of(x) for x in tensors] != versions:
             raise ValueError(
                 "The model changed its inputs in place by something that cannot be seen (a compiled operation?). Pass "
                 "copies of them."
             )
-        output = read_output(self.returned)
         self.output_slot = None if has_graph(output) else self.recorder.slot_of(output)
         self.output = output.detach()
         self.latent_slot = None if self.output_slot is None or not latent else self._latent(self.output_slot)

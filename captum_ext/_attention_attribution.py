@@ -14,7 +14,7 @@ from adapters.recording import AttentionMatrices, Prediction, mean_weights, weig
 
 from ._checks import Failures, OnError, as_tuple, checked_inputs
 from ._features import full_precision
-from ._targets import ConceptScore, Score, Target, scores_of
+from ._targets import Score, Target, latent_of, scores_of
 from ._token_attribution import Tensors, no_grid
 
 
@@ -112,7 +112,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             lambda prediction, weights: _gradients(score, prediction, weights, failures),
             positive_relevance,
             last_only=self._last_only,
-            latent=isinstance(score, ConceptScore),
+            latent=latent_of([score]),
             output=self.output,
         )
 
@@ -137,6 +137,8 @@ def _gradients(score: Score, prediction: Prediction, weights: Sequence[Tensor], 
         found = torch.autograd.grad(values.sum(), weights, allow_unused=True)
     gradients = [torch.zeros_like(a) if g is None else g for a, g in zip(weights, found, strict=True)]
     has_gradient = torch.stack([(gradient != 0).flatten(1).any(1) for gradient in gradients]).any(0)
+    if len(values) < len(has_gradient) and bool(has_gradient.any()):
+        return gradients  # of several inputs to one prediction, some may not matter
     failures.add(
         ~has_gradient,
         "No attention has a gradient for sample(s) {}, and the map would be blank. Usual causes: the head's weights for"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.recording import Prediction
 
@@ -91,7 +91,40 @@ class ConceptScore:
 
     def __call__(self, prediction: Prediction) -> Tensor:
         """(samples,) similarities."""
-        return self.target.score(prediction.latents)
+        return self.target.score(self._representation(prediction))
+
+    def _representation(self, prediction: Prediction) -> Tensor:
+        """What the vector is compared with: where it is not said, the one that has its width."""
+        outputs, latents = prediction
+        width, latent = len(self.target.vector), self.target.latent
+        if latent is not None:
+            return outputs if latent == "output" else latents
+        fitting = [x for x in (latents, outputs) if x.dim() == 2 and x.shape[1] == width]
+        if len(fitting) == 2 and latents is not outputs:
+            raise ValueError(
+                f"The concept's vector has {width} channels, and so have what the model's head reads, of shape "
+                f'{tuple(latents.shape)}, and its output: say which is meant by `latent="head"` or `latent="output"`.'
+            )
+        if not fitting and latents is not outputs:
+            raise ValueError(
+                f"The concept's vector has {width} channels, but what the model's head reads has shape "
+                f"{tuple(latents.shape)}, and its output {tuple(outputs.shape)}. Make the concept with "
+                "ConceptTarget.from_examples and the same model, or name the module it comes from by `latent`."
+            )
+        return fitting[0] if fitting else latents
+
+
+def latent_of(scores: Sequence[Score]) -> bool | nn.Module:
+    """Which latent the scores need: none, what the head reads, or what a module returns.
+
+    Raises:
+        ValueError: if concepts of several places are asked for at once.
+    """
+    concepts = [score.target.latent for score in scores if isinstance(score, ConceptScore)]
+    modules = [one for one in concepts if isinstance(one, nn.Module)]
+    if modules and any(one is not modules[0] and one != "output" for one in concepts):
+        raise ValueError("Concepts of one call must be compared with one `latent`; take a call for each.")
+    return modules[0] if modules else bool(concepts)
 
 
 @dataclass(frozen=True)
@@ -187,7 +220,7 @@ def _check_count(outputs: Tensor, batch: int, rows: int) -> None:
 
 
 def _check_length(count: int, batch: int) -> None:
-    if count not in (1, batch):  # one: perhaps of one prediction for all samples
+    if count == 0 or batch % count:  # fewer: perhaps there are as many predictions, each for several samples
         raise ValueError(f"Expected one `target` per sample, {batch} for this batch, got {count}.")
 
 

@@ -16,7 +16,7 @@ from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormEr
 
 from ._checks import Failures, OnError, as_tuple, checked_inputs
 from ._closed_form import check_closed_form
-from ._targets import ConceptScore, Score, Target, scores_of
+from ._targets import Score, Target, latent_of, scores_of
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
 
@@ -186,7 +186,9 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         grid = run.grid()
         return Tokens(run.tokens.detach(), None if grid is None else grid.order.view(grid.height, grid.width))
 
-    def _run(self, inputs: Any, additional_forward_args: Any, at_input: bool, *, latent: bool = False) -> TokenPass:
+    def _run(
+        self, inputs: Any, additional_forward_args: Any, at_input: bool, *, latent: bool | nn.Module = False
+    ) -> TokenPass:
         given = checked_inputs(inputs)
         if at_input and self.layer is None:
             raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the tokens are found.")
@@ -226,7 +228,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             given,
             request.additional_forward_args,
             request.attribute_to_layer_input,
-            latent=any(isinstance(score, ConceptScore) for score in scores),
+            latent=latent_of(scores),
         )
         for score in scores:
             score.check(run.prediction)  # a target the output cannot answer is an error before any gradient

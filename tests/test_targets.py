@@ -178,7 +178,7 @@ def test_a_model_without_known_parts_has_its_output_as_latent():
         (
             lambda: CDAM(tiny_vit()).attribute(IMAGES, ConceptTarget(torch.ones(7))),
             ValueError,
-            r"vector has 7 channels, but the model's latents have shape \(2, 32\)",
+            r"vector has 7 channels, but what the model's head reads has shape \(2, 32\)",
         ),
     ],
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.outputs import OutputChoice
 from .attention_calls import AttentionCall
@@ -85,7 +85,7 @@ def weights_and_gradients(
     combine: Callable[[Tensor, Tensor], Tensor],
     *,
     last_only: bool,
-    latent: bool = False,
+    latent: bool | nn.Module = False,
     output: OutputChoice = None,
 ) -> AttentionMatrices:
     """Matrices of the attention weights and their gradients.

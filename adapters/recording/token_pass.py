@@ -62,7 +62,7 @@ class TokenPass:
         attention: Which attention reads them, if not the last: its number in time, from the end if negative, or a
             module in which it runs.
         on_attention: Told of each attention while its tensors live.
-        latent: Is what the head reads wanted, too?
+        latent: Is what the head reads wanted, too, or what a module returns?
         earliest: The lowest number that the last attention had in earlier passes, which makes this one quicker.
         output: Which tensor of what the model returns is explained, as for `output_tensor`.
 
@@ -88,7 +88,7 @@ class TokenPass:
         point: HookPoint | None = None,
         attention: int | nn.Module | None = None,
         on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
-        latent: bool = False,
+        latent: bool | nn.Module = False,
         earliest: int = 0,
         output: OutputChoice = None,
     ) -> None:
@@ -117,7 +117,10 @@ class TokenPass:
         self.layout = BatchLayout(self.batch) if point is not None else self._find_layout()
         self.tokens = self.layout.to_batch(found.tokens)
         self.channels = channel_axis(one.recorder, found, self.layout, at_layer=point is not None)
-        self.prediction = Prediction(one.output, one.output if one.latent is None else one.latent.detach())
+        same = one.latent is None or one.latent_slot == one.output_slot
+        self.prediction = Prediction(one.output, one.output if same or one.latent is None else one.latent.detach())
+        if isinstance(latent, nn.Module) and one.latent_slot not in {*found.dependent, None}:
+            raise ValueError(f"What {type(latent).__name__}, given as `latent`, returns does not depend on the tokens.")
         self.reason = found.reasons[0] if found.reasons else None
         if self._scripted:
             self.reason = self.reason or "a part of the model is scripted (TorchScript)"

@@ -37,7 +37,7 @@ class WatchedPass:
         within: The module in which it runs; None: any.
         held: Numbers of operations whose results are kept alive until the end.
         on_attention: Told of each attention while its tensors live.
-        latent: Is what the head reads wanted?
+        latent: Is what the head reads wanted, or what another module returns?
         root: The model, whose modules tell what its head is.
         copies: Does the model get copies of the tensors? Else they are only guarded.
 
@@ -64,11 +64,12 @@ class WatchedPass:
         within: nn.Module | None = None,
         held: frozenset[int] = frozenset(),
         on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
-        latent: bool = False,
+        latent: bool | nn.Module = False,
         root: nn.Module | None = None,
         copies: bool = True,
     ) -> None:
-        self._latent_wanted = latent
+        self._latent_wanted = latent is not False
+        self._latent_module = latent if isinstance(latent, nn.Module) else None
         self._on_attention = on_attention
         self.continuation: Continuation | None = None
         self.finder = AttentionFinder()
@@ -78,6 +79,7 @@ class WatchedPass:
         self._held = held
         self._kept: list[Tensor] = []
         self._head: Any = None
+        self._module_slot: Slot | None = None
         self._module_calls: dict[Slot, Slot] = {}
         self._forgotten = 0
         self._inside = within is None
@@ -89,7 +91,7 @@ class WatchedPass:
         self.recorder = Recorder(sources, self._listen, guarded=[] if copies else tensors)
         hook = nullcontext() if point is None else exchanged_at(point, self._pass_point)
         inside = nullcontext() if within is None else self._marked(within)
-        noting = self._noting_modules(root) if latent else nullcontext()
+        noting = self._noting_modules(root) if self._latent_wanted else nullcontext()
         with torch.enable_grad(), hook, inside, noting, self.recorder:
             output = read_output(forward(*given))  # what chooses the output belongs to the model
         if not copies and [version_of(x) for x in tensors] != versions:
@@ -99,7 +101,7 @@ class WatchedPass:
             )
         self.output_slot = None if has_graph(output) else self.recorder.slot_of(output)
         self.output = output.detach()
-        self.latent_slot = None if self.output_slot is None or not latent else self._latent(self.output_slot)
+        self.latent_slot = self._latent(self.output_slot) if self.output_slot is not None and latent else None
         self.latent = None if self.latent_slot is None else self.recorder.tensor(self.latent_slot)
 
     def finish(self) -> None:
@@ -150,6 +152,13 @@ class WatchedPass:
 
         On the way back from the output what treats each element alone (a softmax, a factor) does not count.
         """
+        if self._latent_module is not None:
+            if self._module_slot is None:
+                raise ValueError(
+                    f"Expected `latent` to be a module whose output is one tensor that is made in this pass, got a "
+                    f"{type(self._latent_module).__name__} that is not run, or returns something else."
+                )
+            return self._module_slot
         here = slot
         while True:
             found = self._module_calls.get(here)
@@ -182,6 +191,8 @@ class WatchedPass:
 
     def _noting_modules(self, root: nn.Module | None) -> AbstractContextManager[None]:
         """Note what the modules of the model's first level read and made, or those of the one part it consists of."""
+        if self._latent_module is not None:
+            return watch_outputs([self._latent_module], self._note_latent)
         level = root
         while level is not None and len(children := list(level.children())) == 1:
             level = children[0]
@@ -197,6 +208,10 @@ class WatchedPass:
                 self._head = (args[0], output)
 
         return watch_outputs(parts, note)
+
+    def _note_latent(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            self._module_slot, self._head = self.recorder.slot_of(output), output
 
     def _listen(self, operation: Operation) -> None:
         if self._held or self._latent_wanted:
@@ -224,7 +239,7 @@ class WatchedPass:
         if operation.index in self._held:
             self._kept.extend(x for slot in operation.outputs if (x := self.recorder.tensor(slot)) is not None)
             self._kept.extend(operation.constants)
-        if self._latent_wanted and operation.name == "linear":
+        if self._latent_wanted and self._latent_module is None and operation.name == "linear":
             read = projected(self.recorder, operation)
             self._head = self._head if read is None else self.recorder.tensor(read)
 

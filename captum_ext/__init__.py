@@ -5,6 +5,7 @@ from .attention_map import AttentionMap as AttentionMap
 from .attention_rollout import AttentionRollout as AttentionRollout
 from .cdam import CDAM as CDAM
 from .concept_target import ConceptTarget as ConceptTarget
+from .contrast_target import ContrastTarget as ContrastTarget
 from .integrated_cdam import IntegratedCDAM as IntegratedCDAM
 from .mhex_cam import MHEXCAM as MHEXCAM
 from .partial_lrp import PartialLRP as PartialLRP
@@ -13,3 +14,4 @@ from .relevance_propagation import RelevancePropagation as RelevancePropagation
 from .signed_overlay import overlay_figure as overlay_figure
 from .signed_overlay import signed_overlay as signed_overlay
 from .smooth_cdam import SmoothCDAM as SmoothCDAM
+from .text_target import TextTarget as TextTarget

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from adapters.recording import Prediction
 
 from .concept_target import ConceptTarget
+from .contrast_target import ContrastTarget
 
 Function = Callable[[Tensor], Tensor]
 Indices = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]]
-Target = Indices | Function | list[Function] | ConceptTarget | None
+Target = Indices | Function | list[Function] | ConceptTarget | ContrastTarget | None
 
 
 class Score(Protocol):
@@ -41,7 +42,8 @@ def score_of(target: Target, batch: int, device: torch.device | None = None) -> 
     Args:
         target: As in Captum: a class for all samples, one for each (a list or 1-D tensor), tuples of indices for
             outputs of more dimensions, None for outputs of one value; a function of one sample's output that returns
-            a number, as in pytorch-grad-cam, or a list with one for each sample; or a ConceptTarget.
+            a number, as in pytorch-grad-cam, or a list with one for each sample; a ConceptTarget or a
+            ContrastTarget.
         batch: The number of samples.
         device: Where the outputs are expected.
 
@@ -49,6 +51,9 @@ def score_of(target: Target, batch: int, device: torch.device | None = None) -> 
         TypeError: if the target is none of these.
         ValueError: if its length is not the batch's, or an index cannot be a class.
     """
+    if isinstance(target, ContrastTarget):
+        a, b = score_of(target.a, batch, device), score_of(target.b, batch, device)
+        return ContrastScore(a, b, target.probabilities)
     if isinstance(target, ConceptTarget):
         return ConceptScore(target)
     if callable(target):
@@ -114,13 +119,34 @@ class ConceptScore:
         return fitting[0] if fitting else latents
 
 
+@dataclass(frozen=True)
+class ContrastScore:
+    """The difference of two scores; of the probabilities, if they are wanted."""
+
+    a: Score
+    b: Score
+    probabilities: bool = False
+
+    def check(self, prediction: Prediction) -> None:
+        """See whether the prediction can be asked for both."""
+        self.a.check(prediction)
+        self.b.check(prediction)
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        """(samples,) differences."""
+        if self.probabilities:
+            prediction = prediction._replace(outputs=prediction.outputs.softmax(-1))
+        return self.a(prediction) - self.b(prediction)
+
+
 def latent_of(scores: Sequence[Score]) -> bool | nn.Module:
     """Which latent the scores need: none, what the head reads, or what a module returns.
 
     Raises:
         ValueError: if concepts of several places are asked for at once.
     """
-    concepts = [score.target.latent for score in scores if isinstance(score, ConceptScore)]
+    parts = [part for one in scores for part in ((one.a, one.b) if isinstance(one, ContrastScore) else (one,))]
+    concepts = [score.target.latent for score in parts if isinstance(score, ConceptScore)]
     modules = [one for one in concepts if isinstance(one, nn.Module)]
     if modules and any(one is not modules[0] and one != "output" for one in concepts):
         raise ValueError("Concepts of one call must be compared with one `latent`; take a call for each.")

@@ -1,5 +1,6 @@
 """What the CDAM family shares with Captum: the constructor, the checks before any work, the shape of the result."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from adapters.models import OutputChoice, is_image, root_module, uncompiled
 from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass
@@ -167,6 +169,39 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             with torch.no_grad():
                 run.checked(run.tokens)
             return Path(AUTOGRAD, str(error)) if run.reason is None else Path(FULL_RUNS, run.reason)
+
+    def attribute_contrasts(self, inputs: Any, classes: Any, *args: Any, **kwargs: Any) -> Any:
+        """Why each class and not each other one, of all pairs of classes from one pass through the model.
+
+        `map_a - map_b`, exactly, as the maps are linear in the score.
+
+        Args:
+            inputs: As for `attribute`.
+            classes: A list of targets, as for `attribute_targets`.
+            *args: Further arguments of `attribute_targets`.
+            **kwargs: Further arguments of `attribute_targets`.
+
+        Returns:
+            (batch, classes, classes, height, width), or (batch, classes, classes, tokens): in row a and column b why a
+            and not b. With a convergence delta a tuple of it and the deltas (batch, classes, classes).
+
+        Raises:
+            TypeError: as for `attribute_targets`.
+            ValueError: as for `attribute_targets`.
+
+        Example:
+            >>> import timm, torch
+            >>> from captum_ext import CDAM
+            >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+            >>> CDAM(model).attribute_contrasts(torch.randn(1, 3, 224, 224), [3, 5, 8]).shape
+            torch.Size([1, 3, 3, 14, 14])
+        """
+        found = self.attribute_targets(inputs, classes, *args, **kwargs)
+        return pytree.tree_map(lambda values: values[:, :, None] - values[:, None], found)
+
+    @abstractmethod
+    def attribute_targets(self, inputs: Any, targets: Any, *args: Any, **kwargs: Any) -> Any:
+        """Explain several targets of each sample from one pass through the model."""
 
     def tokens(
         self,

@@ -116,11 +116,7 @@ class ConceptTarget:
         Raises:
             ValueError: if the latents have another width than the vector.
         """
-        if latents.dim() != 2 or latents.shape[1] != self.vector.shape[0]:
-            raise ValueError(
-                f"The concept's vector has {self.vector.shape[0]} channels, but the model's latents have shape "
-                f"{tuple(latents.shape)}. Make the concept with ConceptTarget.from_examples and the same model."
-            )
+        self.check_width(latents)
         latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
         vector = self.vector.to(latents)
         if self.similarity == "dot":
@@ -129,6 +125,18 @@ class ConceptTarget:
             return F.cosine_similarity(latents, vector[None], dim=1)
         distance: Tensor = torch.linalg.vector_norm(latents - vector, dim=1)
         return -distance
+
+    def check_width(self, latents: Tensor) -> None:
+        """See whether latents are (samples, channels) of the vector's width.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        if latents.dim() != 2 or latents.shape[1] != self.vector.shape[0]:
+            raise ValueError(
+                f"The concept's vector has {self.vector.shape[0]} channels, but the model's latents have shape "
+                f"{tuple(latents.shape)}. Make the concept with ConceptTarget.from_examples and the same model."
+            )
 
     def __repr__(self) -> str:
         return f"ConceptTarget({self.vector.shape[0]} channels, similarity={self.similarity!r})"

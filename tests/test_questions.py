@@ -11,10 +11,12 @@ from captum_ext import (
     CDAM,
     AttentionRollout,
     ConceptTarget,
+    ContrastTarget,
     IntegratedCDAM,
     PartialLRP,
     RelevancePropagation,
     SmoothCDAM,
+    TextTarget,
 )
 
 WAYS = [CDAM, IntegratedCDAM, RelevancePropagation]
@@ -214,3 +216,101 @@ def test_baselines_in_a_tuple_are_those_of_the_inputs():
     assert torch.equal(found, expected)
     options = {"nt_type": "smoothgrad", "nt_samples": 1, "stdevs": 0.0, "target": 1, "baselines": 0.1}
     torch.testing.assert_close(NoiseTunnel(IntegratedCDAM(model)).attribute(IMAGES, **options), expected)
+
+
+def test_contrasts_are_differences_of_maps():
+    explainer = CDAM(vit())
+    maps = explainer.attribute_targets(IMAGES, [3, 0, 4])
+    contrasts = explainer.attribute_contrasts(IMAGES, [3, 0, 4])
+    for a in range(3):
+        for b in range(3):
+            torch.testing.assert_close(contrasts[:, a, b], maps[:, a] - maps[:, b])
+    single = explainer.attribute(IMAGES, ContrastTarget(3, 4))
+    torch.testing.assert_close(single[:, 0], contrasts[:, 0, 2], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(explainer.attribute(IMAGES, ContrastTarget([3] * 4, lambda output: output[4])), single)
+
+
+def test_contrasts_of_paths_are_complete():
+    model = vit()
+    integrated = IntegratedCDAM(model)
+    found, deltas = integrated.attribute_contrasts(IMAGES, [3, 4], return_convergence_delta=True)
+    one, delta = integrated.attribute(IMAGES, ContrastTarget(3, 4), return_convergence_delta=True)
+    torch.testing.assert_close(found[:, 0, 1], one[:, 0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(deltas[:, 0, 1], delta, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", WAYS)
+def test_contrasts_of_probabilities_have_their_own_gradient(method):
+    explainer = method(vit())
+    by_hand = explainer.attribute(IMAGES, lambda output: output.softmax(0)[3] - output.softmax(0)[1])
+    torch.testing.assert_close(explainer.attribute(IMAGES, ContrastTarget(3, 1, probabilities=True)), by_hand)
+    with pytest.raises(TypeError, match="Expected classes where probabilities are compared"):
+        ContrastTarget(3, lambda output: output[1], probabilities=True)
+    with pytest.raises(TypeError, match="no contrasts themselves"):
+        ContrastTarget(ContrastTarget(1, 2), 3)
+
+
+def tokenizer(text, **_):
+    """Ids of words by their lengths, as a processor returns them."""
+    return {"input_ids": torch.tensor([[*(len(word) for word in one.split()), 99] for one in text])}
+
+
+def embedding_models():
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text, image = small | {"vocab_size": 100}, small | {"image_size": 32, "patch_size": 8}
+    ends = {"eos_token_id": 99, "bos_token_id": 1}
+    clip = transformers.CLIPConfig(text_config=text | ends, vision_config=image, projection_dim=16)
+    siglip = transformers.SiglipConfig(text_config=text | ends | {"pad_token_id": 0}, vision_config=image)
+    return {"clip": transformers.CLIPModel(clip), "siglip": transformers.SiglipModel(siglip)}
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_text_is_a_target_for_images(name):
+    torch.manual_seed(0)
+    model = embedding_models()[name].double()
+    images, words = IMAGES[:2], ["a photo of a dog", "a drawing of some cats"]
+    model.train()
+
+    def similarity(pixels):
+        image, text = model.get_image_features(pixels), model.get_text_features(**tokenizer(words))
+        return torch.cosine_similarity(image.pooler_output[:, None], text.pooler_output[None], dim=2)
+
+    explainer = CDAM(model.get_image_features)
+    targets = [TextTarget(model, tokenizer, word) for word in words]
+    assert model.training
+    model.eval()
+    expected = CDAM(similarity).attribute_targets(images, [0, 1])
+    torch.testing.assert_close(explainer.attribute_targets(images, targets), expected, rtol=1e-6, atol=1e-9)
+    against = TextTarget(model, tokenizer, words[0], against=words[1])
+    contrast = explainer.attribute(images, against)[:, 0]
+    torch.testing.assert_close(contrast, expected[:, 0] - expected[:, 1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_text_target_says_what_is_wrong():
+    embed = lambda texts: torch.ones(len(texts), 4)  # noqa: E731
+    with pytest.raises(TypeError, match="`tokenizer` to be callable"):
+        TextTarget(embed, None, "dog")
+    with pytest.raises(TypeError, match="`text` to be a string, got 3"):
+        TextTarget(embed, list, 3)
+    with pytest.raises(ValueError, match=r"embeddings \(1, channels\), got shape \(4,\)"):
+        TextTarget(lambda texts: torch.ones(4), list, "dog")
+
+
+def test_one_side_of_a_siamese_model_is_explained_with_the_other_embedded_first():
+    backbone = vit(6)
+    held = []
+
+    def siamese(a, b):  # as the model itself would: both sides through one backbone
+        return torch.cosine_similarity(backbone(a), backbone(b))
+
+    other = backbone(IMAGES.flip(0)).detach()
+    found = CDAM(lambda a: torch.cosine_similarity(backbone(a), other)).attribute(IMAGES)
+
+    def exchange(_, __, output):
+        held.append(output.detach().requires_grad_() if not held else output)
+        return held[-1]
+
+    with backbone.blocks[-1].norm1.register_forward_hook(exchange):
+        (gradient,) = torch.autograd.grad(siamese(IMAGES, IMAGES.flip(0)).sum(), held[:1])
+    expected = (held[0] * gradient).sum(-1)[:, 1:].view(4, 1, 4, 4)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12)

@@ -1,6 +1,10 @@
 """Checks of arguments that the packages share."""
 
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def positive_int(name: str, value: object) -> int:
@@ -15,3 +19,34 @@ def positive_int(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"Expected `{name}` to be at least 1, got {value}.")
     return int(value)
+
+
+def number(name: str, value: object) -> float:
+    """The value, which must be a number.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"Expected `{name}` to be a number, got {value!r}.")
+    return float(value)
+
+
+def check_batch(inputs: Any) -> None:
+    """See whether the first of a model's inputs is a tensor with samples, and all are finite.
+
+    Raises:
+        TypeError: if it is no tensor.
+        ValueError: if there is no sample, or one that is not finite.
+    """
+    first = inputs[0] if isinstance(inputs, tuple) and inputs else inputs
+    if not isinstance(first, Tensor):
+        raise TypeError(f"Expected the inputs to be a tensor (batch, ...), got {type(first)}.")
+    if first.dim() < 2 or len(first) == 0:
+        raise ValueError(f"Expected inputs (batch, ...) with at least one sample, got shape {tuple(first.shape)}.")
+    if first.is_floating_point() and not bool((finite := torch.isfinite(first).flatten(1).all(1)).all()):
+        bad = (~finite).nonzero().flatten().tolist()
+        raise ValueError(
+            f"Expected finite inputs, got NaN or infinity in sample(s) {bad} of shape {tuple(first.shape)}. Check the "
+            "preprocessing of these samples."
+        )

@@ -6,6 +6,7 @@ from typing import Any
 from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from adapters import MHEX, MHEXSettings, mhex_maps
 from adapters.wrappers.mhex_maps import Activation
@@ -35,7 +36,9 @@ class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
         torch.Size([2, 1, 64, 64])
     """
 
-    def __init__(self, forward_func: MHEX) -> None:
+    def __init__(self, forward_func: MHEX | DataParallel[Any] | DistributedDataParallel) -> None:
+        if isinstance(forward_func, DataParallel | DistributedDataParallel):
+            forward_func = forward_func.module
         if not isinstance(forward_func, MHEX):
             raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(forward_func)}.")
         super().__init__(forward_func)

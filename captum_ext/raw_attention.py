@@ -5,6 +5,7 @@ from typing import Any
 from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from adapters import CAStream, raw_attention
 
@@ -32,7 +33,9 @@ class RawAttention(Attribution):  # type: ignore[misc] # captum is untyped
         torch.Size([2, 1, 2, 2])
     """
 
-    def __init__(self, forward_func: CAStream) -> None:
+    def __init__(self, forward_func: CAStream | DataParallel[Any] | DistributedDataParallel) -> None:
+        if isinstance(forward_func, DataParallel | DistributedDataParallel):
+            forward_func = forward_func.module
         if not isinstance(forward_func, CAStream):
             raise TypeError(f"Expected an adapters.CAStream, whose attention is a map; got {type(forward_func)}.")
         super().__init__(forward_func)

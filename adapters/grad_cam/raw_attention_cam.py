@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_batch
 from ..models.evaluation_mode import evaluated
 from ..wrappers.ca_stream import CAStream
 from .cam import CAM
@@ -15,12 +16,15 @@ def raw_attention(model: CAStream, images: Tensor, stage: int = -1) -> Tensor:
     """The attention (batch, height, width) of a CA-Stream's stage, from one forward pass in evaluation mode.
 
     Raises:
-        TypeError: if the model is not a CAStream.
-        ValueError: if it has no such stage.
+        TypeError: if the model is not a CAStream, or `stage` no int.
+        ValueError: if it has no such stage, or the inputs are not finite.
     """
     if not isinstance(model, CAStream):
         raise TypeError(f"Expected an adapters.CAStream, whose attention is a map; got {type(model)}.")
+    check_batch(images)
     count = len(model.stages)
+    if not isinstance(stage, int):
+        raise TypeError(f"Expected `stage` to be an int, got {stage!r}.")
     if not -count <= stage < count:
         raise ValueError(
             f"Expected `stage` from {-count} to {count - 1}, as the model has {count} stages; got {stage}."

@@ -10,6 +10,7 @@ from .outputs import OutputChoice, output_tensor
 from .unwrapping import Forward
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_EXCHANGED = {*HOOKS, "_modules", "forward"}
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -21,6 +22,19 @@ def stand_in(root: M, forwards: Mapping[nn.Module, Forward]) -> M:
     exchanged module's own hooks do not run, unless its new forward calls the module itself.
     """
     return _stand_in(root, forwards, {})
+
+
+def run_stand_in(root: nn.Module, forwards: Mapping[nn.Module, Forward], *args: Any, **kwargs: Any) -> Any:
+    """What a stand-in returns; what its code stores on the modules is stored on the model's own."""
+    copies: dict[nn.Module, nn.Module] = {}
+    copy = _stand_in(root, forwards, copies)
+    before = [(own, vars(made), dict(vars(made))) for own, made in copies.items() if made is not own]
+    try:
+        return copy(*args, **kwargs)
+    finally:
+        for own, now, was in before:
+            stored = {name for name in now if name not in was or now[name] is not was[name]} - _EXCHANGED
+            vars(own).update({name: now[name] for name in stored})
 
 
 def with_output(model: M, choice: OutputChoice) -> M:

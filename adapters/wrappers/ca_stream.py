@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..models.evaluation_mode import evaluation_mode
 from ..models.outputs import output_tensor
-from ..models.stand_in import stand_in
+from ..models.stand_in import run_stand_in
 from ..models.unwrapping import Forward, uncompiled
 from .average_pooling import AveragePooling, WatchAverages
 from .cnn_anatomy import Stage, cnn_anatomy
@@ -211,7 +211,7 @@ class _Pass:
             around = WatchAverages(self._answer)
         try:
             with around:
-                logits = output_tensor(stand_in(self._backbone, forwards)(images))
+                logits = output_tensor(run_stand_in(self._backbone, forwards, images))
         except RuntimeError as error:
             if not any(words in str(error) for words in _TOO_SMALL):
                 raise

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, cast
 from torch import Tensor, nn
 
 from ..models.outputs import output_tensor
-from ..models.stand_in import stand_in
+from ..models.stand_in import run_stand_in
 from ..models.unwrapping import Forward, uncompiled
 from .deep_supervision import deep_supervision_loss
 from .hub import HubWrapper
@@ -202,7 +202,7 @@ class MHEXPass:
             backbone.get_submodule(one.name): partial(self._at_block, index)
             for index, one in enumerate(wrapper.residuals)
         }
-        self.output = stand_in(backbone, forwards)(*args, **kwargs)
+        self.output = run_stand_in(backbone, forwards, *args, **kwargs)
         if len(self._deep) != len(wrapper.residuals):
             raise ValueError(
                 f"The backbone ran without its residual additions {list(wrapper.names)}: was it changed after it was "

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import check_batch, number
 from ..models.evaluation_mode import evaluated
 from ..recording import TokenPass
 from .mhex import MHEX, MHEXPass
@@ -33,9 +36,11 @@ class MHEXSettings:
     per_layer: bool = False
 
     def __post_init__(self) -> None:
+        number("alpha", self.alpha)
+        number("beta", self.beta)
         for name in ("gamma_pos", "gamma_neg"):
             gamma = getattr(self, name)
-            if gamma is not None and not 0 <= gamma <= 1:
+            if gamma is not None and not 0 <= number(name, gamma) <= 1:
                 raise ValueError(f"Expected `{name}` from 0 to 1, as sharpness is a share, or None; got {gamma}.")
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"Expected a finite `beta` of at least 0, a share of negative evidence; got {self.beta}.")
@@ -71,7 +76,7 @@ def mhex_maps(
 
     Raises:
         TypeError: if the model is not an MHEX, or targets are no classes.
-        ValueError: if targets are out of range or do not fit the batch, or heads were stripped.
+        ValueError: if inputs are not finite, targets out of range or of another length, or heads were stripped.
 
     Example:
         >>> import torch, torchvision
@@ -82,6 +87,7 @@ def mhex_maps(
     """
     if not isinstance(model, MHEX):
         raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")
+    check_batch(inputs)
     gamma = min(0.99, 1 / model.num_classes + 0.1)  # the sharpness of a single class is a little below 1
     thresholds = [gamma if given is None else given for given in (settings.gamma_pos, settings.gamma_neg)]
     maps: list[Tensor] = []
@@ -147,16 +153,16 @@ def classes_of(model: MHEX, target: int | Sequence[int] | Tensor, inputs: Tensor
         TypeError: if they are no integers.
         ValueError: if they are out of range or do not fit the batch.
     """
-    if not isinstance(target, int | Tensor) and (isinstance(target, str) or not isinstance(target, Sequence)):
+    listed: Any = target.tolist() if isinstance(target, Tensor | np.ndarray | np.generic) else target
+    each: list[Any] = list(listed) if isinstance(listed, list | tuple) else [listed]
+    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in each):
         raise TypeError(f"Expected classes as `target`, an int or one for each sample; got {target!r}.")
-    given = torch.as_tensor(target)
-    if given.is_floating_point() or given.dtype == torch.bool or given.dim() > 1:
-        raise TypeError(f"Expected classes as `target`, an int or one for each sample; got {target!r}.")
+    if any(not 0 <= one < model.num_classes for one in each):
+        raise ValueError(f"Expected classes from 0 to {model.num_classes - 1}, got {sorted(set(each))}.")
+    given = torch.as_tensor(int(listed) if isinstance(listed, Integral) else [int(one) for one in each])
     classes = (
         given.expand(len(inputs)) if given.dim() == 0 or (isinstance(target, Tensor) and len(given) == 1) else given
     )
     if classes.shape != (len(inputs),):
         raise ValueError(f"Expected one target for each of {len(inputs)} samples, got shape {tuple(given.shape)}.")
-    if not 0 <= int(classes.min()) <= int(classes.max()) < model.num_classes:
-        raise ValueError(f"Expected classes from 0 to {model.num_classes - 1}, got {sorted(set(classes.tolist()))}.")
     return classes.to(inputs.device)

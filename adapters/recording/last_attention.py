@@ -157,7 +157,7 @@ class LastAttention:
             return tuple(self._after.run({**known, **given}, self.picked_queries, wanted))
 
         found = self._of_copies(follow, copies, attended, rows)
-        return Prediction(found[0], found[-1])
+        return self.run.prediction_of(found)
 
     def _wanted(self) -> list[Slot]:
         """The slots of the output and of the latent, if that is wanted."""

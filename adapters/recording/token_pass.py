@@ -1,6 +1,6 @@
 """A model read at the tokens that enter its last attention, and run from there again and again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -215,7 +215,12 @@ class TokenPass:
         with torch.inference_mode(False), torch.set_grad_enabled(tokens.requires_grad or bool(replacements)):
             wanted = [slot for slot in (one.output_slot, one.latent_slot) if slot is not None]
             found = self.continuation.run(self.layout.from_batch(tokens), wanted, replacements)
-        return Prediction(found[0], found[-1])
+        return self.prediction_of(found)
+
+    def prediction_of(self, found: Sequence[Tensor]) -> Prediction:
+        """Of the output and the latent, if that is wanted; without a head the latent is the output itself."""
+        one = self.watched
+        return Prediction(found[0], found[0] if one.latent_slot in (None, one.output_slot) else found[-1])
 
     def _rerun(self, tokens: Tensor) -> Prediction:
         """The same by running the model from the beginning, with the tokens exchanged."""

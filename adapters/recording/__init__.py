@@ -9,8 +9,8 @@ from .last_attention import LastAttention as LastAttention
 from .latents import latents_of as latents_of
 from .operations import NotInClosedFormError as NotInClosedFormError
 from .places import Grid as Grid
+from .prediction import DifferentOutputError as DifferentOutputError
+from .prediction import Prediction as Prediction
 from .projections import Projection as Projection
-from .token_pass import DifferentOutputError as DifferentOutputError
 from .token_pass import NoTokensError as NoTokensError
-from .token_pass import Prediction as Prediction
 from .token_pass import TokenPass as TokenPass

@@ -19,8 +19,9 @@ from .attention_weights import (
     weights_with_prediction,
 )
 from .continuation import substituted
+from .prediction import Prediction
 from .recorder import Recorder
-from .token_pass import Prediction, TokenPass
+from .token_pass import TokenPass
 
 
 class AttentionMatrices(NamedTuple):

@@ -11,7 +11,8 @@ from .attention_calls import AttentionCall
 from .continuation import NotReplayableError
 from .last_attention import LastAttention
 from .operations import NotInClosedFormError, Replacement
-from .token_pass import DifferentOutputError, Prediction, TokenPass
+from .prediction import DifferentOutputError, Prediction
+from .token_pass import TokenPass
 
 
 class UnreadableAttentionError(ValueError):

@@ -9,10 +9,11 @@ from torch import Tensor
 from .attention_core import core_of, number_of, scale_and_mask
 from .operation_names import CUTS
 from .operations import NotInClosedFormError, Operation, Slot
+from .prediction import Prediction
 from .projections import between, projection_of
 from .row_axes import MOST_ROWS, Axis
 from .rows import RowPlan, rows_of
-from .token_pass import Prediction, TokenPass
+from .token_pass import TokenPass
 
 
 class LastAttention:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from .hook_point import HookPoint, exchanged_at
 from .layer_advice import layer_advice
 from .operations import Operation, Replacement, Slot
 from .places import Grid, covers, grid_of
+from .prediction import DifferentOutputError, Prediction
 from .recorder import Recorder
 from .repeat import Repeat, with_tokens
 from .watched_pass import Forward, WatchedPass, is_scripted, watched
@@ -27,25 +28,8 @@ from .watched_pass import Forward, WatchedPass, is_scripted, watched
 MOST_PASSES = 4
 
 
-class Prediction(NamedTuple):
-    """What the model returned for some tokens: the output to explain, and what its head read."""
-
-    outputs: Tensor
-    latents: Tensor
-
-
 class NoTokensError(ValueError):
     """There are no tokens in this pass."""
-
-
-class DifferentOutputError(ValueError):
-    """What was repeated is not what the model returned."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The model returns something else each time it is called with the same inputs: is something random in it, "
-            "or does it keep a state from one call to the next?"
-        )
 
 
 class TokenPass:

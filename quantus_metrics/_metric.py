@@ -70,6 +70,7 @@ class TensorMetric(Metric[list[float]]):
 
     name: ClassVar[str]
     model_applicability: ClassVar[set[ModelType]] = {ModelType.TORCH}
+    runs_model: ClassVar[bool] = True  # one of the map alone takes None as the model, as Quantus' own do
     data_applicability: ClassVar[set[DataType]] = {DataType.IMAGE}
     score_direction = ScoreDirection.HIGHER
     evaluation_category: ClassVar[EvaluationCategory] = EvaluationCategory.FAITHFULNESS
@@ -157,7 +158,7 @@ class TensorMetric(Metric[list[float]]):
         if a_batch is not None:
             a_batch = np.asarray(a_batch)
             check_shapes(x_batch.shape, y_batch.shape, a_batch.shape, texts=self._reads_texts)
-        predictions = Predictions(_module(model), batch_size, model_predict_kwargs, self._cache, softmax=softmax)
+        predictions = Predictions(self._runnable(model), batch_size, model_predict_kwargs, self._cache, softmax=softmax)
         with tqdm(total=len(x_batch), desc=self.name, unit="sample", disable=not self.display_progressbar) as bar:
             for start in range(0, len(x_batch), batch_size):
                 batch = slice(start, start + batch_size)
@@ -171,7 +172,7 @@ class TensorMetric(Metric[list[float]]):
         self, model: Any, x_batch: Array, y_batch: Array, a_batch: Array, s_batch: Array | None = None, **kwargs: Any
     ) -> list[float]:
         """The scores of one batch, channels first; as `__call__`, but nothing is recorded."""
-        predictions = Predictions(_module(model), kwargs.get("batch_size", 64), cache=self._cache)
+        predictions = Predictions(self._runnable(model), kwargs.get("batch_size", 64), cache=self._cache)
         maps = self._maps(model, predictions, x_batch, y_batch, a_batch, slice(None))
         maps = tuple(self._prepared(a) for a in maps)
         scores: list[float] = self._scored(predictions, x_batch, y_batch, *maps).values.tolist()
@@ -226,6 +227,9 @@ class TensorMetric(Metric[list[float]]):
     ) -> tuple[Array, ...]:
         """All maps that the score compares, given or made."""
         return (self._explained(model, x, y) if a is None else a,)
+
+    def _runnable(self, model: Any) -> Any:
+        return _no_model if model is None and not self.runs_model else _module(model)
 
     def _explained(self, model: Any, x: Array, y: Array) -> Array:
         maps = np.asarray(self.explain_func(model=_module(model), inputs=x, targets=y, **self.explain_func_kwargs))
@@ -284,6 +288,10 @@ class TensorMetric(Metric[list[float]]):
         if self.return_aggregate:
             self.evaluation_scores = [self.aggregate_func(self.evaluation_scores)]
         self.all_evaluation_scores.extend(self.evaluation_scores)
+
+
+def _no_model(inputs: Tensor) -> Tensor:
+    raise TypeError(f"Expected a model for inputs of shape {tuple(inputs.shape)}, got None.")
 
 
 def _module(model: Any) -> Any:

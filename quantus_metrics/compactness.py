@@ -69,6 +69,7 @@ class Compactness(TensorMetric):
 
     name = "Compactness"
     data_applicability: ClassVar = {DataType.IMAGE, DataType.TEXT}
+    runs_model: ClassVar[bool] = False
     evaluation_category = EvaluationCategory.COMPLEXITY
 
     def __init__(self, threshold: float = 0.05, **options: Unpack[Options]) -> None:

@@ -144,6 +144,6 @@ def test_what_makes_a_map_or_a_box_bad_is_named():
 def test_a_score_of_the_map_alone_needs_no_model():
     images, maps = np.zeros((3, 1, 4, 4), dtype=np.float32), np.arange(48.0, dtype=np.float32).reshape(3, 1, 4, 4)
     scores = quantus_metrics.Compactness(disable_warnings=True)(None, images, np.array([0, 1, 2]), maps)
-    assert scores == pytest.approx(quantus_metrics.compactness(a=maps).tolist())
+    assert scores == pytest.approx(quantus_metrics.compactness(a=torch.from_numpy(maps)).tolist())
     with pytest.raises(TypeError, match=r"Expected `model` to be a torch.nn.Module or a function"):
         quantus_metrics.Insertion(disable_warnings=True)(None, images, np.array([0, 1, 2]), maps)

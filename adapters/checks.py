@@ -6,6 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NOT_FINITE = (
+    "Expected finite `inputs`, got NaN or infinity in sample(s) {samples} of shape {shape}. Check the preprocessing of "
+    "these samples."
+)
+
 
 def positive_int(name: str, value: object) -> int:
     """The value as an int of at least 1.
@@ -44,9 +49,12 @@ def check_batch(inputs: Any) -> None:
         raise TypeError(f"Expected the inputs to be a tensor (batch, ...), got {type(first)}.")
     if first.dim() < 2 or len(first) == 0:
         raise ValueError(f"Expected inputs (batch, ...) with at least one sample, got shape {tuple(first.shape)}.")
-    if first.is_floating_point() and not bool((finite := torch.isfinite(first).flatten(1).all(1)).all()):
-        bad = (~finite).nonzero().flatten().tolist()
-        raise ValueError(
-            f"Expected finite inputs, got NaN or infinity in sample(s) {bad} of shape {tuple(first.shape)}. Check the "
-            "preprocessing of these samples."
-        )
+    if bool((bad := not_finite(first)).any()):
+        raise ValueError(NOT_FINITE.format(samples=bad.nonzero().flatten().tolist(), shape=tuple(first.shape)))
+
+
+def not_finite(inputs: Tensor) -> Tensor:
+    """Which samples of inputs (batch, ...) hold NaN or infinity, (batch,)."""
+    if not inputs.is_floating_point():
+        return torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
+    return ~torch.isfinite(inputs).flatten(1).all(1)

@@ -92,7 +92,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             "The model's attention or its gradient is NaN or infinite for sample(s) {}, although the inputs are finite."
             " Are the weights finite? In float16 the model may overflow: use bfloat16 or float32.",
         )
-        tokens = failures.as_nan(tokens)
+        tokens = failures.as_nan(tokens, stacklevel=4)
         answer = tokens
         if is_image(given[0]) and not return_tokens:
             grid = found.run.grid()
@@ -109,7 +109,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             self.forward_func,
             arguments,
             len(given),
-            lambda prediction, weights: _gradients(score, prediction, weights, failures),
+            lambda prediction, weights: _gradients(score, prediction, weights, failures, len(given[0])),
             positive_relevance,
             last_only=self._last_only,
             latent=latent_of([score]),
@@ -127,11 +127,14 @@ def through(row: Tensor, matrix: Tensor) -> Tensor:
     return (row[:, None] @ matrix)[:, 0]
 
 
-def _gradients(score: Score, prediction: Prediction, weights: Sequence[Tensor], failures: Failures) -> list[Tensor]:
+def _gradients(
+    score: Score, prediction: Prediction, weights: Sequence[Tensor], failures: Failures, batch: int
+) -> list[Tensor]:
     """Those of the score."""
     score.check(prediction)
     with torch.enable_grad():
         values = score(prediction)
+    failures.check_independent(len(values), batch)
     found: Sequence[Tensor | None] = [None] * len(weights)
     if values.requires_grad:
         found = torch.autograd.grad(values.sum(), weights, allow_unused=True)

@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from adapters.checks import NOT_FINITE, not_finite
+
 OnError = Literal["raise", "nan"]
 
 
@@ -36,12 +38,22 @@ class Failures:
             raise ValueError(message.replace("{}", str(samples)))
         self._samples |= {one: message.replace("{}", str(samples)) for one in samples if one not in self._samples}
 
-    def as_nan(self, values: Tensor) -> Tensor:
+    def check_independent(self, predictions: int, batch: int) -> None:
+        """See whether each sample has a prediction of its own, so that one that failed leaves the others as they are.
+
+        Raises:
+            ValueError: if samples failed, and others share a prediction with them.
+        """
+        if self._samples and predictions != batch:
+            said = " ".join(dict.fromkeys(self._samples.values()))
+            raise ValueError(f"The model makes {predictions} prediction(s) of {batch} samples together. {said}")
+
+    def as_nan(self, values: Tensor, *, stacklevel: int) -> Tensor:
         """The values (batch, ...), NaN for the samples that failed, with one warning."""
         if not self._samples:
             return values
         said = " ".join(dict.fromkeys(self._samples.values()))
-        warnings.warn(f"The maps of sample(s) {sorted(self._samples)} are NaN. {said}", stacklevel=5)
+        warnings.warn(f"The maps of sample(s) {sorted(self._samples)} are NaN. {said}", stacklevel=stacklevel)
         failed = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         failed[list(self._samples)] = True
         return values.masked_fill(failed.view(-1, *[1] * (values.dim() - 1)), torch.nan)
@@ -68,14 +80,11 @@ def checked_inputs(given: Any, failures: Failures | None = None) -> tuple[Tensor
 
 
 def _finite(x: Tensor, failures: Failures) -> Tensor:
-    if not x.is_floating_point() or bool((finite := torch.isfinite(x).flatten(1).all(1)).all()):
+    bad = not_finite(x)
+    if not bool(bad.any()):
         return x
-    failures.add(
-        ~finite,
-        f"Expected finite `inputs`, got NaN or infinity in sample(s) {{}} of shape {tuple(x.shape)}. Check the "
-        "preprocessing of these samples.",
-    )
-    return torch.where(finite.view(-1, *[1] * (x.dim() - 1)), x, x[finite.nonzero()[0]])
+    failures.add(bad, NOT_FINITE.format(samples="{}", shape=tuple(x.shape)))
+    return torch.where(bad.view(-1, *[1] * (x.dim() - 1)), x[(~bad).nonzero()[0]], x)
 
 
 def samples_where(samples: Tensor) -> list[int]:

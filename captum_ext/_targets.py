@@ -102,6 +102,11 @@ class ConceptScore:
         """What the vector is compared with: where it is not said, the one that has its width."""
         outputs, latents = prediction
         width, latent = len(self.target.vector), self.target.latent
+        if isinstance(latent, nn.Module) and latents.dim() != 2:
+            raise ValueError(
+                f"{type(latent).__name__}, given as `latent`, returns shape {tuple(latents.shape)}, not one vector for "
+                "each sample. Choose a module that does, as the pooling or what follows it."
+            )
         if latent is not None:
             return outputs if latent == "output" else latents
         fitting = [x for x in (latents, outputs) if x.dim() == 2 and x.shape[1] == width]
@@ -165,9 +170,9 @@ class FunctionScore:
         outputs = _with_batch(prediction.outputs, self.batch)
         _check_count(outputs, self.batch, len(self.functions))
         for function, output in zip(itertools.cycle(self.functions), outputs, strict=False):
-            found = function(output)
-            if not isinstance(found, Tensor) or found.numel() != 1:
-                got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else str(type(found))
+            found = function(output.clone())  # which the function may change
+            if not isinstance(found, Tensor) or found.numel() != 1 or not found.is_floating_point():
+                got = f"shape {tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else str(type(found))
                 raise ValueError(
                     f"Expected the function in `target` to return one number, a tensor, for the output of one sample, "
                     f"of shape {tuple(output.shape)}; got {got}. Select or sum: `lambda output: output[3]`."
@@ -177,7 +182,7 @@ class FunctionScore:
         """(samples,) numbers."""
         outputs = _with_batch(prediction.outputs, self.batch)
         pairs = zip(itertools.cycle(self.functions), outputs, strict=False)
-        return torch.stack([function(output).reshape(()) for function, output in pairs])
+        return torch.stack([function(output.clone()).reshape(()) for function, output in pairs])
 
 
 @dataclass(frozen=True)

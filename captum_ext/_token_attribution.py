@@ -267,12 +267,14 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         )
         for score in scores:
             score.check(run.prediction)  # a target the output cannot answer is an error before any gradient
+        predictions = torch.atleast_1d(run.prediction.outputs).shape[0]
+        failures.check_independent(predictions, run.batch)
         grid = run.grid() if is_image(given[0]) else None
         if is_image(given[0]) and grid is None and not request.return_tokens:
             raise ValueError(no_grid(run, given[0]))
         parts = _scores(formula, run, scores)
-        _check_result(parts, grid, failures, run.prediction.outputs.dim() and run.prediction.outputs.shape[0])
-        parts = failures.as_nan(parts.transpose(0, 1))
+        _check_result(parts, grid, failures, predictions)
+        parts = failures.as_nan(parts.transpose(0, 1), stacklevel=6)
         if request.return_tokens or grid is None:
             return parts
         maps: Tensor = parts[..., grid.order.to(parts.device)].unflatten(-1, (grid.height, grid.width))
@@ -313,7 +315,7 @@ def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predicti
     )
     patches = parts if grid is None else parts[..., grid.order.to(parts.device)]
     has_gradient = (patches != 0).any(-1).all(0)
-    if 0 < predictions < len(has_gradient) and bool(has_gradient.any()):
+    if predictions < len(has_gradient) and bool(has_gradient.any()):
         return  # of several inputs to one prediction, some may not matter
     failures.add(
         ~has_gradient & finite,

@@ -144,7 +144,7 @@ class IntegratedCDAM(TokenAttribution):
         request = Request(inputs, [target], additional_forward_args, attribute_to_layer_input, return_tokens, on_error)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)
         answer: Tensors = self._attribute_one(request, path)
-        return (answer, path.deltas[0]) if return_convergence_delta else answer
+        return (answer, _where_explained(path.deltas[0], answer)) if return_convergence_delta else answer
 
     @overload
     def attribute_targets(
@@ -225,7 +225,7 @@ class IntegratedCDAM(TokenAttribution):
         request = Request(inputs, targets, additional_forward_args, attribute_to_layer_input, return_tokens, on_error)
         path = _Path(baselines, n_steps, method, internal_batch_size, return_convergence_delta)
         answer: Tensors = self._attribute_many(request, path)
-        return (answer, path.deltas.T) if return_convergence_delta else answer
+        return (answer, _where_explained(path.deltas.T, answer)) if return_convergence_delta else answer
 
 
 @dataclass
@@ -254,7 +254,7 @@ class _Path:
         if self.wants_delta:
             ends = (scores_at(run, scores, tokens).to(parts.dtype) for tokens in (baseline, run.tokens))
             start, end = ends
-            self.deltas = parts.sum(-1) - (end - start)
+            self.deltas = _deltas(parts, end - start)
         return parts
 
     def in_closed_form(self, last: LastAttention, scores: Sequence[Score]) -> Tensor:
@@ -264,7 +264,7 @@ class _Path:
         if self.wants_delta:
             ends = InterpolatedTokens([0.0, 1.0], [0.0, 0.0], baseline, 2)
             start, end = closed_form_scores(last, scores, ends).to(parts.dtype).unbind(1)
-            self.deltas = parts.sum(-1) - (end - start)
+            self.deltas = _deltas(parts, end - start)
         return parts
 
     def _baseline(self, tokens: Tensor) -> Tensor:
@@ -293,6 +293,24 @@ class _Path:
                 stacklevel=2,
             )
         return max(1, self.internal_batch_size // batch)
+
+
+def _deltas(parts: Tensor, differences: Tensor) -> Tensor:
+    """`sum_i S_i - (f(T) - f(T~))`, (targets, predictions), of scores (targets, batch, tokens)."""
+    sums, predictions = parts.sum(-1), differences.shape[1]
+    if predictions not in (1, sums.shape[1]):
+        raise ValueError(
+            f"Which of the {sums.shape[1]} samples belong to which of the {predictions} predictions is not known, so "
+            "that there is no convergence delta. Explain one bag of samples at a time."
+        )
+    return (sums if predictions == sums.shape[1] else sums.sum(1, keepdim=True)) - differences
+
+
+def _where_explained(deltas: Tensor, maps: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Deltas (batch,) or (batch, targets), NaN where the maps are."""
+    maps = maps[0] if isinstance(maps, tuple) else maps
+    failed = maps.isnan().flatten(deltas.dim()).any(-1)
+    return deltas.masked_fill(failed, torch.nan) if failed.shape == deltas.shape else deltas
 
 
 def quadrature(method: str, n_steps: int) -> tuple[list[float], list[float]]:

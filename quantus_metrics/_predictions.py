@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adapters.checks import positive_int
-from adapters.models import evaluation_mode, logits_of, output_tensor, placement_of, state_key
+from adapters.models import evaluation_mode, logits_of, modules_of, output_tensor, placement_of, state_key
+from adapters.models.hooks import watch_outputs
 
 from ._prediction_cache import PredictionCache
 
@@ -138,24 +139,16 @@ def _check(logits: Tensor, classes: Tensor, probability: bool) -> None:
 @contextmanager
 def _before_softmax(model: Model) -> Iterator[Model]:
     """The model in evaluation mode, as a function that returns its logits."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
     softmaxed: list[tuple[Tensor, Tensor]] = []
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        output = model(*args, **kwargs)
-        output = output_tensor(output)
+    def run(inputs: Tensor, **kwargs: Any) -> Any:
+        output = output_tensor(model(inputs, **kwargs), given=inputs)
         logits = next((before for before, after in softmaxed if after is output), output)
         softmaxed.clear()
         return logits
 
-    hooks = [
-        module.register_forward_hook(lambda _, args, output: softmaxed.append((args[0], output)))
-        for module in modules
-        if isinstance(module, nn.Softmax)
-    ]
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            yield run
-    finally:
-        for hook in hooks:
-            hook.remove()
+    modules = modules_of(model if isinstance(model, nn.Module) else None)
+    softmaxes = [module for module in modules if isinstance(module, nn.Softmax)]
+    watched = watch_outputs(softmaxes, lambda _, args, output: softmaxed.append((args[0], output)))
+    with watched, evaluation_mode(model), torch.no_grad():
+        yield run

@@ -134,7 +134,7 @@ def test_the_logits_are_explained_wherever_they_are(method):
         Named,
         lambda f, o: {"features": f, "logits": o},
         lambda f, o: (o, [f]),
-        lambda f, o: {"aux": [f], "out": o},
+        lambda f, o: {"aux": f, "out": o},
     ):
         torch.testing.assert_close(maps(method, Model(make)), expected)
     for make, output in (
@@ -167,6 +167,8 @@ def test_the_logits_are_explained_wherever_they_are(method):
         ),
         (lambda f, o: {"o": [o]}, "o", ValueError, r"is no tensor but <class 'list'>.*\('o', 0\) \(2, 3\)"),
         (lambda f, o: o, lambda o: o[0].item, ValueError, r"`output` \(<lambda>\) is no tensor"),
+        (lambda f, o: o, "logits", ValueError, r"It is one tensor, of shape \(2, 3\): leave `output` out"),
+        (lambda f, o: {"out": f, "score": o}, None, ValueError, r"'out' \(2, 192\), 'score' \(2, 3\)"),
         (lambda f, o: o, 1.5, TypeError, r"a name, an index, a tuple of them or a function, got 1.5"),
         (lambda f, o: {"text": f.long()}, None, TypeError, r"Expected the model to return a tensor"),
     ],

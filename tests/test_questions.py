@@ -69,6 +69,27 @@ def test_a_bag_of_inputs_has_one_prediction(method, target):
         method(bag).attribute(IMAGES, [1, 1, 1, 1])
 
 
+def test_scores_of_a_bag_are_complete_together():
+    bag = Bag().eval()
+    integrated = IntegratedCDAM(bag)
+    parts, delta = integrated.attribute(IMAGES, 1, return_tokens=True, return_convergence_delta=True, n_steps=400)
+    assert delta.shape == (1,)
+    exact, last = integrated.attribute(IMAGES, 1, return_tokens=True, return_convergence_delta=True, n_steps=800)
+    # the sum of all tiles' scores misses the difference of the two outputs by the delta, which falls with the steps
+    torch.testing.assert_close(parts.sum() - delta[0], exact.sum() - last[0], rtol=1e-9, atol=1e-12)
+    assert abs(float(last)) < 0.6 * abs(float(delta))
+    with pytest.raises(ValueError, match="4 samples belong to which of the 2 predictions"):
+        IntegratedCDAM(Bag(2).eval()).attribute(IMAGES, 1, return_convergence_delta=True)
+
+
+def test_a_bad_sample_of_a_bag_spoils_the_bag():
+    bad = IMAGES.clone()
+    bad[1, 0, 3, 4] = torch.nan
+    for method in WAYS:
+        with pytest.raises(ValueError, match=r"1 prediction\(s\) of 4 samples together.*sample\(s\) \[1\]"):
+            method(Bag().eval()).attribute(bad, 1, on_error="nan")
+
+
 def test_two_bags_have_two_predictions():
     bags = Bag(2).eval()
     found = CDAM(bags).attribute(IMAGES, [1, 2])
@@ -113,6 +134,19 @@ def test_a_function_of_a_samples_output_is_a_target(method):
     if method is CDAM:
         both = explainer.attribute_targets(IMAGES, [lambda output: output[2] - 2 * output[1], 2, 1])
         torch.testing.assert_close(both[:, 0], both[:, 1] - 2 * both[:, 2], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", WAYS)
+def test_a_function_may_change_what_it_is_given(method):
+    explainer = method(vit())
+    found = explainer.attribute(IMAGES, lambda output: output.mul_(2)[3])
+    torch.testing.assert_close(found, explainer.attribute(IMAGES, lambda output: 2 * output[3]))
+
+
+@pytest.mark.parametrize("function", [lambda output: output[:2], lambda output: 3.0, lambda output: output.argmax()])
+def test_a_function_must_return_a_number_with_a_gradient(function):
+    with pytest.raises(ValueError, match=r"return one number, a tensor, for the output of one sample, of shape \(5,\)"):
+        CDAM(vit()).attribute(IMAGES, function)
 
 
 class Encoder(nn.Module):
@@ -167,6 +201,8 @@ def test_a_vector_that_fits_twice_asks_and_latent_answers():
         torch.testing.assert_close(CDAM(encoder).attribute(IDS, concept), expected, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="Linear that is not run"):
         CDAM(encoder).attribute(IDS, ConceptTarget(vector, latent=nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match=r"BertOutput, given as `latent`, returns shape \(2, 7, 32\)"):
+        CDAM(encoder).attribute(IDS, ConceptTarget(vector, latent=encoder.bert.encoder.layer[-1].output))
     with pytest.raises(TypeError, match=r"`latent` to be 'head', 'output', a torch.nn.Module or None, got 'pooler'"):
         ConceptTarget(vector, latent="pooler")
 
@@ -190,6 +226,11 @@ def test_one_bad_sample_costs_its_own_map(method):
     with pytest.warns(UserWarning, match=r"maps of sample\(s\) \[1\] are NaN.*Check the preprocessing") as told:
         found = method(model).attribute(bad, target, on_error="nan")
     assert len(told) == 1
+    assert told[0].filename == __file__
+    if method is IntegratedCDAM:
+        with pytest.warns(UserWarning, match="are NaN"):
+            _, delta = method(model).attribute(bad, target, on_error="nan", return_convergence_delta=True)
+        assert delta.isnan().tolist() == [False, True, False, False]
     good = [0, 2, 3]
     torch.testing.assert_close(found[good], method(model).attribute(IMAGES, target)[good])
     assert bool(found[1].isnan().all())
@@ -250,9 +291,14 @@ def test_contrasts_of_probabilities_have_their_own_gradient(method):
         ContrastTarget(ContrastTarget(1, 2), 3)
 
 
-def tokenizer(text, **_):
+def tokenizer(text, *, return_tensors, padding, truncation):
     """Ids of words by their lengths, as a processor returns them."""
+    assert (return_tensors, truncation) == ("pt", True)
+    PADDINGS.append(padding)
     return {"input_ids": torch.tensor([[*(len(word) for word in one.split()), 99] for one in text])}
+
+
+PADDINGS = []
 
 
 def embedding_models():
@@ -269,15 +315,17 @@ def test_a_text_is_a_target_for_images(name):
     torch.manual_seed(0)
     model = embedding_models()[name].double()
     images, words = IMAGES[:2], ["a photo of a dog", "a drawing of some cats"]
+    words_as_ids = tokenizer(words, return_tensors="pt", padding=True, truncation=True)
     model.train()
 
     def similarity(pixels):
-        image, text = model.get_image_features(pixels), model.get_text_features(**tokenizer(words))
+        image, text = model.get_image_features(pixels), model.get_text_features(**words_as_ids)
         return torch.cosine_similarity(image.pooler_output[:, None], text.pooler_output[None], dim=2)
 
     explainer = CDAM(model.get_image_features)
     targets = [TextTarget(model, tokenizer, word) for word in words]
     assert model.training
+    assert PADDINGS[-1] == ("max_length" if name == "siglip" else True)  # as SigLIP was trained
     model.eval()
     expected = CDAM(similarity).attribute_targets(images, [0, 1])
     torch.testing.assert_close(explainer.attribute_targets(images, targets), expected, rtol=1e-6, atol=1e-9)

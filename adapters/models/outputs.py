@@ -8,7 +8,6 @@ from torch import Tensor
 
 OutputChoice = str | int | tuple[str | int, ...] | Callable[[Any], Tensor] | None
 
-_PREDICTIONS = ("logits", "prediction_logits", "out")  # "out": torchvision's segmentation
 _SIMILARITIES = {
     "image": ("logits_per_image",),
     "video": ("logits_per_video",),
@@ -25,9 +24,9 @@ def output_tensor(output: Any, choice: OutputChoice = None, given: Tensor | None
     """The tensor to explain in what a model returned: by name, or the only one; never by its position among several.
 
     Of a ModelOutput, dataclass, named tuple or dictionary: `logits`; else the similarities of the inputs that are
-    explained (`logits_per_image` for an image, `logits_per_text` for token ids, and so on); `prediction_logits`, `out`;
-    the one embedding, as `image_embeds`; `pooler_output`; `last_hidden_state`. Losses, numbers without an axis,
-    integers and what is nested do not count.
+    explained (`logits_per_image` for an image, `logits_per_text` for token ids, and so on); `prediction_logits`; the
+    one embedding, as `image_embeds`; `pooler_output`; `last_hidden_state`. Losses, numbers without an axis, integers,
+    auxiliary outputs (`aux`) and what is nested do not count.
 
     Args:
         output: What the model returned.
@@ -44,10 +43,10 @@ def output_tensor(output: Any, choice: OutputChoice = None, given: Tensor | None
     if isinstance(output, Tensor):
         return output
     found: dict[Any, Tensor] = {n: value for n, value in _fields(output).items() if _may_be_meant(n, value)}
-    for name in _PREDICTIONS[:1] + _SIMILARITIES.get(_kind(given), ()) + _PREDICTIONS[1:]:
+    for name in ("logits", *_SIMILARITIES.get(_kind(given), ()), "prediction_logits"):
         if name in found:
             return found[name]
-    several = {name: value for name, value in found.items() if value.dim()} or found
+    several = {n: value for n, value in found.items() if value.dim() and not str(n).startswith("aux")} or found
     several = _without_representations(several)
     if len(several) == 1:
         return next(iter(several.values()))
@@ -59,19 +58,18 @@ def output_tensor(output: Any, choice: OutputChoice = None, given: Tensor | None
     raise ValueError(f"The model returned several tensors, of which any could be meant.{_listed(output, several)}")
 
 
-def logits_of(output: Any, count: int | None = None, given: Tensor | None = None) -> Tensor:
+def logits_of(output: Any, count: int | None = None) -> Tensor:
     """The logits (batch, classes) in a model's output.
 
     Args:
         output: What the model returned.
         count: How many inputs it was given; None: not checked.
-        given: The inputs, if they are known.
 
     Raises:
         TypeError: if there is no tensor in it.
         ValueError: if its shape is another, or several tensors could be meant.
     """
-    found = output_tensor(output, given=given)
+    found = output_tensor(output)
     if found.dim() != 2 or len(found) != (len(found) if count is None else count):
         expected = "batch" if count is None else count
         raise ValueError(f"Expected the model to return logits ({expected}, classes), got {tuple(found.shape)}.")
@@ -90,7 +88,7 @@ def _fields(output: Any) -> dict[Any, Any]:
 
 
 def _may_be_meant(name: Any, value: Any) -> bool:
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()) and name != "loss"
+    return isinstance(value, Tensor) and value.is_floating_point() and name != "loss"
 
 
 def _kind(given: Tensor | None) -> str:
@@ -143,12 +141,14 @@ def _tensors(output: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
     for name, value in _fields(output).items():
         if _may_be_meant(name, value):
             yield (*path, name), value
-        elif not isinstance(value, Tensor) and len(path) < 3:
+        elif not isinstance(value, Tensor) and len(path) < 6:
             yield from _tensors(value, (*path, name))
 
 
 def _listed(output: Any, several: dict[Any, Tensor]) -> str:
     """What can be chosen, for a message."""
+    if isinstance(output, Tensor):
+        return f" It is one tensor, of shape {tuple(output.shape)}: leave `output` out."
     tensors = several or dict(_tensors(output))
     paths = {(n[0] if isinstance(n, tuple) and len(n) == 1 else n): value for n, value in tensors.items()}
     if not paths:

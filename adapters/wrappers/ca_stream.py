@@ -211,7 +211,7 @@ class _Pass:
             around = WatchAverages(self._answer)
         try:
             with around:
-                logits = output_tensor(run_stand_in(self._backbone, forwards, images))
+                logits = output_tensor(run_stand_in(self._backbone, forwards, images), given=images)
         except RuntimeError as error:
             if not any(words in str(error) for words in _TOO_SMALL):
                 raise

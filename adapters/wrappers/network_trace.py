@@ -172,7 +172,7 @@ def _watched(model: nn.Module, image: Tensor) -> NetworkTrace:
 
     watch = _Watch(lambda: (tuple(running), len(calls) + len(watch.averages)))
     with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), watch:
-        logits = output_tensor(model(image))
+        logits = output_tensor(model(image), given=image)
     once = {name: output for name, output in outputs.items() if calls.count(name) == 1}
     changed = frozenset(name for name, output in once.items() if getattr(output, "_version", 0) != versions[name])
     return NetworkTrace(model, image, logits, once, returned, changed, watch.averages, watch.refused)

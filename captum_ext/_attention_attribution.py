@@ -116,8 +116,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
 
 
 def positive_relevance(weights: Tensor, gradient: Tensor) -> Tensor:
-    """`mean_heads((gradient * weights)+)`, (batch, tokens, tokens)."""
-    return (gradient * weights).clamp_(min=0).mean(1)
+    """`(gradient * weights)+`, in the gradient's memory."""
+    return gradient.mul_(weights).clamp_(min=0)
 
 
 def _gradients(

@@ -18,7 +18,7 @@ from .recorder import Recorder
 from .rows_read import rows_read
 from .token_pass import TokenPass
 
-AT_ONCE = 2**20  # weights of all heads
+AT_ONCE = 2**22  # weights of all heads
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 OnAttention = Callable[[Recorder, AttentionCall], None]
@@ -28,13 +28,15 @@ Gradients = Callable[[Prediction, Sequence[GradientEdge | None]], Sequence[Tenso
 
 @dataclass(frozen=True)
 class LayerMatrix:
-    """The matrix (batch, queries, tokens) of one attention, of which only some rows exist at a time.
+    """The mean over heads of the weights of one attention, (batch, queries, tokens), a few rows at a time.
+
+    Or of what is made of the weights and their gradient.
 
     Attributes:
         weights: The attention's.
         batch: How many samples there are.
-        combine: From the weights of some queries and their gradient, both (batch, heads, queries, tokens), rows of the
-            matrix; None: the mean of the weights over the heads.
+        combine: From the weights of some queries and their gradient, both (batch, heads, queries, tokens), what takes
+            the weights' place, perhaps in the gradient's memory; None: the weights themselves.
         gradient: By the output of a fused attention, or by written weights; None: zero.
     """
 
@@ -49,12 +51,12 @@ class LayerMatrix:
         return (self.batch, self.weights.shape[-2], self.weights.shape[-1])
 
     def rows(self, queries: Tensor) -> Tensor:
-        """Those of some queries, (batch, queries, tokens), in float32 or wider."""
+        """Those of some queries, (batch, heads, queries, tokens), in float32 or wider."""
         weights = _wide(by_heads(self.weights.of(queries), self.batch))
         if self.combine is None:
-            return weights.mean(1)
+            return weights
         if self.gradient is None:
-            return torch.zeros_like(weights[:, 0])
+            return torch.zeros_like(weights)
         return self.combine(weights, _wide(by_heads(self.weights.gradient(self.gradient, queries), self.batch)))
 
     def after(self, row: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class LayerMatrix:
         result = row.new_zeros((self.batch, self.shape[2]))
         for queries in self._parts((row != 0).any(0).nonzero()[:, 0]):
             rows = self.rows(queries)
-            result = result + (row[:, None, queries].to(rows.dtype) @ rows)[:, 0]
+            result = result + (row[:, None, None, queries].to(rows.dtype) @ rows).mean(1)[:, 0]
         return result
 
     def attended(self) -> Tensor:
@@ -74,7 +76,7 @@ class LayerMatrix:
         """The same with the mean over the heads written down, if that takes less room than what it is made of."""
         if math.prod(self.shape) > self.weights.room:
             return self
-        means = torch.cat([self.rows(queries) for queries in self._parts()], 1)
+        means = torch.cat([self.rows(queries).mean(1) for queries in self._parts()], 1)
         return LayerMatrix(WrittenWeights(means[:, None]), self.batch)
 
     def _parts(self, queries: Tensor | None = None) -> Sequence[Tensor]:
@@ -168,7 +170,7 @@ def weights_and_gradients(
         followed: As above.
         gradients: From what the model returned, and from where each attention is in its graph (None: nowhere), the
             gradients there.
-        combine: From weights and gradient (batch, heads, queries, tokens) rows of the matrix.
+        combine: From weights and gradient (batch, heads, queries, tokens) what takes the weights' place.
         last_only: As above.
         latent: Is what the head reads wanted?
         output: As above.
@@ -225,9 +227,11 @@ def _repeated_last(run: TokenPass) -> _InGraph | None:
         return None
     (call,) = _attentions_of(run)[-1:]
     edges: list[GradientEdge | None] = []
+    weights: list[Weights] = []
 
     def start(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         made = func(*args, **kwargs).detach()
+        weights.append(fused(args, kwargs) if call.softmax is None else WrittenWeights(made))
         if torch.is_grad_enabled():  # and not where the model's own code forbids it
             made = made.requires_grad_().clone()
         edges.append(get_gradient_edge(made) if made.requires_grad else None)
@@ -239,7 +243,7 @@ def _repeated_last(run: TokenPass) -> _InGraph | None:
         run.check(prediction)
     except (NotReplayableError, DifferentOutputError):
         return None
-    return _InGraph(run, prediction, [_last_weights(run, call)], edges)
+    return _InGraph(run, prediction, weights, edges)
 
 
 def _last_weights(run: TokenPass, call: AttentionCall) -> Weights:

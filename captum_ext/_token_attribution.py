@@ -61,7 +61,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         values: (batch, tokens, channels), or a feature map.
-        order: (height, width) numbers of tokens, flattened, that lie on the places of an image; of films and volumes
+        order: (height, width) numbers of tokens, flattened, that lie on the places of an image; of videos and volumes
             (frames, height, width); None without a grid.
     """
 
@@ -326,10 +326,10 @@ def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predicti
 
 
 def grid_for(run: TokenPass, inputs: Tensor, *, required: bool = True) -> Grid | None:
-    """On which grid scores are returned: for images, films and volumes, and of spectrograms and the like if there is one.
+    """On which grid scores are returned: for images, videos and volumes, and for spectrograms if there is one.
 
     Raises:
-        ValueError: if images, films or volumes have none, and it is required.
+        ValueError: if images, videos or volumes have none, and it is required.
     """
     if not inputs.is_floating_point() or inputs.dim() < 3:
         return None
@@ -345,7 +345,6 @@ def _no_grid(run: TokenPass, images: Tensor) -> str:
     """Why tokens are not shown on an image, and what to do."""
     return (
         f"Cannot tell how the tokens, of shape {tuple(run.tokens.shape)}, lie on images of shape "
-        f"{tuple(images.shape)}: "
-        "they do not come one by one from the patches of a grid. Were tokens dropped, merged or pooled? Ask for "
-        "`return_tokens=True` for a score of each token."
+        f"{tuple(images.shape)}: they do not come one by one from the patches of a grid. Were tokens dropped, merged "
+        "or pooled? Ask for `return_tokens=True` for a score of each token."
     )

@@ -92,7 +92,7 @@ class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
         """
         settings = MHEXSettings(alpha, beta, gamma_pos, gamma_neg, activation, normalize, per_layer)
         failures = Failures(on_error)
-        given = checked_inputs(inputs, failures)
+        given: tuple[Tensor, ...] = checked_inputs(inputs, failures)
         maps = mhex_maps(self.forward_func, (*given, *as_tuple(additional_forward_args)), target, settings)
         failures.add(~torch.isfinite(maps).flatten(1).all(1), NOT_FINITE_MAP)
         maps = failures.as_nan(maps, stacklevel=4)

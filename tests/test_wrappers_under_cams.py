@@ -1,4 +1,4 @@
-"""Every CAM of the installed pytorch-grad-cam on MHEX and CAStream, at the layers they offer and at those that users write."""
+"""Every CAM of the installed pytorch-grad-cam on MHEX and CAStream, at the layers they offer and that users write."""
 
 import contextlib
 import copy
@@ -179,7 +179,7 @@ def test_our_own_cams_under_methods_that_take_others(cam, wrapper, images):
     assert sess(images, TARGETS).max() > 0.9
     refined = pytorch_grad_cam.RefineCAM(model, [None], base_method=cam)
     np.testing.assert_allclose(refined(images, TARGETS), cam(model)(images, TARGETS), atol=1e-5)
-    with pytest.raises(TypeError, match="reads no gradients at layers.*with SESS or RefineCAM"):
+    with pytest.raises(TypeError, match=r"reads no gradients at layers.*with SESS or RefineCAM"):
         pytorch_grad_cam.FinerCAM(model, [], base_method=cam)(images)
 
 

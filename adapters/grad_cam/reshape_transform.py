@@ -46,7 +46,7 @@ class ReshapeTransform:
             )
         if tokens.shape[1] == self.count:
             patches = tokens[:, self.grid.order.to(tokens.device)]
-            return patches.transpose(1, 2).unflatten(2, self.grid.sizes)
+            return torch.unflatten(patches.transpose(1, 2), 2, self.grid.sizes)
         side = self._side(tokens.shape[1])
         first = int(self.grid.order.min())
         return tokens[:, first : first + side * side].transpose(1, 2).reshape(len(tokens), -1, side, side)

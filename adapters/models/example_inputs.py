@@ -17,8 +17,9 @@ _TOKENS = 4
 
 
 def example_inputs(model: nn.Module) -> Iterator[dict[str, Tensor] | Tensor]:
-    """Inputs to try, one after the other: token ids by name, or images (1, channels, height, width), or with
-    as many axes in place of these two as the network's first convolution has.
+    """Inputs to try, one after the other: token ids by name, or images (1, channels, height, width).
+
+    For networks whose first convolution has one or three axes, signals (1, channels, length) or volumes.
 
     Raises:
         TypeError: if it is not a model.

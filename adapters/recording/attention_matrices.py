@@ -81,7 +81,7 @@ class LayerMatrix:
 
     def _parts(self, queries: Tensor | None = None) -> Sequence[Tensor]:
         queries = torch.arange(self.shape[1], device=self.weights.device) if queries is None else queries
-        return queries.split(max(1, AT_ONCE * self.shape[1] // math.prod(self.weights.shape)))
+        return torch.split(queries, max(1, AT_ONCE * self.shape[1] // math.prod(self.weights.shape)))
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def mean_weights(
     elif last_only:
         wanted = calls[0].ordinal
         run = watch(collect)
-    matrices = [_readable(found[call.ordinal]) for call in calls]
+    matrices = _readable([found[call.ordinal] for call in calls])
     _check_fit(matrices, run)
     return AttentionMatrices(matrices, _row(run, matrices[-1]), run)
 
@@ -218,7 +218,8 @@ def _watched_with_graph(
     run = TokenPass(forward, arguments, on_attention=collect, graph=True, **options)
     calls = _attentions_of(run)[-1 if last_only else 0 :]
     found = [kept[call.ordinal] for call in calls]
-    return _InGraph(run, run.prediction, [_readable(one) for one, _ in found], [edge for _, edge in found])
+    weights = _readable([one for one, _ in found])
+    return _InGraph(run, run.prediction, weights, [edge for _, edge in found])
 
 
 def _repeated_last(run: TokenPass) -> _InGraph | None:
@@ -274,10 +275,11 @@ def _weights_or_error(recorder: Recorder, call: AttentionCall) -> Weights | Unre
         return error
 
 
-def _readable(found: T | UnreadableAttentionError) -> T:
-    if isinstance(found, UnreadableAttentionError):
-        raise found
-    return found
+def _readable(found: Sequence[T | UnreadableAttentionError]) -> list[T]:
+    for one in found:
+        if isinstance(one, UnreadableAttentionError):
+            raise one
+    return [one for one in found if not isinstance(one, UnreadableAttentionError)]
 
 
 def _attentions_of(run: TokenPass) -> list[AttentionCall]:
@@ -300,9 +302,9 @@ def _check_fit(matrices: list[LayerMatrix], run: TokenPass) -> None:
     for _, *shape in (matrix.shape for matrix in matrices[:-1]):
         if shape != [tokens, tokens]:
             raise UnreadableAttentionError(
-                f"The attentions of this model look at different tokens ({shape[0]} x {shape[1]} in one layer, {tokens} "
-                "tokens in the last), so their weights cannot be followed from layer to layer. Take AttentionMap, "
-                "which needs the last one only, or CDAM."
+                f"The attentions of this model look at different tokens ({shape[0]} x {shape[1]} in one layer, "
+                f"{tokens} tokens in the last), so their weights cannot be followed from layer to layer. Take "
+                "AttentionMap, which needs the last one only, or CDAM."
             )
 
 

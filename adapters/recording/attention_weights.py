@@ -10,7 +10,7 @@ from torch import Tensor
 from .attention_calls import AttentionCall
 from .continuation import substituted
 from .operations import Slot
-from .recorder import version_of
+from .saved_tensors import version_of
 
 Find = Callable[[Slot], Tensor | None]
 
@@ -150,9 +150,7 @@ def fused(args: tuple[Any, ...], kwargs: dict[str, Any]) -> FusedWeights:
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     tensors = {name: x.detach() for name, x in given.items() if isinstance(x, Tensor)}
     versions = tuple([version_of(tensors[name]) for name in ("query", "key", "value")])
-    return FusedWeights(
-        **tensors, is_causal=bool(given.get("is_causal")), scale=given.get("scale"), versions=versions
-    )
+    return FusedWeights(**tensors, is_causal=bool(given.get("is_causal")), scale=given.get("scale"), versions=versions)
 
 
 def _check_unchanged(versions: tuple[int, ...], *tensors: Tensor) -> None:

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 from .attention_calls import AttentionCall, projected
 from .operation_names import FLATTENINGS
 from .operations import Operation, Replacement, Slot
-from .recorder import Recorder, storage_of, version_of
+from .recorder import Recorder, storage_of
+from .saved_tensors import version_of
 from .tokens import reads_of
 
 _UNINITIALISED = frozenset(["empty_like", "new_empty", "new_empty_strided"])

@@ -1,4 +1,4 @@
-"""Where tokens lie on an image, a film or a volume: followed from the patches through the recorded operations."""
+"""Where tokens lie on an image, a video or a volume: followed from the patches through the recorded operations."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Grid:
     """The patches' grid, and which token lies at each of its places.
 
     Attributes:
-        sizes: Rows and columns of patches; of films and volumes frames or slices in front.
+        sizes: Rows and columns of patches; of videos and volumes frames or slices in front.
         order: The numbers of tokens, row after row.
     """
 
@@ -49,8 +49,8 @@ def grid_of(recorder: Recorder, slot: Slot, layout: BatchLayout, channels: int) 
         layout: How the samples lie in them.
         channels: The axis of the channels, with the batch in front.
     """
-    film = any(len(recorder.shapes[source]) == 5 for source in recorder.sources)
-    for axis in (1, 2) if film else (1,):  # of the channels in the inputs: one of these leads to a grid
+    video = any(len(recorder.shapes[source]) == 5 for source in recorder.sources)
+    for axis in (1, 2) if video else (1,):  # of the channels in the inputs: one of these leads to a grid
         labels = _labels_of(recorder, slot, axis)
         if labels is not None:
             lowest = _lowest(layout.to_batch(labels.numbers).movedim(channels, -1).flatten(1, -2), -1)
@@ -133,7 +133,7 @@ def _made(recorder: Recorder, operation: Operation, slot: Slot, sources: dict[Sl
 
 
 def _on_parts(labels: _Labels, shape: torch.Size) -> _Labels | None:
-    """The labels of maps of parts: of a film's whole frames, or else of windows, each with the lowest place in it."""
+    """The labels of maps of parts: of a video's whole frames, or else of windows, each with the lowest place in it."""
     numbers, sizes = labels
     if len(numbers) != shape[0]:
         return None
@@ -151,7 +151,7 @@ def _on_parts(labels: _Labels, shape: torch.Size) -> _Labels | None:
 
 
 def _is_map(recorder: Recorder, slot: Slot) -> bool:
-    """Is this the image itself, or a feature map of it? Or a film or volume?"""
+    """Is this the image itself, or a feature map of it? Or a video or volume?"""
     shape = recorder.shapes[slot]
     if len(shape) not in (4, 5) or slot in recorder.sources:
         return len(shape) in (4, 5)

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from .functions import ABOUT_SHAPE, TYPE, collect, function_of, in_parts, known_functions, rewritten
 from .operation_names import BEGINNINGS, may_mutate
 from .operations import Operation, Slot
+from .saved_tensors import as_it_is, unchanged, version_of
 
 _FIX = getattr(torch._C, "_fix_weakref", None)  # noqa: SLF001 # as torch.utils.weak does, where torch needs it
 
@@ -162,7 +163,7 @@ class Recorder(TorchFunctionMode):
         slot = self._seen.get(id(tensor))
         if slot is not None and self._references[slot]() is not tensor:
             slot = None
-        if has_graph(tensor) and (self._start is None or slot is None):  # whatever is seen runs without one, or is known
+        if has_graph(tensor) and (self._start is None or slot is None):  # what is seen runs without one, or is known
             if slot is None or not any(writer.unseen for writer in self.writers[slot]):
                 slot = self._made_unseen(tensor) or slot
         elif slot is None and self._changed_storages and storage_of(tensor) in self._changed_storages:
@@ -259,7 +260,6 @@ class Recorder(TorchFunctionMode):
         self._listener(operation)
         return slot
 
-
     def _origin(self, leaf: Tensor) -> Slot | None:
         """The slot of a leaf of a graph."""
         return self._beginning.outputs[0] if leaf is self._start else self.slot_of(leaf)
@@ -280,25 +280,6 @@ def _unmark(tensor: Tensor | None) -> None:
             tensor.requires_grad_(False)
     except RuntimeError:  # as above
         return
-
-
-def as_it_is(tensor: Tensor) -> tuple[Tensor, int]:
-    """What a graph keeps of a tensor, whatever the model's code wants kept (a checkpoint would run it all again)."""
-    return tensor.detach(), version_of(tensor)  # detached, or what an operation returns would be kept by its own graph
-
-
-def unchanged(kept: tuple[Tensor, int]) -> Tensor:
-    """The tensor again.
-
-    Raises:
-        RuntimeError: if it was changed in place, as torch itself does.
-    """
-    tensor, version = kept
-    if version_of(tensor) != version:
-        raise RuntimeError(
-            f"A tensor of shape {tuple(tensor.shape)} that is needed for the gradient was changed in place by the model."
-        )
-    return tensor
 
 
 def storage_of(tensor: Tensor) -> int:
@@ -333,11 +314,6 @@ def _target(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tens
     """The tensor that a function may change in place."""
     target = kwargs.get("out", args[0] if args else kwargs.get("input"))
     return target if isinstance(target, Tensor) else None
-
-
-def version_of(tensor: Tensor | None) -> int:
-    """How often it was changed in place, as far as torch counts that."""
-    return 0 if tensor is None or tensor.is_inference() else tensor._version  # noqa: SLF001 # there is no other
 
 
 def _leaves(tensor: Tensor) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from .functions import in_parts
 from .operation_names import name_of
 from .operations import Operation, Replacement, Slot
-from .recorder import as_it_is, unchanged
+from .saved_tensors import as_it_is, unchanged
 
 
 class Repeat(TorchFunctionMode):

@@ -295,7 +295,7 @@ class TokenPass:
         return self.tokens[0].numel() // self.tokens.shape[self.channels]
 
     def grid(self) -> Grid | None:
-        """Where the tokens lie on an image, a film or a volume; None if they lie on no grid."""
+        """Where the tokens lie on an image, a video or a volume; None if they lie on no grid."""
         grid = grid_of(self.watched.recorder, self.slot, self.layout, self.channels)
         image = self._arguments[0].shape
         if grid is None and self.tokens.dim() == len(image) > 3:  # perhaps a feature map, of which no patches are known

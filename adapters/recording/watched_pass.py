@@ -15,7 +15,8 @@ from .continuation import Continuation
 from .hook_point import HookPoint, exchanged_at
 from .operation_names import ELEMENTWISE, MOVES
 from .operations import Operation, Slot
-from .recorder import InputsChangedError, Recorder, has_graph, version_of
+from .recorder import InputsChangedError, Recorder, has_graph
+from .saved_tensors import version_of
 from .tokens import reads_of, tokens_of
 
 Forward = Callable[..., Any]
@@ -104,8 +105,8 @@ class WatchedPass:
         self.output_slot = None if has_graph(output) and not graph else self.recorder.slot_of(output)
         self.output = output if graph else output.detach()
         self.latent_slot = self._latent(self.output_slot) if self.output_slot is not None and latent else None
-        latent = None if self.latent_slot is None else self.recorder.tensor(self.latent_slot)
-        self.latent = latent if graph or latent is None else latent.detach()
+        read = None if self.latent_slot is None else self.recorder.tensor(self.latent_slot)
+        self.latent = read if graph or read is None else read.detach()
 
     def finish(self) -> None:
         """Keep what leads from the tokens to the output, and let go of the rest."""

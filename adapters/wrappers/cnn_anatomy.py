@@ -45,9 +45,7 @@ class CNNAnatomy:
     image: Tensor
 
 
-def cnn_anatomy(
-    model: nn.Module, names: Sequence[str] | None = None, output: OutputChoice = None
-) -> CNNAnatomy:
+def cnn_anatomy(model: nn.Module, names: Sequence[str] | None = None, output: OutputChoice = None) -> CNNAnatomy:
     """Find the stages of a network, or look at those that are given, by running it once on an empty image.
 
     Args:

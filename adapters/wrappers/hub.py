@@ -109,8 +109,8 @@ class HubWrapper(nn.Module, PyTorchModelHubMixin):
         choice = settings.get("output")
         if isinstance(choice, str) and choice.startswith(_FUNCTION):
             raise ValueError(
-                f"The {cls.__name__} was saved with a {choice} as its `output`, which is not in the file: pass it again, "
-                f"as {cls.__name__}.from_pretrained({model_id!r}, model=..., output=your_function)."
+                f"The {cls.__name__} was saved with a {choice} as its `output`, which is not in the file: pass it "
+                f"again, as {cls.__name__}.from_pretrained({model_id!r}, model=..., output=your_function)."
             )
         settings["output"] = tuple(choice) if isinstance(choice, list) else choice
         wrapper = cls(model, **settings)

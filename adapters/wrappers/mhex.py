@@ -188,7 +188,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
             copy = object.__new__(MHEXBlock)
             predicts = self.prediction == "last" and index == len(self.blocks) - 1
             head = block.head if predicts else None
-            copy.__dict__.update(block.__dict__, _modules={**block._modules, "head": head}, _kept=None)
+            copy.__dict__.update(block.__dict__, _modules={**dict(block.named_children()), "head": head}, _kept=None)
             blocks.append(copy)
         stripped.blocks = nn.ModuleList(blocks)
         return stripped
@@ -244,7 +244,9 @@ class MHEXPass:
             return output_tensor(self.output, self._wrapper.output, self._given)
         last = self._deep.get(self._predicts)
         if last is None:
-            raise ValueError(f"The block {self._wrapper.names[-1]!r}, which predicts, was replaced. Wrap the model again.")
+            raise ValueError(
+                f"The block {self._wrapper.names[-1]!r}, which predicts, was replaced. Wrap the model again."
+            )
         self._layers.check(last)
         return last
 
@@ -264,8 +266,8 @@ class MHEXPass:
             output = self._wrapper.backbone.get_submodule(residual.name)(*args, **kwargs)
         if counted.seen > residual.order + 1:
             raise ValueError(
-                f"The block {residual.name!r} adds {counted.seen} pairs of branches, not {residual.order + 1} as when it "
-                "was wrapped: was it changed since, as by adding LoRA weights? Wrap it again."
+                f"The block {residual.name!r} adds {counted.seen} pairs of branches, not {residual.order + 1} as when "
+                "it was wrapped: was it changed since, as by adding LoRA weights? Wrap it again."
             )
         return output
 

@@ -8,14 +8,15 @@ import torch
 from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from adapters.models import OutputChoice, is_image, root_module, uncompiled
+from adapters.models import OutputChoice, root_module, uncompiled
 from adapters.recording import AttentionMatrices, Prediction, mean_weights, weights_and_gradients
 
 from ._checks import Failures, OnError, as_tuple, checked_inputs
 from ._features import full_precision
 from ._targets import Score, Target, latent_of, scores_of
-from ._token_attribution import Tensors, no_grid
+from ._token_attribution import Tensors, grid_for
 
 
 class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyped
@@ -85,7 +86,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
                 found = mean_weights(
                     self.forward_func, arguments, len(given), last_only=self._last_only, output=self.output
                 )
-        with full_precision(found.row):
+        with torch.no_grad(), full_precision(found.row):
             tokens = self._formula(found)
         failures.add(
             ~torch.isfinite(tokens).all(-1),
@@ -93,12 +94,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             " Are the weights finite? In float16 the model may overflow: use bfloat16 or float32.",
         )
         tokens = failures.as_nan(tokens, stacklevel=4)
-        answer = tokens
-        if is_image(given[0]) and not return_tokens:
-            grid = found.run.grid()
-            if grid is None or found.matrices[-1].shape[-1] != found.run.count:
-                raise ValueError(no_grid(found.run, given[0]))
-            answer = tokens[:, grid.order.to(tokens.device)].view(-1, 1, grid.height, grid.width)
+        grid = None if return_tokens else grid_for(found.run, given[0])
+        answer = tokens if grid is None else grid.arranged(tokens)
+        answer = answer[:, None] if grid is not None and len(grid.sizes) == 2 else answer
         return (answer,) if isinstance(inputs, tuple) else answer
 
     def _relevances(
@@ -109,7 +107,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
             self.forward_func,
             arguments,
             len(given),
-            lambda prediction, weights: _gradients(score, prediction, weights, failures, len(given[0])),
+            lambda prediction, edges: _gradients(score, prediction, edges, failures, len(given[0])),
             positive_relevance,
             last_only=self._last_only,
             latent=latent_of([score]),
@@ -118,32 +116,31 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
 
 
 def positive_relevance(weights: Tensor, gradient: Tensor) -> Tensor:
-    """`mean_heads((gradient * weights)+)`, (batch, tokens, tokens)."""
-    return (gradient * weights).clamp_(min=0).mean(1)
-
-
-def through(row: Tensor, matrix: Tensor) -> Tensor:
-    """A row vector times a matrix, in each sample."""
-    return (row[:, None] @ matrix)[:, 0]
+    """`(gradient * weights)+`, in the gradient's memory."""
+    return gradient.mul_(weights).clamp_(min=0)
 
 
 def _gradients(
-    score: Score, prediction: Prediction, weights: Sequence[Tensor], failures: Failures, batch: int
-) -> list[Tensor]:
-    """Those of the score."""
+    score: Score, prediction: Prediction, edges: Sequence[GradientEdge | None], failures: Failures, batch: int
+) -> list[Tensor | None]:
+    """Those of the score, at some places of the graph."""
     score.check(prediction)
     with torch.enable_grad():
         values = score(prediction)
     failures.check_independent(len(values), batch)
-    found: Sequence[Tensor | None] = [None] * len(weights)
-    if values.requires_grad:
-        found = torch.autograd.grad(values.sum(), weights, allow_unused=True)
-    gradients = [torch.zeros_like(a) if g is None else g for a, g in zip(weights, found, strict=True)]
-    has_gradient = torch.stack([(gradient != 0).flatten(1).any(1) for gradient in gradients]).any(0)
-    if len(values) < len(has_gradient) and bool(has_gradient.any()):
+    places = [edge for edge in edges if edge is not None]
+    if not values.requires_grad:
+        places = []
+    found = iter(torch.autograd.grad(values.sum(), places, allow_unused=True) if places else ())
+    gradients = [next(found, None) if edge is not None else None for edge in edges]
+    some = torch.zeros(batch, dtype=torch.bool, device=values.device)
+    for gradient in gradients:
+        if gradient is not None:
+            some |= (gradient != 0).reshape(batch, -1).any(1)
+    if len(values) < batch and bool(some.any()):
         return gradients  # of several inputs to one prediction, some may not matter
     failures.add(
-        ~has_gradient,
+        ~some,
         "No attention has a gradient for sample(s) {}, and the map would be blank. Usual causes: the head's weights for"
         " this target are zero (an untrained head), or gradients are cut (torch.no_grad or detach in the model's "
         "forward, or reentrant gradient checkpointing).",

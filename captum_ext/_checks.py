@@ -9,6 +9,10 @@ from torch import Tensor
 from adapters.checks import NOT_FINITE, not_finite
 
 OnError = Literal["raise", "nan"]
+NOT_FINITE_MAP = (
+    "The map of sample(s) {} is NaN or infinite, although the inputs are finite. Are the weights finite? In float16 "
+    "the model may overflow: use bfloat16 or float32."
+)
 
 
 class Failures:

@@ -13,7 +13,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adapters.models import OutputChoice, is_image, root_module, uncompiled
+from adapters.models import OutputChoice, root_module, uncompiled
 from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass
 
 from ._checks import Failures, OnError, as_tuple, checked_inputs
@@ -61,7 +61,8 @@ class Tokens(NamedTuple):
 
     Attributes:
         values: (batch, tokens, channels), or a feature map.
-        order: (height, width) numbers of tokens, flattened, that lie on the places of an image; None without a grid.
+        order: (height, width) numbers of tokens, flattened, that lie on the places of an image; of videos and volumes
+            (frames, height, width); None without a grid.
     """
 
     values: Tensor
@@ -219,7 +220,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         """
         run = self._run(inputs, additional_forward_args, attribute_to_layer_input)
         grid = run.grid()
-        return Tokens(run.tokens.detach(), None if grid is None else grid.order.view(grid.height, grid.width))
+        return Tokens(run.tokens.detach(), None if grid is None else grid.order.view(grid.sizes))
 
     def _run(
         self, inputs: Any, additional_forward_args: Any, at_input: bool, *, latent: bool | nn.Module = False
@@ -269,16 +270,13 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             score.check(run.prediction)  # a target the output cannot answer is an error before any gradient
         predictions = torch.atleast_1d(run.prediction.outputs).shape[0]
         failures.check_independent(predictions, run.batch)
-        grid = run.grid() if is_image(given[0]) else None
-        if is_image(given[0]) and grid is None and not request.return_tokens:
-            raise ValueError(no_grid(run, given[0]))
+        grid = grid_for(run, given[0], required=not request.return_tokens)
         parts = _scores(formula, run, scores)
         _check_result(parts, grid, failures, predictions)
         parts = failures.as_nan(parts.transpose(0, 1), stacklevel=6)
         if request.return_tokens or grid is None:
             return parts
-        maps: Tensor = parts[..., grid.order.to(parts.device)].unflatten(-1, (grid.height, grid.width))
-        return maps
+        return grid.arranged(parts)
 
 
 def _check_part(argument: str, part: int | nn.Module | None, forward: Callable[..., Any]) -> None:
@@ -327,11 +325,26 @@ def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predicti
     )
 
 
-def no_grid(run: TokenPass, images: Tensor) -> str:
+def grid_for(run: TokenPass, inputs: Tensor, *, required: bool = True) -> Grid | None:
+    """On which grid scores are returned: for images, videos and volumes, and for spectrograms if there is one.
+
+    Raises:
+        ValueError: if images, videos or volumes have none, and it is required.
+    """
+    if not inputs.is_floating_point() or inputs.dim() < 3:
+        return None
+    grid = run.grid()
+    if inputs.dim() == 3:
+        return None if grid is None or len(grid.sizes) < 2 else grid
+    if grid is None and required:
+        raise ValueError(_no_grid(run, inputs))
+    return grid
+
+
+def _no_grid(run: TokenPass, images: Tensor) -> str:
     """Why tokens are not shown on an image, and what to do."""
     return (
         f"Cannot tell how the tokens, of shape {tuple(run.tokens.shape)}, lie on images of shape "
-        f"{tuple(images.shape)}: "
-        "they do not come one by one from the patches of a grid. Were tokens dropped, merged or pooled? Ask for "
-        "`return_tokens=True` for a score of each token."
+        f"{tuple(images.shape)}: they do not come one by one from the patches of a grid. Were tokens dropped, merged "
+        "or pooled? Ask for `return_tokens=True` for a score of each token."
     )

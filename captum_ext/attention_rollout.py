@@ -4,7 +4,7 @@ from torch import Tensor
 
 from adapters.recording import AttentionMatrices
 
-from ._attention_attribution import AttentionAttribution, through
+from ._attention_attribution import AttentionAttribution
 
 
 class AttentionRollout(AttentionAttribution):
@@ -49,7 +49,7 @@ class AttentionRollout(AttentionAttribution):
         """
         row, layers = found.row, found.matrices
         if found.pools:
-            row, layers = through(row, layers[-1]), layers[:-1]
+            row, layers = layers[-1].after(row), layers[:-1]
         for mean in reversed(layers):
-            row = (through(row, mean) + row) / 2
+            row = (mean.after(row) + row) / 2
         return row

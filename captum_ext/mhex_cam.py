@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from adapters import MHEX, MHEXSettings, mhex_maps
-from adapters.wrappers.mhex_maps import Activation
+from adapters.wrappers.mhex_maps import Activation, has_maps
+
+from ._checks import NOT_FINITE_MAP, Failures, OnError, as_tuple, checked_inputs
+from ._token_attribution import Tensors
 
 
 class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
@@ -46,7 +50,7 @@ class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
     @log_usage()  # type: ignore[untyped-decorator] # captum is untyped
     def attribute(
         self,
-        inputs: Tensor,
+        inputs: Tensors,
         target: int | Sequence[int] | Tensor | None = None,
         additional_forward_args: Any = None,
         *,
@@ -57,11 +61,14 @@ class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
         activation: Activation = "all",
         normalize: bool = False,
         per_layer: bool = False,
-    ) -> Tensor:
+        on_error: OnError = "raise",
+    ) -> Tensors:
         """Explain one class of each sample.
 
         Args:
-            inputs: Images (batch, channels, height, width), or token ids (batch, tokens).
+            inputs: Images (batch, channels, height, width), or token ids (batch, tokens); signals (batch, channels,
+                length) and volumes (batch, channels, depth, height, width) for such networks; a tuple for models of
+                several inputs.
             target: A class for all samples, or one for each. None: the predicted ones, which takes a second pass.
             additional_forward_args: Further arguments of the backbone, such as an attention mask.
             alpha: The weight of a block over that of the next one, above 0.
@@ -71,18 +78,23 @@ class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
             activation: "all", A = x' + r, or "gated", A = x'. In transformers x + r, or sigmoid(s) (x + r).
             normalize: Scale each map from 0 to 1.
             per_layer: Return the map of each block, without alpha.
+            on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
+                one warning names it.
 
         Returns:
-            For images (batch, 1, height, width), of the images' size; for tokens (batch, tokens), from the first three
-            blocks, padding 0. With `per_layer` (batch, blocks, height, width) or (batch, blocks, tokens). Signed, in
-            the unit of a logit.
+            For images (batch, 1, height, width), of the images' size, and so for signals and volumes; for tokens
+            (batch, tokens), from the first three blocks, padding 0. With `per_layer` (batch, blocks, height, width) or
+            (batch, blocks, tokens). Signed, in the unit of a logit. A tuple holding it if `inputs` is a tuple.
 
         Raises:
             TypeError: if targets are no classes.
             ValueError: if a setting or a target is out of its range, or the model's heads were stripped.
         """
         settings = MHEXSettings(alpha, beta, gamma_pos, gamma_neg, activation, normalize, per_layer)
-        further = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
-        given = (inputs,) if additional_forward_args is None else (inputs, *further)
-        maps = mhex_maps(self.forward_func, given, target, settings)
-        return maps[:, None] if maps.dim() == 3 and not per_layer else maps
+        failures = Failures(on_error)
+        given: tuple[Tensor, ...] = checked_inputs(inputs, failures)
+        maps = mhex_maps(self.forward_func, (*given, *as_tuple(additional_forward_args)), target, settings)
+        failures.add(~torch.isfinite(maps).flatten(1).all(1), NOT_FINITE_MAP)
+        maps = failures.as_nan(maps, stacklevel=4)
+        maps = maps[:, None] if has_maps(self.forward_func, given[0]) and not per_layer else maps
+        return (maps,) if isinstance(inputs, tuple) else maps

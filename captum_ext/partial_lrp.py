@@ -4,7 +4,7 @@ from torch import Tensor
 
 from adapters.recording import AttentionMatrices
 
-from ._attention_attribution import AttentionAttribution, through
+from ._attention_attribution import AttentionAttribution
 
 
 class PartialLRP(AttentionAttribution):
@@ -44,4 +44,4 @@ class PartialLRP(AttentionAttribution):
     @staticmethod
     def _formula(found: AttentionMatrices) -> Tensor:
         """The row of the last part, (batch, tokens)."""
-        return through(found.row, found.matrices[-1])
+        return found.matrices[-1].after(found.row)

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import torch
 from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
-from torch import Tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from adapters import CAStream, raw_attention
+
+from ._checks import NOT_FINITE_MAP, Failures, OnError, checked_inputs
+from ._token_attribution import Tensors
 
 
 class RawAttention(Attribution):  # type: ignore[misc] # captum is untyped
@@ -42,21 +45,36 @@ class RawAttention(Attribution):  # type: ignore[misc] # captum is untyped
 
     @log_usage()  # type: ignore[untyped-decorator] # captum is untyped
     def attribute(
-        self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None, *, stage: int = -1
-    ) -> Tensor:
+        self,
+        inputs: Tensors,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        stage: int = -1,
+        on_error: OnError = "raise",
+    ) -> Tensors:
         """The attention of one stage.
 
         Args:
-            inputs: (batch, channels, height, width).
+            inputs: (batch, channels, height, width), or a tuple holding it; signals (batch, channels, length) and
+                volumes (batch, channels, depth, height, width) for such networks.
             target: Accepted as in all of Captum's classes; the attention does not depend on it.
             additional_forward_args: Accepted as in Captum; not used.
             stage: Which one, counted as in `forward_func.stages`.
+            on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
+                one warning names it.
 
         Returns:
-            (batch, 1, height, width) of the stage's features, at least 0, with sum 1 in each image.
+            (batch, 1, height, width) of the stage's features, at least 0, with sum 1 in each image. A tuple
+            holding it if `inputs` is a tuple.
 
         Raises:
             TypeError: if the inputs are not images.
             ValueError: if there is no such stage.
         """
-        return raw_attention(self.forward_func, inputs, stage)[:, None]
+        failures = Failures(on_error)
+        (images,) = checked_inputs(inputs, failures)
+        maps = raw_attention(self.forward_func, images, stage)
+        failures.add(~torch.isfinite(maps).flatten(1).all(1), NOT_FINITE_MAP)
+        maps = failures.as_nan(maps, stacklevel=4)[:, None]
+        return (maps,) if isinstance(inputs, tuple) else maps

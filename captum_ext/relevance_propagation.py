@@ -4,7 +4,7 @@ from torch import Tensor
 
 from adapters.recording import AttentionMatrices
 
-from ._attention_attribution import AttentionAttribution, through
+from ._attention_attribution import AttentionAttribution
 
 
 class RelevancePropagation(AttentionAttribution):
@@ -49,7 +49,7 @@ class RelevancePropagation(AttentionAttribution):
         """
         row, layers = found.row, found.matrices
         if found.pools:
-            row, layers = through(row, layers[-1]), layers[:-1]
+            row, layers = layers[-1].after(row), layers[:-1]
         for part in reversed(layers):
-            row = row + through(row, part)
+            row = row + part.after(row)
         return row

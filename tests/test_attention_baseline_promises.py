@@ -46,12 +46,9 @@ def test_a_used_model_is_left_as_found_and_explained_in_evaluation_mode(method):
 @each_method
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("block", [0, -1])
-@pytest.mark.parametrize("calls", [0, 1])
-def test_a_model_that_fails_is_left_as_found(method, error, block, calls):
+def test_a_model_that_fails_is_left_as_found(method, error, block):
     model = tiny_vit().train()
-    model.blocks[block].ls1 = Breaks(error, after=calls)
-    if calls and method is not RelevancePropagation:
-        return  # the model runs once
+    model.blocks[block].ls1 = Breaks(error, after=0)
     with left_as_found(model), pytest.raises(type(error)):
         method(model).attribute(IMAGES, TARGETS)
 

@@ -139,7 +139,7 @@ def test_weights_that_are_gone_are_read_behind_their_conversion():
     query, key, _ = model.operands(x)
     row = (0.4 * torch.einsum("bhc,bhkc->bhk", query[:, :, 0], key) + model.mask[0]).softmax(2).mean(1).float()
     found = AttentionRollout(lambda x: written_out(model, x, torch.Tensor.float)).attribute(x)
-    torch.testing.assert_close(found, (row + F.one_hot(torch.tensor(0), 5)) / 2)
+    torch.testing.assert_close(found, (row + F.one_hot(torch.tensor(0), 5)).double() / 2)
 
 
 @pytest.mark.parametrize("kind", ["booleans", "numbers", "for each sample"])

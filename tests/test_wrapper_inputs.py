@@ -52,7 +52,7 @@ def test_classes_of_any_integer_type_are_the_same(mhex, target):
         ((IMAGES, [1, 2]), {}, ValueError, "one target for each of 4 samples"),
         ((IMAGES[:0], 1), {}, ValueError, r"at least one sample, got shape \(0, 3, 64, 64\)"),
         ((IMAGES * torch.nan, 1), {}, ValueError, r"NaN or infinity in sample\(s\) \[0, 1, 2, 3\]"),
-        (((IMAGES,), 1), {}, TypeError, "Expected the inputs to be a tensor"),
+        (([IMAGES], 1), {}, TypeError, "Expected `inputs` to be a tensor or a tuple of tensors"),
         ((IMAGES, 1), {"alpha": "a"}, TypeError, "`alpha` to be a number, got 'a'"),
         ((IMAGES, 1), {"gamma_pos": "a"}, TypeError, "`gamma_pos` to be a number, got 'a'"),
     ],

@@ -2,15 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..models import placement_of
+from ..wrappers.mhex_maps import upsampled
 
 W = TypeVar("W", bound=nn.Module)
 
@@ -28,6 +28,7 @@ class CAM(ABC, Generic[W]):
     """
 
     wrapper: type[W]
+    uses_gradients = compute_input_gradient = False
 
     def __init__(
         self,
@@ -66,9 +67,18 @@ class CAM(ABC, Generic[W]):
         if aug_smooth or eigen_smooth:
             raise ValueError(f"{type(self).__name__} has no `aug_smooth` and no `eigen_smooth`: leave both False.")
         maps = _scaled(self.maps(placement_of(self.model).moved(input_tensor), targets).float())
-        resized = F.interpolate(maps[:, None], input_tensor.shape[2:], mode="bilinear")[:, 0]
-        result: npt.NDArray[np.float32] = _scaled(resized).cpu().numpy()
+        result: npt.NDArray[np.float32] = _scaled(upsampled(maps, input_tensor.shape[2:])).cpu().numpy()
         return result
+
+    @property
+    def device(self) -> torch.device | None:
+        """The model's, which SESS asks for."""
+        return placement_of(self.model).device
+
+    @property
+    def activations_and_grads(self) -> "_NoLayers":
+        """What SESS releases and FinerCAM calls."""
+        return _NoLayers(type(self).__name__)
 
     def __enter__(self) -> Self:
         return self
@@ -77,9 +87,26 @@ class CAM(ABC, Generic[W]):
         return None
 
 
+class _NoLayers:
+    """In place of pytorch-grad-cam's ActivationsAndGradients, as these maps need none."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, _: Tensor) -> NoReturn:
+        raise TypeError(
+            f"{self._name} reads no gradients at layers, by which FinerCAM compares classes. Use FinerCAM with "
+            "base_method=GradCAM, or this class alone, or with SESS or RefineCAM."
+        )
+
+    def release(self) -> None:
+        """There is nothing to release."""
+
+
 def _scaled(maps: Tensor) -> Tensor:
-    maps = maps - maps.amin((1, 2), keepdim=True)
-    return maps / (1e-7 + maps.amax((1, 2), keepdim=True))
+    axes = tuple(range(1, maps.dim()))
+    maps = maps - maps.amin(axes, keepdim=True)
+    return maps / (1e-7 + maps.amax(axes, keepdim=True))
 
 
 def categories(targets: Sequence[Any] | None, count: int) -> Tensor | None:

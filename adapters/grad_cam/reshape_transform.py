@@ -46,7 +46,7 @@ class ReshapeTransform:
             )
         if tokens.shape[1] == self.count:
             patches = tokens[:, self.grid.order.to(tokens.device)]
-            return patches.transpose(1, 2).reshape(len(tokens), -1, self.grid.height, self.grid.width)
+            return torch.unflatten(patches.transpose(1, 2), 2, self.grid.sizes)
         side = self._side(tokens.shape[1])
         first = int(self.grid.order.min())
         return tokens[:, first : first + side * side].transpose(1, 2).reshape(len(tokens), -1, side, side)
@@ -57,7 +57,7 @@ class ReshapeTransform:
         if self.size_was_given:
             raise ValueError(
                 f"The layer holds {count} tokens, but with images of {self.image_size[0]} x {self.image_size[1]} "
-                f"this model has {self.count}: {others} others and a {self.grid.height} x {self.grid.width} grid of "
+                f"this model has {self.count}: {others} others and a {' x '.join(map(str, self.grid.sizes))} grid of "
                 "patches."
             )
         patches = count - others

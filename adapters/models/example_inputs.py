@@ -6,12 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SIZES = (224, 64, 32, 28)  # of images to try a network with, where it does not say its own
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SIDES = (224, 64, 32, 28)  # of images to try a network with, where it does not say its own
+_SIZES: dict[type[nn.Module], list[tuple[int, ...]]] = {
+    nn.Conv1d: [(length,) for length in (1024, *_SIDES)],
+    nn.Conv2d: [(side, side) for side in _SIDES],
+    nn.Conv3d: [(64, 64, 64), (16, 224, 224), (32, 32, 32), (28, 28, 28)],
+}
 _TOKENS = 4
 
 
 def example_inputs(model: nn.Module) -> Iterator[dict[str, Tensor] | Tensor]:
     """Inputs to try, one after the other: token ids by name, or images (1, channels, height, width).
+
+    For networks whose first convolution has one or three axes, signals (1, channels, length) or volumes.
 
     Raises:
         TypeError: if it is not a model.
@@ -24,7 +32,7 @@ def example_inputs(model: nn.Module) -> Iterator[dict[str, Tensor] | Tensor]:
     if hasattr(config, "vocab_size") and not hasattr(config, "image_size"):
         yield {"input_ids": torch.ones(1, _TOKENS, dtype=torch.long, device=device)}
         return
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    first = next((m for m in model.modules() if isinstance(m, _CONVOLUTIONS)), None)
     if first is None:
         raise ValueError(f"{type(model).__name__} has no convolution: expected a network that reads images.")
     sides = [
@@ -33,6 +41,8 @@ def example_inputs(model: nn.Module) -> Iterator[dict[str, Tensor] | Tensor]:
         getattr(config, "image_size", getattr(model, "image_size", None)),
     ]
     own = next((side for side in sides if side), None)
-    for side in _SIZES if own is None else (own,):
-        height, width = (side, side) if isinstance(side, int) else side[-2:]
-        yield torch.zeros(1, first.in_channels, height, width, dtype=first.weight.dtype, device=device)
+    sizes = next(sizes for kind, sizes in _SIZES.items() if isinstance(first, kind))
+    if own is not None and isinstance(first, nn.Conv2d):
+        sizes = [(own, own) if isinstance(own, int) else tuple(own[-2:])]
+    for size in sizes:
+        yield torch.zeros(1, first.in_channels, *size, dtype=first.weight.dtype, device=device)

@@ -47,6 +47,13 @@ def with_output(model: M, choice: OutputChoice) -> M:
     return stand_in(model, {model: forward})
 
 
+def _called_by_forward(kind: type[M]) -> type[M]:
+    """A class whose objects run their forward when they are called, also if its own ones do something else."""
+    if kind.__call__ is nn.Module.__call__:
+        return kind
+    return type(kind.__name__, (kind,), {"__call__": nn.Module.__call__})
+
+
 def _stand_in(module: M, forwards: Mapping[nn.Module, Forward], done: dict[nn.Module, nn.Module]) -> M:
     # Not a function inside another: that would be a cycle, and hold the memory of a pass until it is collected.
     if module not in done:
@@ -57,7 +64,7 @@ def _stand_in(module: M, forwards: Mapping[nn.Module, Forward], done: dict[nn.Mo
         if forward is None and all(children[name] is child for name, child in own.items()):
             done[module] = module
         else:
-            copy = object.__new__(type(module))
+            copy = object.__new__(type(module) if forward is None else _called_by_forward(type(module)))
             copy.__dict__.update(module.__dict__, _modules=children)
             if forward is not None:
                 copy.__dict__.update({hooks: OrderedDict() for hooks in HOOKS}, forward=forward)

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 from .attention_calls import AttentionCall, projected
 from .operation_names import FLATTENINGS
 from .operations import Operation, Replacement, Slot
-from .recorder import Recorder, storage_of, version_of
+from .recorder import Recorder, storage_of
+from .saved_tensors import version_of
 from .tokens import reads_of
 
 _UNINITIALISED = frozenset(["empty_like", "new_empty", "new_empty_strided"])
@@ -228,10 +229,12 @@ class Continuation:
             if slot in values:
                 values[slot] = values[slot].clone()
         own = tokens.clone() if self.slot in self._written else tokens
-        last_use = {slot: operation for operation in self.operations for slot in operation.inputs}
+        makers = [i for i, operation in enumerate(self.operations) if any(slot in wanted for slot in operation.outputs)]
+        operations = self.operations[: makers[-1] + 1] if makers else []
+        last_use = {slot: operation for operation in operations for slot in operation.inputs}
         gradients = torch.is_grad_enabled()
         try:
-            for operation in self.operations:
+            for operation in operations:
                 reads = self.reads_tokens(operation)
                 torch.set_grad_enabled(gradients and operation.differentiable)
                 replacement = None if replacements is None else replacements.get(operation.call)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 Replacement = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """What runs in an operation's place, given the function and its arguments."""
@@ -36,6 +37,7 @@ class Operation:
         returned_a_value: Did it return a number to the model's code, which may decide by it?
         changes_view: Did it change a view of another tensor?
         constants: The tensors it read that depend on no input, as long as they may be needed.
+        edge: Where the graph has its output, if it is an attention or a softmax and the graph is kept.
     """
 
     index: int
@@ -54,10 +56,12 @@ class Operation:
     returned_a_value: bool = False
     changes_view: bool = False
     constants: tuple[Tensor, ...] = ()
+    edge: GradientEdge | None = None
 
     def forget(self) -> None:
         """Let go of the tensors that were kept for it."""
         self.before = None
+        self.edge = None
         self.constants = ()
 
 

@@ -1,4 +1,4 @@
-"""Where tokens lie on an image: followed from the patches to the tokens through the recorded operations."""
+"""Where tokens lie on an image, a video or a volume: followed from the patches through the recorded operations."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from .operation_names import ELEMENTWISE, MOVES, PRODUCTS, SOFTMAXES
 from .operations import Operation, Slot
 from .recorder import Recorder
 
-_MAPS = frozenset(["conv2d", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"])
+_POOLINGS = ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool")
+_MAPS = frozenset(["conv2d", "conv3d", "interpolate", *(f"{name}{axes}d" for name in _POOLINGS for axes in (2, 3))])
 _BY_INDEX = frozenset(["gather", "index_select", "take_along_dim"])
 _NORMS = frozenset(["layer_norm", "rms_norm", "normalize", "group_norm", "batch_norm", "linear", "addmm", "embedding"])
 _REDUCED = frozenset(["amax", "amin", "mean", "max", "min", "sum"])
@@ -26,14 +27,17 @@ class Grid:
     """The patches' grid, and which token lies at each of its places.
 
     Attributes:
-        height: Rows of patches.
-        width: Columns.
-        order: (height * width,) numbers of tokens, row after row.
+        sizes: Rows and columns of patches; of videos and volumes frames or slices in front.
+        order: The numbers of tokens, row after row.
     """
 
-    height: int
-    width: int
+    sizes: tuple[int, ...]
     order: Tensor
+
+    def arranged(self, scores: Tensor) -> Tensor:
+        """Scores (..., tokens) as (..., *sizes)."""
+        maps: Tensor = scores[..., self.order.to(scores.device)].unflatten(-1, self.sizes)
+        return maps
 
 
 def grid_of(recorder: Recorder, slot: Slot, layout: BatchLayout, channels: int) -> Grid | None:
@@ -45,35 +49,47 @@ def grid_of(recorder: Recorder, slot: Slot, layout: BatchLayout, channels: int) 
         layout: How the samples lie in them.
         channels: The axis of the channels, with the batch in front.
     """
-    labels = _labels_of(recorder, slot)
-    if labels is None:
-        return None
-    lowest = _lowest(layout.to_batch(labels.numbers).movedim(channels, -1).flatten(1, -2), -1)
-    return _grid(lowest[0], labels.width) if bool((lowest == lowest[0]).all()) else None
+    video = any(len(recorder.shapes[source]) == 5 for source in recorder.sources)
+    for axis in (1, 2) if video else (1,):  # of the channels in the inputs: one of these leads to a grid
+        labels = _labels_of(recorder, slot, axis)
+        if labels is not None:
+            lowest = _lowest(layout.to_batch(labels.numbers).movedim(channels, -1).flatten(1, -2), -1)
+            grid = _grid(lowest[0], labels.sizes) if bool((lowest == lowest[0]).all()) else None
+            if grid is not None:
+                return grid
+    return None
 
 
-def _grid(first: Tensor, width: int) -> Grid | None:
+def _grid(first: Tensor, sizes: tuple[int, ...]) -> Grid | None:
     """The grid of tokens of which each has the number of its first place on a map, or 0."""
     known = first > 0
-    rows, columns = (first - 1) // width, (first - 1) % width
-    ys, xs = rows[known].unique(), columns[known].unique()
-    if len(ys) * len(xs) != int(known.sum()) or not len(ys):
+    axes = [torch.unique(places, return_inverse=True) for places in torch.unravel_index(first[known] - 1, sizes)]
+    lengths = tuple(len(steps) for steps, _ in axes)
+    if not all(lengths) or math.prod(lengths) != int(known.sum()):
         return None
-    place = torch.searchsorted(ys, rows[known]) * len(xs) + torch.searchsorted(xs, columns[known])
-    order = torch.full((len(ys) * len(xs),), -1)
+    place = torch.zeros_like(axes[0][1])
+    for length, (_, number) in zip(lengths, axes, strict=True):
+        place = place * length + number
+    order = torch.full((len(place),), -1)
     order[place] = known.nonzero()[:, 0]
-    return None if bool((order < 0).any()) else Grid(len(ys), len(xs), order)
+    return None if bool((order < 0).any()) else Grid(lengths, order)
 
 
 class _Labels(NamedTuple):
-    """Of each element the number of its place on a map of this width, from 1 on, or 0; the lowest of several."""
+    """Of each element the number of its place on a map of these sizes, from 1 on, or 0; the lowest of several."""
 
     numbers: Tensor
-    width: int
+    sizes: tuple[int, ...]
 
 
-def _labels_of(recorder: Recorder, slot: Slot) -> _Labels | None:
-    """The labels of a tensor, followed from the nearest maps; None where they cannot be."""
+def _labels_of(recorder: Recorder, slot: Slot, channels: int) -> _Labels | None:
+    """The labels of a tensor, followed from the nearest maps; None where they cannot be.
+
+    Args:
+        recorder: The recording.
+        slot: The tensor's.
+        channels: The axis of the channels in the inputs.
+    """
     known: dict[Slot, _Labels | None] = {}
     begun: set[Slot] = set()
     waiting = [slot]
@@ -82,7 +98,7 @@ def _labels_of(recorder: Recorder, slot: Slot) -> _Labels | None:
         if one in known:
             waiting.pop()
         elif _is_map(recorder, one):
-            known[one] = _on_map(recorder.shapes[one])
+            known[one] = _on_map(recorder.shapes[one], channels if one in recorder.sources else 1)
         elif not recorder.writers[one]:
             known[one] = None
         else:
@@ -103,21 +119,42 @@ def _labels_of(recorder: Recorder, slot: Slot) -> _Labels | None:
 
 def _made(recorder: Recorder, operation: Operation, slot: Slot, sources: dict[Slot, _Labels | None]) -> _Labels | None:
     given = {s: labels for s, labels in sources.items() if labels is not None}
-    widths = {labels.width for labels in given.values()}
-    if len(widths) > 1:  # from several maps, of which all but one may have given class tokens only
-        widths = {labels.width for labels in given.values() if bool(labels.numbers.any())}
-    if not given or len(widths) > 1:
+    sizes = {labels.sizes for labels in given.values()}
+    if len(sizes) > 1:  # from several maps, of which all but one may have given class tokens only
+        sizes = {labels.sizes for labels in given.values() if bool(labels.numbers.any())}
+    if not given or len(sizes) > 1:
         return None
+    first = next(iter(given.values()))
+    size = sizes.pop() if sizes else first.sizes
+    if operation.name in _MAPS:  # of images that are parts of what the samples are
+        return _on_parts(first, recorder.shapes[slot])
     numbers = _moved(recorder, operation, slot, {s: labels.numbers for s, labels in given.items()})
-    width = widths.pop() if widths else next(iter(given.values())).width
-    return None if numbers is None else _Labels(numbers, width)
+    return None if numbers is None else _Labels(numbers, size)
+
+
+def _on_parts(labels: _Labels, shape: torch.Size) -> _Labels | None:
+    """The labels of maps of parts: of a video's whole frames, or else of windows, each with the lowest place in it."""
+    numbers, sizes = labels
+    if len(numbers) != shape[0]:
+        return None
+    of_frame = math.prod(sizes[1:])
+    if len(sizes) == 3 and len(shape) == 4 and numbers.shape[2:] == sizes[1:]:
+        own = torch.arange(1, of_frame + 1, dtype=numbers.dtype).view(sizes[1:])
+        frame = (numbers.amin((1, 2, 3)) - 1) // of_frame
+        if bool((numbers == own + (frame * of_frame).view(-1, 1, 1, 1)).all()):
+            height, width = shape[2:]
+            own = torch.arange(1, height * width + 1, dtype=numbers.dtype).view(1, 1, height, width)
+            found = own + (frame * height * width).view(-1, 1, 1, 1)
+            return _Labels(found.expand(shape), (sizes[0], height, width))
+    lowest = _lowest(numbers.flatten(1), -1)
+    return _Labels(lowest.view(-1, *[1] * (len(shape) - 1)).expand(shape), sizes)
 
 
 def _is_map(recorder: Recorder, slot: Slot) -> bool:
-    """Is this the image itself, or a feature map of it?"""
+    """Is this the image itself, or a feature map of it? Or a video or volume?"""
     shape = recorder.shapes[slot]
-    if len(shape) != 4 or slot in recorder.sources:
-        return len(shape) == 4
+    if len(shape) not in (4, 5) or slot in recorder.sources:
+        return len(shape) in (4, 5)
     writers = recorder.writers[slot]
     return bool(writers) and writers[0].name in _MAPS and shape[0] == recorder.shapes[recorder.sources[0]][0]
 
@@ -148,11 +185,10 @@ def _indices(operation: Operation) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
-def _on_map(shape: torch.Size) -> _Labels:
-    height, width = shape[2], shape[3]
-    return _Labels(
-        torch.arange(1, height * width + 1, dtype=torch.int32).view(1, 1, height, width).expand(shape), width
-    )
+def _on_map(shape: torch.Size, channels: int) -> _Labels:
+    sizes = tuple(size for axis, size in enumerate(shape) if axis not in (0, channels))
+    numbers = torch.arange(1, math.prod(sizes) + 1, dtype=torch.int32).view(1, *sizes)
+    return _Labels(numbers.unsqueeze(channels).expand(shape), sizes)
 
 
 def _lowest(labels: Tensor, axis: Any, *, keepdim: bool = False) -> Tensor:
@@ -167,9 +203,6 @@ def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slo
     """The labels of what an operation made."""
     shape = recorder.shapes[made]
     labels = next(iter(given.values()))
-    if operation.name in _MAPS:  # of images that are parts of images
-        lowest = _lowest(labels.flatten(1), -1)
-        return lowest.view(-1, *[1] * (len(shape) - 1)).expand(shape) if len(lowest) == shape[0] else None
     if operation.name in _REDUCED:
         axes = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
         if axes is None:
@@ -185,5 +218,6 @@ def _moved(recorder: Recorder, operation: Operation, made: Slot, given: dict[Slo
 
 def covers(grid: Grid, image_size: tuple[int, int]) -> bool:
     """Has a grid the proportions of an image, up to rounding?"""
-    scale = math.sqrt(image_size[0] * image_size[1] / (grid.height * grid.width))
-    return abs(grid.height - image_size[0] / scale) <= 1 and abs(grid.width - image_size[1] / scale) <= 1
+    height, width = grid.sizes[-2:]
+    scale = math.sqrt(image_size[0] * image_size[1] / (height * width))
+    return abs(height - image_size[0] / scale) <= 1 and abs(width - image_size[1] / scale) <= 1

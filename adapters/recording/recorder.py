@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from .functions import ABOUT_SHAPE, TYPE, collect, function_of, in_parts, known_functions, rewritten
-from .operation_names import may_mutate
+from .operation_names import BEGINNINGS, may_mutate
 from .operations import Operation, Slot
+from .saved_tensors import as_it_is, unchanged, version_of
 
 _FIX = getattr(torch._C, "_fix_weakref", None)  # noqa: SLF001 # as torch.utils.weak does, where torch needs it
 
@@ -38,10 +40,16 @@ class Recorder(TorchFunctionMode):
         sources: The tensors to follow, the model's inputs.
         listener: Told of each operation.
         guarded: Tensors that must not be changed in place.
+        graph: Is the graph kept, from the first softmax or fused attention on? Else each operation runs without one.
     """
 
-    def __init__(self, sources: list[Tensor], listener: Listener, guarded: list[Tensor] | None = None) -> None:
+    def __init__(
+        self, sources: list[Tensor], listener: Listener, guarded: list[Tensor] | None = None, *, graph: bool = False
+    ) -> None:
         super().__init__()
+        self._wants_graph = graph
+        self._start: Tensor | None = None  # the leaf of the graph, made by
+        self._beginning: Operation
         self._guarded = {storage_of(x) for x in guarded or ()}
         self.calls = 0
         self.operations: list[Operation] = []
@@ -155,7 +163,7 @@ class Recorder(TorchFunctionMode):
         slot = self._seen.get(id(tensor))
         if slot is not None and self._references[slot]() is not tensor:
             slot = None
-        if has_graph(tensor):  # whatever is seen runs without one
+        if has_graph(tensor) and (self._start is None or slot is None):  # what is seen runs without one, or is known
             if slot is None or not any(writer.unseen for writer in self.writers[slot]):
                 slot = self._made_unseen(tensor) or slot
         elif slot is None and self._changed_storages and storage_of(tensor) in self._changed_storages:
@@ -174,9 +182,16 @@ class Recorder(TorchFunctionMode):
         version = version_of(target)
         if target is not None and mutates:
             operation.before = target.detach().clone()
-        torch._C._set_grad_enabled(False)  # noqa: SLF001 # quicker than a context, for each operation
+        in_graph = self._start is not None
+        torch._C._set_grad_enabled(in_graph and operation.differentiable)  # noqa: SLF001 # quicker than a context
         try:
-            result = operation.func(*args, **kwargs)
+            if in_graph:
+                with saved_tensors_hooks(as_it_is, unchanged):
+                    result = operation.func(*args, **kwargs)
+            else:
+                result = operation.func(*args, **kwargs)
+            if self._wants_graph and operation.name in BEGINNINGS:
+                result = self._begin(operation, result)
             outputs: list[Tensor] = []
             collect((result,), outputs)
             if target is not None and version_of(target) != version:
@@ -202,9 +217,24 @@ class Recorder(TorchFunctionMode):
             self.writers[slot].append(operation)
             return slot
         slot = self._new(tensor, operation, follows=True)
-        if tensor.is_floating_point() and operation.differentiable:
+        if self._start is None and tensor.is_floating_point() and operation.differentiable:
             _mark(tensor)
         return slot
+
+    def _begin(self, operation: Operation, result: Any) -> Any:
+        """Have the graph begin with what a softmax or a fused attention returned, and note where it is there."""
+        if not isinstance(result, Tensor) or result.dim() < 3:
+            return result
+        if self._start is None and operation.differentiable:
+            for slot in self._seen.values():
+                _unmark(self.tensor(slot) if self.follows[slot] else None)
+            self._beginning = operation
+            self._start = result.detach().requires_grad_()
+            torch._C._set_grad_enabled(True)  # noqa: SLF001
+            result = self._start.clone()  # which the model may change in place
+        if has_graph(result):
+            operation.edge = get_gradient_edge(result)
+        return result
 
     def _new(self, tensor: Tensor, producer: Operation | None, *, follows: bool) -> Slot:
         slot = Slot(len(self._references))
@@ -219,7 +249,7 @@ class Recorder(TorchFunctionMode):
     def _made_unseen(self, tensor: Tensor) -> Slot | None:
         """If a tensor comes from followed ones by something that was not seen, that becomes an operation."""
         origins = tuple(
-            dict.fromkeys(s for x in _leaves(tensor) if (s := self.slot_of(x)) is not None and self.follows[s])
+            dict.fromkeys(s for x in _leaves(tensor) if (s := self._origin(x)) is not None and self.follows[s])
         )
         if not origins:
             return None
@@ -230,12 +260,25 @@ class Recorder(TorchFunctionMode):
         self._listener(operation)
         return slot
 
+    def _origin(self, leaf: Tensor) -> Slot | None:
+        """The slot of a leaf of a graph."""
+        return self._beginning.outputs[0] if leaf is self._start else self.slot_of(leaf)
+
 
 def _mark(tensor: Tensor) -> None:
     """Have it carry a gradient: what then runs unseen shows itself by its graph."""
     try:
         tensor.requires_grad_()  # also of a view, which only says so because the other tensor does
     except RuntimeError:  # a view of something that was changed in place
+        return
+
+
+def _unmark(tensor: Tensor | None) -> None:
+    """Undo that."""
+    try:
+        if tensor is not None and tensor.requires_grad and tensor.is_leaf and not isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(False)
+    except RuntimeError:  # as above
         return
 
 
@@ -271,11 +314,6 @@ def _target(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tens
     """The tensor that a function may change in place."""
     target = kwargs.get("out", args[0] if args else kwargs.get("input"))
     return target if isinstance(target, Tensor) else None
-
-
-def version_of(tensor: Tensor | None) -> int:
-    """How often it was changed in place, as far as torch counts that."""
-    return 0 if tensor is None or tensor.is_inference() else tensor._version  # noqa: SLF001 # there is no other
 
 
 def _leaves(tensor: Tensor) -> Iterator[Tensor]:

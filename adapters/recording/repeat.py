@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from .functions import in_parts
 from .operation_names import name_of
 from .operations import Operation, Replacement, Slot
+from .saved_tensors import as_it_is, unchanged
 
 
 class Repeat(TorchFunctionMode):
@@ -35,15 +36,11 @@ class Repeat(TorchFunctionMode):
             with self:
                 return parts(*args, **kwargs)
         replacement = self._replacements.get(self.calls)
-        with saved_tensors_hooks(_as_it_is, _as_it_is):  # and not those of a checkpoint, which would run it all again
+        with saved_tensors_hooks(as_it_is, unchanged):  # and not those of a checkpoint, which would run it all again
             if replacement is None:
                 return func(*args, **kwargs)
             self.replaced += 1
             return replacement(func, args, kwargs)
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor.detach()  # or what an operation returns would be kept by its own graph
 
 
 def with_tokens(operation: Operation, slot: Slot, tokens: Tensor) -> Replacement:

@@ -49,6 +49,7 @@ class TokenPass:
         latent: Is what the head reads wanted, too, or what a module returns?
         earliest: The lowest number that the last attention had in earlier passes, which makes this one quicker.
         output: Which tensor of what the model returns is explained, as for `output_tensor`.
+        graph: Does the prediction keep its graph, from the first attention on?
 
     Attributes:
         tokens: (batch, ..., channels), or with the channels at another axis.
@@ -75,7 +76,9 @@ class TokenPass:
         latent: bool | nn.Module = False,
         earliest: int = 0,
         output: OutputChoice = None,
+        graph: bool = False,
     ) -> None:
+        self._graph = graph
         self._read_output = partial(output_tensor, choice=output, given=arguments[0])
         self._latent = latent
         self._on_attention = on_attention
@@ -102,7 +105,7 @@ class TokenPass:
         self.tokens = self.layout.to_batch(found.tokens)
         self.channels = channel_axis(one.recorder, found, self.layout, at_layer=point is not None)
         same = one.latent is None or one.latent_slot == one.output_slot
-        self.prediction = Prediction(one.output, one.output if same or one.latent is None else one.latent.detach())
+        self.prediction = Prediction(one.output, one.output if same or one.latent is None else one.latent)
         if isinstance(latent, nn.Module) and one.latent_slot not in {*found.dependent, None}:
             raise ValueError(f"What {type(latent).__name__}, given as `latent`, returns does not depend on the tokens.")
         self.reason = found.reasons[0] if found.reasons else None
@@ -130,6 +133,7 @@ class TokenPass:
                     latent=self._latent,
                     root=self._root,
                     copies=self._scripted,
+                    graph=self._graph,
                     **(options or {}),
                 )
                 if ordinal is not None and not -len(one.finder.calls) <= ordinal < len(one.finder.calls):
@@ -161,7 +165,7 @@ class TokenPass:
         Raises:
             DifferentOutputError: if it is not.
         """
-        own, found = self.prediction.outputs, prediction.outputs.detach()
+        own, found = self.prediction.outputs.detach(), prediction.outputs.detach()
         if own.shape != found.shape:
             raise DifferentOutputError
         eps = max(torch.finfo(x.dtype).eps for x in (own, found, self.tokens) if x.is_floating_point())
@@ -291,13 +295,13 @@ class TokenPass:
         return self.tokens[0].numel() // self.tokens.shape[self.channels]
 
     def grid(self) -> Grid | None:
-        """Where the tokens lie on an image; None if they lie on no grid."""
+        """Where the tokens lie on an image, a video or a volume; None if they lie on no grid."""
         grid = grid_of(self.watched.recorder, self.slot, self.layout, self.channels)
-        if grid is None and self.tokens.dim() == 4:  # perhaps a feature map, of which no patches are known
-            height, width = (size for axis, size in enumerate(self.tokens.shape) if axis not in (0, self.channels))
-            whole = Grid(height, width, torch.arange(height * width))
-            image = self._arguments[0].shape
-            return whole if len(image) == 4 and covers(whole, (image[2], image[3])) else None
+        image = self._arguments[0].shape
+        if grid is None and self.tokens.dim() == len(image) > 3:  # perhaps a feature map, of which no patches are known
+            sizes = tuple(size for axis, size in enumerate(self.tokens.shape) if axis not in (0, self.channels))
+            whole = Grid(sizes, torch.arange(self.count))
+            return whole if covers(whole, (image[-2], image[-1])) else None
         return grid
 
     def _find_layout(self) -> BatchLayout:

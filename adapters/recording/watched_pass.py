@@ -15,7 +15,8 @@ from .continuation import Continuation
 from .hook_point import HookPoint, exchanged_at
 from .operation_names import ELEMENTWISE, MOVES
 from .operations import Operation, Slot
-from .recorder import InputsChangedError, Recorder, has_graph, version_of
+from .recorder import InputsChangedError, Recorder, has_graph
+from .saved_tensors import version_of
 from .tokens import reads_of, tokens_of
 
 Forward = Callable[..., Any]
@@ -40,13 +41,14 @@ class WatchedPass:
         latent: Is what the head reads wanted, or what another module returns?
         root: The model, whose modules tell what its head is.
         copies: Does the model get copies of the tensors? Else they are only guarded.
+        graph: Is the graph kept, from the first attention on?
 
     Raises:
         InputsChangedError: if the model would change a guarded tensor in place. Nothing has been changed then.
 
     Attributes:
         returned: What the model returned.
-        output: The tensor to explain.
+        output: The tensor to explain, with its graph if that is kept.
         output_slot: Its slot; None if it does not depend on the inputs.
         continuation: How the pass continues from the tokens; None if there is no attention.
     """
@@ -67,6 +69,7 @@ class WatchedPass:
         latent: bool | nn.Module = False,
         root: nn.Module | None = None,
         copies: bool = True,
+        graph: bool = False,
     ) -> None:
         self._latent_wanted = latent is not False
         self._latent_module = latent if isinstance(latent, nn.Module) else None
@@ -88,7 +91,7 @@ class WatchedPass:
         tensors = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor)]
         sources = [x for x in pytree.tree_leaves(given[:followed]) if isinstance(x, Tensor)]
         versions = [version_of(x) for x in tensors]
-        self.recorder = Recorder(sources, self._listen, guarded=[] if copies else tensors)
+        self.recorder = Recorder(sources, self._listen, guarded=[] if copies else tensors, graph=graph)
         hook = nullcontext() if point is None else exchanged_at(point, self._pass_point)
         inside = nullcontext() if within is None else self._marked(within)
         noting = self._noting_modules(root) if self._latent_wanted else nullcontext()
@@ -99,10 +102,11 @@ class WatchedPass:
                 "The model changed its inputs in place by something that cannot be seen (a compiled operation?). Pass "
                 "copies of them."
             )
-        self.output_slot = None if has_graph(output) else self.recorder.slot_of(output)
-        self.output = output.detach()
+        self.output_slot = None if has_graph(output) and not graph else self.recorder.slot_of(output)
+        self.output = output if graph else output.detach()
         self.latent_slot = self._latent(self.output_slot) if self.output_slot is not None and latent else None
-        self.latent = None if self.latent_slot is None else self.recorder.tensor(self.latent_slot)
+        read = None if self.latent_slot is None else self.recorder.tensor(self.latent_slot)
+        self.latent = read if graph or read is None else read.detach()
 
     def finish(self) -> None:
         """Keep what leads from the tokens to the output, and let go of the rest."""

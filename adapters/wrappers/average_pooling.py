@@ -15,9 +15,10 @@ class AveragePooling:
     """An average over all positions of a map.
 
     Attributes:
-        features: The map, (batch, channels, height, width) or (batch, height, width, channels).
+        features: The map, (batch, channels, height, width) or (batch, height, width, channels); of signals and volumes
+            (batch, channels, length) and (batch, channels, depth, height, width).
         channels_last: Which of the two.
-        keeps_axes: Does the average keep two axes of length one?
+        keeps_axes: Does the average keep the map's axes with length one?
     """
 
     features: Tensor
@@ -29,7 +30,8 @@ class AveragePooling:
         vectors = vectors.to(self.features.dtype)
         if not self.keeps_axes:
             return vectors
-        return vectors[:, None, None] if self.channels_last else vectors[:, :, None, None]
+        axes = [1] * (self.features.dim() - 2)
+        return vectors.view(len(vectors), *axes, -1) if self.channels_last else vectors.view(*vectors.shape, *axes)
 
 
 Answer = Callable[[AveragePooling], Tensor | None]
@@ -39,52 +41,63 @@ class WatchAverages(TorchFunctionMode):
     """Inside, each average of a map is shown to `answer`, which may return something else for it.
 
     Acts on this thread only.
+
+    Args:
+        answer: Told of each average.
+        axes: How many a map has.
     """
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, axes: int) -> None:
         super().__init__()
-        self._answer = answer
+        self._answer, self._axes = answer, axes
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        pooling = average_pooling(func, args, kwargs or {})
+        pooling = average_pooling(func, args, kwargs or {}, self._axes)
         answer = None if pooling is None else self._answer(pooling)
         return func(*args, **(kwargs or {})) if answer is None else answer
 
 
 def average_pooling(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: int
 ) -> AveragePooling | None:
-    """What a call of a torch function averages; None if it is not all positions of a map."""
+    """What a call of a torch function averages; None if it is not all positions of a map of so many axes."""
     if func not in _READERS:
         return None
     given = dict(zip(_READERS[func][0], args, strict=False)) | dict(kwargs)
     features = given.pop("input", None)
-    if not isinstance(features, Tensor) or features.dim() != 4:
+    if not isinstance(features, Tensor) or features.dim() != axes:
         return None
     return _READERS[func][1](features, given)
 
 
 def _adaptive(features: Tensor, given: Mapping[str, Any]) -> AveragePooling | None:
-    return AveragePooling(features, False, True) if _pair(given["output_size"]) == (1, 1) else None
+    size = given["output_size"]
+    return AveragePooling(features, False, True) if set(_each(size, features)) == {1} else None
 
 
 def _windowed(features: Tensor, given: Mapping[str, Any]) -> AveragePooling | None:
-    whole = _pair(given["kernel_size"]) == tuple(features.shape[2:]) and _pair(given.get("padding", 0)) == (0, 0)
+    whole = _each(given["kernel_size"], features) == tuple(features.shape[2:])
+    whole = whole and not any(_each(given.get("padding", 0), features))
     return AveragePooling(features, False, True) if whole and not given.get("divisor_override") else None
 
 
 def _mean(features: Tensor, given: Mapping[str, Any]) -> AveragePooling | None:
     axes = given.get("dim", given.get("axis"))
-    if not isinstance(axes, tuple | list):
+    if axes is None:
         return None
-    over = sorted(axis % 4 for axis in axes)
-    return AveragePooling(features, over == [1, 2], bool(given.get("keepdim"))) if over in ([1, 2], [2, 3]) else None
+    count = features.dim()
+    over = sorted(axis % count for axis in (axes if isinstance(axes, tuple | list) else (axes,)))
+    channels_last = count == 4 and over == [1, 2]
+    if over != list(range(2, count)) and not channels_last:
+        return None
+    return AveragePooling(features, channels_last, bool(given.get("keepdim")))
 
 
-def _pair(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else (value, value)
+def _each(value: Any, features: Tensor) -> tuple[Any, ...]:
+    """One value for each axis of a map."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * (features.dim() - 2)
 
 
 _ADAPTIVE = ("input", "output_size"), _adaptive
@@ -94,8 +107,8 @@ _WINDOWED = (
 )
 _MEAN = ("input", "dim", "keepdim"), _mean
 _READERS: dict[Callable[..., Any], tuple[tuple[str, ...], Callable[..., AveragePooling | None]]] = {
-    F.adaptive_avg_pool2d: _ADAPTIVE,
-    F.avg_pool2d: _WINDOWED,
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), _ADAPTIVE),
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _WINDOWED),
     torch.mean: _MEAN,
     Tensor.mean: _MEAN,
 }

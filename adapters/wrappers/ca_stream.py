@@ -9,14 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ..models.evaluation_mode import evaluation_mode
-from ..models.outputs import output_tensor
+from ..models.outputs import OutputChoice, output_tensor
 from ..models.stand_in import run_stand_in
 from ..models.unwrapping import Forward, uncompiled
 from .average_pooling import AveragePooling, WatchAverages
 from .cnn_anatomy import Stage, cnn_anatomy
 from .cross_attention import Stream
-from .hub import HubWrapper
+from .hub import HubWrapper, output_setting
+from .target_layers import read_by_cams
 
+_AXES = {
+    3: "signals (batch, channels, length)",
+    4: "images (batch, channels, height, width)",
+    5: "volumes (batch, channels, depth, height, width)",
+}
 _TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
 
 
@@ -43,6 +49,8 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
         projections: Do keys and values have linear maps of their own (the paper's PROJ -> CA)?
         class_specific: Is there a query for each class? Then the labels choose it, and without labels the backbone's
             own prediction does, which costs the stem and the head a second time.
+        output: Which tensor are the logits, where the model returns several: a name, an index, a tuple of them or a
+            function of what it returns. None: by name, as `logits`.
 
     Attributes:
         backbone: The model, the same object.
@@ -71,18 +79,21 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
         start_stage: int = 0,
         projections: bool = False,
         class_specific: bool = False,
+        output: OutputChoice = None,
     ) -> None:
         super().__init__()
         if isinstance(stages, str) or not isinstance(stages, Sequence | None):
             raise TypeError(f"Expected a list of names as `stages`, got {stages!r}.")
         model = cast(nn.Module, uncompiled(model))
-        anatomy = cnn_anatomy(model, stages)
+        anatomy = cnn_anatomy(model, stages, output)
         count = len(anatomy.stages)
         if not isinstance(start_stage, int) or not 0 <= start_stage < count:
             raise ValueError(
                 f"Expected `start_stage` from 0 to {count - 1}, as there are {count} stages; got {start_stage}."
             )
         self.class_specific = class_specific
+        self.output = output
+        self._axes = anatomy.image.dim()
         self._all_stages = anatomy.stages
         self._start = start_stage
         self._pooling, self._skip = anatomy.pooling, anatomy.skip
@@ -94,6 +105,7 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
             "start_stage": start_stage,
             "projections": projections,
             "class_specific": class_specific,
+            "output": output_setting(output),
         }
         self._required_gradients = {name for name, p in model.named_parameters() if p.requires_grad}
         self._trained = {name for name, module in model.named_modules() if module.training}
@@ -114,7 +126,8 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
         """The logits (batch, classes).
 
         Args:
-            images: (batch, channels, height, width).
+            images: (batch, channels, height, width); for networks of signals and volumes (batch, channels, length) and
+                (batch, channels, depth, height, width).
             labels: (batch,), with `class_specific` the classes whose queries are used; without it not used.
         """
         return self.forward_with_attention(images, labels)[0]
@@ -126,9 +139,9 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
             TypeError: if images or labels are not tensors.
             ValueError: if images are so small that the feature map of a stage is empty, or labels do not fit.
         """
-        if not isinstance(images, Tensor) or images.dim() != 4:
+        if not isinstance(images, Tensor) or images.dim() != self._axes:
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images)
-            raise TypeError(f"Expected images (batch, channels, height, width), got {got}.")
+            raise TypeError(f"Expected {_AXES[self._axes]}, got {got}.")
         images = images.clone() if images.is_inference() and not torch.is_inference_mode_enabled() else images
         if not self.training and torch.is_grad_enabled() and not images.requires_grad and images.is_floating_point():
             images = images.detach().requires_grad_()  # the frozen backbone stays open to CAM methods
@@ -193,7 +206,10 @@ class _Pass:
     ) -> None:
         self._backbone, self._stream = wrapper.backbone, wrapper.stream
         self._stages, self._start, self._pooling, self._skip = wrapper._layout  # noqa: SLF001
+        self._output = wrapper.output
         self._query, self._keep, self._given = query, keep, given or {}
+        self._axes = wrapper._axes  # noqa: SLF001
+        self._read_by_cams = torch.is_grad_enabled() and bool(read_by_cams(wrapper.backbone))
         self._maps: list[Tensor] = []
         self._pools_next = False
         self._reached = 0
@@ -208,15 +224,15 @@ class _Pass:
         if self._pooling:
             forwards[self._backbone.get_submodule(self._pooling)] = self._at_pooling
         else:
-            around = WatchAverages(self._answer)
+            around = WatchAverages(self._answer, images.dim())
         try:
             with around:
-                logits = output_tensor(run_stand_in(self._backbone, forwards, images), given=images)
+                logits = output_tensor(run_stand_in(self._backbone, forwards, images), self._output, images)
         except RuntimeError as error:
             if not any(words in str(error) for words in _TOO_SMALL):
                 raise
             raise ValueError(
-                f"Images of {images.shape[2]} x {images.shape[3]} pixels are too small: the feature map is empty at "
+                f"Images of {' x '.join(map(str, images.shape[2:]))} pixels are too small: the feature map is empty at "
                 f"stage {self._stages[self._reached].name!r}: {error}"
             ) from error
         if self._query is not None and len(self._maps) < len(self._stages) - self._start:
@@ -247,7 +263,7 @@ class _Pass:
         return output
 
     def _at_pooling(self, *args: Any, **kwargs: Any) -> Any:
-        with WatchAverages(self._answer):
+        with WatchAverages(self._answer, self._axes):
             return self._backbone.get_submodule(self._pooling)(*args, **kwargs)
 
     def _answer(self, pooling: AveragePooling) -> Tensor | None:
@@ -263,7 +279,9 @@ class _Pass:
     def _attend(self, index: int, features: Tensor, channels_last: bool) -> None:
         if self._query is None:
             return
-        height, width = features.shape[1:3] if channels_last else features.shape[2:]
-        tokens = (features.movedim(3, 1) if channels_last else features).flatten(2)
+        if self._read_by_cams:
+            features = features * 1  # or its gradient is a view, which ShapleyCAM cannot release
+        features = features.movedim(-1, 1) if channels_last else features
+        tokens = features.flatten(2)
         self._query, attention = self._stream(index - self._start, tokens, self._query)
-        self._maps.append(attention.unflatten(1, (height, width)))
+        self._maps.append(attention.unflatten(1, features.shape[2:]))

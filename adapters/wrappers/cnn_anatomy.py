@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..models.outputs import OutputChoice
 from .network_trace import NetworkTrace, run_once
 
 
@@ -34,7 +35,7 @@ class CNNAnatomy:
         pooling: The innermost module in whose call the average is taken; "" if that is the one that calls the stages.
         skip: How many other averages of maps are taken between the last stage and this one, in the call of `pooling`.
         classes: The number of logits.
-        image: The empty image (1, channels, height, width) on which the network ran.
+        image: The empty image (1, channels, height, width), or signal or volume, on which the network ran.
     """
 
     stages: tuple[Stage, ...]
@@ -44,19 +45,20 @@ class CNNAnatomy:
     image: Tensor
 
 
-def cnn_anatomy(model: nn.Module, names: Sequence[str] | None = None) -> CNNAnatomy:
+def cnn_anatomy(model: nn.Module, names: Sequence[str] | None = None, output: OutputChoice = None) -> CNNAnatomy:
     """Find the stages of a network, or look at those that are given, by running it once on an empty image.
 
     Args:
         model: Maps images to logits, and averages its last feature map on the way.
         names: The stages' names. None: those of torchvision's and timm's ResNets and ConvNeXts, those in a timm model's
             `feature_info`, else the last module at each resolution.
+        output: Which tensor of what the model returns are the logits, as for `output_tensor`.
 
     Raises:
         TypeError: if something is not of the right kind.
         ValueError: if there is nothing to find, or a stage is not one.
     """
-    run = run_once(model)
+    run = run_once(model, output)
     if names is None:
         chosen = _up_to_the_pooled(run, [one for one in _known(model) or run.last_of_each_size() if run.is_map(one)])
     else:
@@ -81,7 +83,7 @@ def _stages(run: NetworkTrace, names: list[str]) -> tuple[Stage, ...]:
             told[name] = wider.channels_last(name)
         known = told[name]
         channels_last = channels_last if known is None else known  # or as the stage that follows
-        channels = run.outputs[name].shape[3 if channels_last else 1]
+        channels = run.outputs[name].shape[-1 if channels_last else 1]
         stages.insert(0, Stage(name, channels, channels_last, name in run.changed))
     return tuple(stages)
 

@@ -10,7 +10,10 @@ from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..models.outputs import OutputChoice
+
 _BACKBONE = "backbone."
+_FUNCTION = "function "
 _with_backbone: ContextVar[bool | None] = ContextVar("with_backbone", default=None)
 
 
@@ -103,9 +106,21 @@ class HubWrapper(nn.Module, PyTorchModelHubMixin):
                 local_files_only=local_files_only,
                 token=token,
             )
+        choice = settings.get("output")
+        if isinstance(choice, str) and choice.startswith(_FUNCTION):
+            raise ValueError(
+                f"The {cls.__name__} was saved with a {choice} as its `output`, which is not in the file: pass it "
+                f"again, as {cls.__name__}.from_pretrained({model_id!r}, model=..., output=your_function)."
+            )
+        settings["output"] = tuple(choice) if isinstance(choice, list) else choice
         wrapper = cls(model, **settings)
         wrapper.load_own_state(load_file(path, device=map_location))
         return wrapper.eval()
+
+
+def output_setting(output: OutputChoice) -> Any:
+    """A choice of output as config.json can hold it; a function cannot be saved, and is named instead."""
+    return f"{_FUNCTION}{getattr(output, '__name__', '')}" if callable(output) else output
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from typing import Any, Literal, Self, cast
 
 from torch import Tensor, nn
 
-from ..models.outputs import output_tensor
+from ..models.outputs import OutputChoice, output_tensor
 from ..models.stand_in import run_stand_in
 from ..models.unwrapping import Forward, uncompiled
 from .deep_supervision import deep_supervision_loss
-from .hub import HubWrapper
+from .hub import HubWrapper, output_setting
 from .mhex_block import MHEXBlock
 from .residual_anatomy import Placement, Residual, WatchAdditions, placed, residual_anatomy
+from .target_layers import TargetLayers, ablated
 
 Prediction = Literal["last", "original"]
 See = Callable[[int, Tensor, Tensor], None]
@@ -31,7 +32,8 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
 
     The backbone's weights are kept and, unlike in CAStream, learn too. Its own code runs; only the additions are
     exchanged, so hooks on the backbone work, and its layers are target layers of any CAM. The last head reads what
-    goes into the last addition, so a layer behind it, as `backbone.layer4[-1]`, is one for the "original" prediction.
+    goes into the last addition: `target_layers` has it, while a layer behind it, as `backbone.layer4[-1]`, is one for
+    the "original" prediction only.
 
     Args:
         model: A ResNet (ResNeXt, Wide-ResNet) or Vision Transformer of torchvision or timm, a ViT, BERT, RoBERTa or
@@ -41,11 +43,14 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         placement: "all" residual additions; "downsample", those with a projected identity branch; or names of blocks.
         gate: False: x' = x, the paper's ablation.
         prediction: Whose logits `forward` returns: those of the "last" block, or the model's "original" ones.
+        output: Which tensor these are, where the model returns several: a name, an index, a tuple of them or a function
+            of what it returns. None: by name, as `logits`.
 
     Attributes:
         backbone: The model, the same object.
         blocks: For each residual addition `gate` (W), `head` (P) and `equivalent_matrix()`.
         names: The blocks' names in the backbone.
+        target_layers: The last layer that the prediction depends on, for CAMs of pytorch-grad-cam.
 
     Raises:
         TypeError: if something is not of the right kind.
@@ -72,6 +77,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         placement: Placement = "all",
         gate: bool = True,
         prediction: Prediction = "last",
+        output: OutputChoice = None,
     ) -> None:
         super().__init__()
         model = cast(nn.Module, uncompiled(model))
@@ -83,7 +89,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
                 f"Expected feed-forward parts that see all tokens at once, as gates do, but {chunked[0]!r} works in "
                 "chunks. Build the model with chunk_size_feed_forward=0."
             )
-        anatomy = residual_anatomy(model)
+        anatomy = residual_anatomy(model, output)
         classes = anatomy.classes if num_classes is None else num_classes
         if type(classes) is not int or classes < 1:
             raise ValueError(f"Expected `num_classes` to be at least 1, got {num_classes!r}.")
@@ -91,6 +97,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         self._num_classes = classes
         self.gated = bool(gate)
         self.prediction = prediction
+        self.output = output
         like = next(p for p in model.parameters() if p.is_floating_point())
         self.blocks = nn.ModuleList(MHEXBlock(one.channels, classes) for one in self.residuals).to(like)
         self.backbone = model
@@ -99,6 +106,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
             "placement": list(self.names),
             "gate": self.gated,
             "prediction": prediction,
+            "output": output_setting(output),
         }
 
     @property
@@ -110,6 +118,17 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
     def num_classes(self) -> int:
         """How many logits the heads have."""
         return self._num_classes
+
+    @property
+    def target_layers(self) -> list[nn.Module]:
+        """The last layer that the prediction depends on, in a list as CAMs of pytorch-grad-cam take it.
+
+        That is where both branches of the last block are added, in front of its gate; for the "original" prediction
+        the last block itself.
+        """
+        if self.prediction == "original":
+            return [self.backbone.get_submodule(self.names[-1])]
+        return [self.mhex_blocks[-1].addition]
 
     @property
     def mhex_blocks(self) -> list[MHEXBlock]:
@@ -169,7 +188,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
             copy = object.__new__(MHEXBlock)
             predicts = self.prediction == "last" and index == len(self.blocks) - 1
             head = block.head if predicts else None
-            copy.__dict__.update(block.__dict__, _modules={"gate": block.gate, "head": head}, _kept=None)
+            copy.__dict__.update(block.__dict__, _modules={**dict(block.named_children()), "head": head}, _kept=None)
             blocks.append(copy)
         stripped.blocks = nn.ModuleList(blocks)
         return stripped
@@ -196,28 +215,45 @@ class MHEXPass:
         self.mask = _attention_mask(wrapper.backbone, args, kwargs)
         self.gates: list[Tensor] = []
         self.pooled: list[Tensor] = []
-        self._deep: list[Tensor | None] = []
+        self._deep: dict[int, Tensor | None] = {}
+        self._given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
         backbone = wrapper.backbone
+        self._predicts = len(wrapper.residuals) - 1 if wrapper.prediction == "last" else None
+        self._layers = TargetLayers(
+            backbone if wrapper.prediction == "last" else nn.Module(),
+            "Pass `model.target_layers`, the last ones it depends on, or make the MHEX with prediction='original'.",
+        )
+        left_out = ablated(backbone, wrapper.names)
         forwards: dict[nn.Module, Forward] = {
             backbone.get_submodule(one.name): partial(self._at_block, index)
             for index, one in enumerate(wrapper.residuals)
+            if one.name not in left_out
         }
-        self.output = run_stand_in(backbone, forwards, *args, **kwargs)
-        if len(self._deep) != len(wrapper.residuals):
+        with self._layers.watched():
+            self.output = run_stand_in(backbone, forwards, *args, **kwargs)
+        missing = [one.name for i, one in enumerate(wrapper.residuals) if i not in self._deep]
+        if set(missing) - set(left_out):
             raise ValueError(
-                f"The backbone ran without its residual additions {list(wrapper.names)}: was it changed after it was "
-                "wrapped? Wrap it again."
+                f"The backbone ran without its residual additions {missing}: was it changed after it was wrapped? Wrap "
+                "it again."
             )
 
     def logits(self) -> Tensor:
         """What the wrapper predicts."""
-        last = self._deep[-1]
-        return output_tensor(self.output) if self._wrapper.prediction == "original" or last is None else last
+        if self._predicts is None:
+            return output_tensor(self.output, self._wrapper.output, self._given)
+        last = self._deep.get(self._predicts)
+        if last is None:
+            raise ValueError(
+                f"The block {self._wrapper.names[-1]!r}, which predicts, was replaced. Wrap the model again."
+            )
+        self._layers.check(last)
+        return last
 
     def deep(self) -> list[Tensor]:
         """The logits of every block."""
-        found = [y for y in self._deep if y is not None]
-        if len(found) < len(self._deep):
+        found = [y for y in self._deep.values() if y is not None]
+        if len(found) < len(self._wrapper.residuals):
             raise ValueError(
                 "Expected a model with all its heads, but they were removed by `strip()`. Use the model from before."
             )
@@ -225,30 +261,41 @@ class MHEXPass:
 
     def _at_block(self, index: int, *args: Any, **kwargs: Any) -> Any:
         residual = self._wrapper.residuals[index]
-        with WatchAdditions(_Counted(residual, partial(self._add, index))):
-            return self._wrapper.backbone.get_submodule(residual.name)(*args, **kwargs)
+        counted = _Counted(residual, partial(self._add, index))
+        with WatchAdditions(counted):
+            output = self._wrapper.backbone.get_submodule(residual.name)(*args, **kwargs)
+        if counted.seen > residual.order + 1:
+            raise ValueError(
+                f"The block {residual.name!r} adds {counted.seen} pairs of branches, not {residual.order + 1} as when "
+                "it was wrapped: was it changed since, as by adding LoRA weights? Wrap it again."
+            )
+        return output
 
     def _add(self, index: int, first: Tensor, second: Tensor, in_place: bool) -> Tensor:
         residual = self._wrapper.residuals[index]
         x, r = (first, second) if residual.identity == 0 else (second, first)
         if in_place and x is first:
             x = x.clone()  # written over below, and needed for gradients
-        if residual.on_tokens:
-            total = x + r
-            z = self._mean_of_tokens(total).relu()
+        predicts = index == self._predicts
+        if residual.on_tokens or predicts:
+            total = self._wrapper.mhex_blocks[index].addition(x + r) if predicts else x + r
+            z = (self._mean_of_tokens(total) if residual.on_tokens else total.mean(tuple(range(2, total.dim())))).relu()
         else:
-            z = (x.mean((2, 3)) + r.mean((2, 3))).relu()
+            places = tuple(range(2, x.dim()))
+            z = (x.mean(places) + r.mean(places)).relu()
+        if predicts:
+            self._layers.reach()
         s, y = self._wrapper.mhex_blocks[index](z.to(x.dtype))
         self.pooled.append(z)
         self.gates.append(s)
-        self._deep.append(y)
+        self._deep[index] = y
         strength = s.sigmoid().to(x.dtype) if self._wrapper.gated else None
         if residual.on_tokens:
             gated = total if strength is None else strength[:, None] * total
             if self._see is not None:
                 self._see(index, gated, total)
             return first.copy_(gated) if in_place else gated
-        gated = x if strength is None else strength[:, :, None, None] * x
+        gated = x if strength is None else strength.view(*strength.shape, *[1] * (x.dim() - 2)) * x
         result = (r.add_(gated) if r is first else first.copy_(gated + r)) if in_place else gated + r
         if self._see is not None:
             self._see(index, gated, result)
@@ -265,13 +312,13 @@ class _Counted:
     """Answers the one addition of a block that is its residual one."""
 
     def __init__(self, residual: Residual, answer: Callable[[Tensor, Tensor, bool], Tensor]) -> None:
-        self._residual, self._answer, self._seen = residual, answer, 0
+        self._residual, self._answer, self.seen = residual, answer, 0
 
     def __call__(self, first: Tensor, second: Tensor, in_place: bool) -> Tensor | None:
         if not self._residual.same_kind(first):
             return None
-        self._seen += 1
-        if self._seen != self._residual.order + 1:
+        self.seen += 1
+        if self.seen != self._residual.order + 1:
             return None
         return self._answer(first, second, in_place)
 

@@ -21,6 +21,7 @@ class MHEXBlock(nn.Module):
     Attributes:
         gate: W, linear from d to d without bias.
         head: P, linear from d to C without bias; None after `strip()`.
+        addition: Passes on x + r of the block that predicts, for hooks.
     """
 
     head: nn.Linear | None
@@ -29,6 +30,7 @@ class MHEXBlock(nn.Module):
         super().__init__()
         self.gate = nn.Linear(channels, channels, bias=False)
         self.head = nn.Linear(channels, classes, bias=False)
+        self.addition = nn.Identity()
         self._kept: _Evidence | None = None
 
     def equivalent_matrix(self) -> Tensor:

@@ -71,7 +71,8 @@ def mhex_maps(
             transformers sigmoid(s) (x + r); normalize, each map from 0 to 1; per_layer, blocks not summed.
 
     Returns:
-        (batch, height, width) of the images, or (batch, tokens), padding 0; with `per_layer` (batch, blocks, ...),
+        (batch, height, width) of the images, of signals (batch, length) and of volumes (batch, depth, height, width);
+        of words (batch, tokens), padding 0; with `per_layer` (batch, blocks, ...),
         without alpha. Signed, in the unit of a logit, in at least float32.
 
     Raises:
@@ -95,21 +96,27 @@ def mhex_maps(
         classes = MHEXPass(model, *given).logits().argmax(1) if target is None else classes_of(model, target, given[0])
 
         def see(index: int, gated: Tensor, total: Tensor) -> None:
-            if total.dim() == 3 and index >= _TOKEN_LAYERS:
+            on_tokens = model.residuals[index].on_tokens
+            if on_tokens and index >= _TOKEN_LAYERS:
                 return
             chosen = total if settings.activation == "all" else gated
             chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
             weights = model.mhex_blocks[index].evidence(classes, settings.beta, *thresholds).to(chosen.dtype)
             with torch.autocast(chosen.device.type, enabled=False):
-                if chosen.dim() == 4:
+                if not on_tokens:
                     maps.append(torch.bmm(weights[:, None], chosen.flatten(2)).unflatten(2, chosen.shape[2:])[:, 0])
                 else:
                     maps.append(torch.bmm(chosen, weights[:, :, None])[:, :, 0])
 
         mask = MHEXPass(model, *given, see=see).mask
-    if maps[0].dim() == 2:
+    if model.residuals[0].on_tokens:
         maps = _arranged(model, maps, given[0], mask)
-    return _combined(maps, settings, given[0])
+    return _combined(maps, settings, given[0].shape[2:] if has_maps(model, given[0]) else None)
+
+
+def has_maps(model: MHEX, inputs: Tensor) -> bool:
+    """Do the maps of a model have the places of its inputs, and are not scores of words?"""
+    return inputs.dim() == 4 or not model.residuals[0].on_tokens
 
 
 def _arranged(model: MHEX, scores: list[Tensor], images: Tensor, mask: Tensor | None) -> list[Tensor]:
@@ -118,20 +125,19 @@ def _arranged(model: MHEX, scores: list[Tensor], images: Tensor, mask: Tensor | 
         grid = TokenPass(model.backbone, (images[:1],)).grid()  # one image shows where the tokens of all lie
         if grid is None:
             raise ValueError(f"The tokens of this {type(model.backbone).__name__} lie on no image grid.")
-        order = grid.order.to(images.device)
-        return [one[:, order].unflatten(1, (grid.height, grid.width)) for one in scores]
+        return [grid.arranged(one) for one in scores]
     return scores if mask is None else [one * mask.to(one) for one in scores]
 
 
-def _combined(maps: list[Tensor], settings: MHEXSettings, inputs: Tensor) -> Tensor:
+def _combined(maps: list[Tensor], settings: MHEXSettings, size: torch.Size | None) -> Tensor:
     last = len(maps) - 1
     if settings.per_layer:
-        result = torch.stack([_upsampled(one, inputs) for one in maps], 1)
+        result = torch.stack([_upsampled(one, size) for one in maps], 1)
     else:
         sums: dict[torch.Size, Tensor] = {}
         for i, one in enumerate(maps):
             sums[one.shape] = sums.get(one.shape, 0) + settings.alpha ** (last - i) * one
-        result = torch.stack([_upsampled(one, inputs) for one in sums.values()]).sum(0)
+        result = torch.stack([_upsampled(one, size) for one in sums.values()]).sum(0)
     if settings.normalize:
         axes = tuple(range(2 if settings.per_layer else 1, result.dim()))
         result = result - result.amin(axes, keepdim=True)
@@ -140,10 +146,14 @@ def _combined(maps: list[Tensor], settings: MHEXSettings, inputs: Tensor) -> Ten
     return result
 
 
-def _upsampled(one: Tensor, inputs: Tensor) -> Tensor:
-    if one.dim() == 2:
-        return one
-    return F.interpolate(one[:, None], inputs.shape[2:], mode="bilinear")[:, 0]
+def _upsampled(one: Tensor, size: torch.Size | None) -> Tensor:
+    return one if size is None else upsampled(one, size)
+
+
+def upsampled(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (batch, ...) of one to three axes in another size, linearly."""
+    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
+    return F.interpolate(maps[:, None], tuple(size), mode=mode)[:, 0]
 
 
 def classes_of(model: MHEX, target: int | Sequence[int] | Tensor, inputs: Tensor) -> Tensor:

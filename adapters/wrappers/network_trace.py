@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from ..models.evaluation_mode import evaluation_mode
 from ..models.example_inputs import example_inputs
 from ..models.hooks import watch_calls
-from ..models.outputs import output_tensor
+from ..models.outputs import OutputChoice, output_tensor
 from .average_pooling import AveragePooling, average_pooling
 
 OF_WHOLE_NETWORKS = 3  # sizes of feature maps; a block has at most two
@@ -60,7 +60,7 @@ class NetworkTrace:
     last: SeenAverage = field(init=False)
 
     def __post_init__(self) -> None:
-        in_front = [one for one in self.averages if not any(_is_map(self.outputs.get(name)) for name in one.where)]
+        in_front = [one for one in self.averages if not any(self._is_map(self.outputs.get(name)) for name in one.where)]
         name = type(self.model).__name__
         if not in_front or self.logits.dim() != 2:
             raise ValueError(
@@ -75,6 +75,10 @@ class NetworkTrace:
                 f"{name} has no pooling step that can be replaced: it pools by more than an average, {beside[0]} too."
             )
 
+    def _is_map(self, output: Any) -> bool:
+        """Is a pooling in front of this output one of a gate, as in squeeze-and-excitation, that gives a map again?"""
+        return isinstance(output, Tensor) and output.dim() == self.image.dim() and sorted(output.shape[1:])[-2] > 1
+
     @property
     def pooled(self) -> str:
         """The outermost module inside the container of all stages that returned what is averaged; "" if none did."""
@@ -85,10 +89,12 @@ class NetworkTrace:
     def is_map(self, name: str) -> bool:
         """Did a module return a map?"""
         output = self.outputs.get(name)
-        return isinstance(output, Tensor) and output.dim() == 4
+        return isinstance(output, Tensor) and output.dim() == self.image.dim()
 
     def channels_last(self, name: str) -> bool | None:
         """Is a module's map channels-last? None: its shape does not say."""
+        if self.image.dim() != 4:
+            return False
         _, first, second, third = self.outputs[name].shape
         height, width = self.image.shape[2:]
         as_first, as_last = abs(second * width - third * height), abs(first * width - second * height)
@@ -98,15 +104,16 @@ class NetworkTrace:
         """The same on an image half as wide again; None if the network reads one size only."""
         height, width = self.image.shape[2:]
         try:
-            return _watched(self.model, self.image.new_zeros(1, self.image.shape[1], height, width // 64 * 96 or width))
+            wider = self.image.new_zeros(1, self.image.shape[1], height, width // 64 * 96 or width)
+            return _watched(self.model, wider, lambda _: self.logits)
         except Exception:  # of any kind: networks check sizes in many ways
             return None
 
-    def size(self, name: str) -> tuple[int, int]:
-        """Height and width of a module's map."""
+    def size(self, name: str) -> tuple[int, ...]:
+        """Height and width of a module's map, or as many sizes as there are."""
         last = self.channels_last(name)
-        _, first, second, third = self.outputs[name].shape
-        return (first, second) if (self.last.pooling.channels_last if last is None else last) else (second, third)
+        sizes: torch.Size = self.outputs[name].shape[1:]
+        return tuple(sizes[:-1] if (self.last.pooling.channels_last if last is None else last) else sizes[1:])
 
     def children(self, name: str) -> list[str]:
         """The modules directly inside one, in the order in which they returned."""
@@ -114,7 +121,7 @@ class NetworkTrace:
         inside = [n for n in self.outputs if n.startswith(prefix) and n != name]
         return [n for n in inside if "." not in n[len(prefix) :]]
 
-    def sizes_in(self, name: str) -> set[tuple[int, int]]:
+    def sizes_in(self, name: str) -> set[tuple[int, ...]]:
         """The sizes of the maps that the modules directly inside one return."""
         return {self.size(child) for child in self.children(name) if self.is_map(child)}
 
@@ -131,8 +138,12 @@ class NetworkTrace:
                 yield child
 
 
-def run_once(model: nn.Module) -> NetworkTrace:
+def run_once(model: nn.Module, output: OutputChoice = None) -> NetworkTrace:
     """Run a network on an empty image, in evaluation mode.
+
+    Args:
+        model: The network.
+        output: Which tensor of what it returns are the logits, as for `output_tensor`.
 
     Raises:
         TypeError: if it is not a model.
@@ -143,13 +154,13 @@ def run_once(model: nn.Module) -> NetworkTrace:
         if isinstance(image, dict):
             raise ValueError(f"{type(model).__name__} reads texts: expected a convolutional network.")
         try:
-            return _watched(model, image)
+            return _watched(model, image, output)
         except RuntimeError as error:
             failures.append(f"{tuple(image.shape)}: {str(error).splitlines()[0]}")
     raise ValueError(f"{type(model).__name__} could not be run on an image of {'; '.join(failures)}.")
 
 
-def _watched(model: nn.Module, image: Tensor) -> NetworkTrace:
+def _watched(model: nn.Module, image: Tensor, choice: OutputChoice) -> NetworkTrace:
     names = {module: name for name, module in model.named_modules()}
     outputs: dict[str, Any] = {}
     returned: dict[str, int] = {}
@@ -170,9 +181,9 @@ def _watched(model: nn.Module, image: Tensor) -> NetworkTrace:
         if module in names:
             running.append(names[module])
 
-    watch = _Watch(lambda: (tuple(running), len(calls) + len(watch.averages)))
+    watch = _Watch(lambda: (tuple(running), len(calls) + len(watch.averages)), image.dim())
     with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), watch:
-        logits = output_tensor(model(image), given=image)
+        logits = output_tensor(model(image), choice, image)
     once = {name: output for name, output in outputs.items() if calls.count(name) == 1}
     changed = frozenset(name for name, output in once.items() if getattr(output, "_version", 0) != versions[name])
     return NetworkTrace(model, image, logits, once, returned, changed, watch.averages, watch.refused)
@@ -181,8 +192,9 @@ def _watched(model: nn.Module, image: Tensor) -> NetworkTrace:
 class _Watch(TorchFunctionMode):
     """Notes averages, maxima and powers of what was averaged."""
 
-    def __init__(self, now: Callable[[], tuple[tuple[str, ...], int]]) -> None:
+    def __init__(self, now: Callable[[], tuple[tuple[str, ...], int]], axes: int) -> None:
         super().__init__()
+        self._axes = axes
         self.averages: list[SeenAverage] = []
         self.refused: list[tuple[Tensor, str]] = []
         self._now = now
@@ -190,7 +202,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        pooling = average_pooling(func, args, kwargs or {})
+        pooling = average_pooling(func, args, kwargs or {}, self._axes)
         where, time = self._now()
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
@@ -199,8 +211,3 @@ class _Watch(TorchFunctionMode):
         elif ("max" in name and "soft" not in name) or "pow" in name:
             self.refused += [(one, name.strip("_")) for one in args if isinstance(one, Tensor)]
         return result
-
-
-def _is_map(output: Any) -> bool:
-    """Is a pooling in front of this output one of a gate, as in squeeze-and-excitation, that gives a map again?"""
-    return isinstance(output, Tensor) and output.dim() == 4 and sorted(output.shape[1:])[-2] > 1

@@ -11,10 +11,11 @@ from torch.overrides import TorchFunctionMode
 from ..models.evaluation_mode import evaluation_mode
 from ..models.example_inputs import example_inputs
 from ..models.hooks import watch_calls
-from ..models.outputs import output_tensor
+from ..models.outputs import OutputChoice, output_tensor
 
 _ADDITIONS = (torch.add, Tensor.add, Tensor.add_)
 _SHORTCUTS = ("downsample", "shortcut", "skip")  # names of modules on the identity branch
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LISTS = (nn.Sequential, nn.ModuleList)
 _Addition = tuple[str, tuple[Tensor, Tensor]]
 
@@ -27,6 +28,7 @@ class Residual:
         name: The block's.
         channels: How many it has.
         on_tokens: Does it add tokens (batch, tokens, channels), or maps (batch, channels, height, width)?
+        axes: How many these have.
         identity: Which of the two added is the identity branch, 0 or 1.
         projected: Is something computed on it, as a down-sampling?
         order: Which of the additions of tensors of this kind in the block's call it is.
@@ -35,13 +37,14 @@ class Residual:
     name: str
     channels: int
     on_tokens: bool
+    axes: int
     identity: int
     projected: bool
     order: int
 
     def same_kind(self, one: Tensor) -> bool:
         """Is this a tensor of the block's channels and axes?"""
-        return channels_of(one) == self.channels and (one.dim() == 3) == self.on_tokens
+        return one.dim() == self.axes and one.shape[-1 if self.on_tokens else 1] == self.channels
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,21 @@ class WatchAdditions(TorchFunctionMode):
         if func in _ADDITIONS and len(args) == 2 and not kwargs:
             first, second = args
             if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
-                known = first.dim() in (3, 4) and first.is_floating_point()
+                known = first.dim() in (3, 4, 5) and first.is_floating_point()
                 answer = self._answer(first, second, func is Tensor.add_) if known else None
         return func(*args, **(kwargs or {})) if answer is None else answer
 
 
-def channels_of(one: Tensor) -> int:
-    """Of maps (batch, channels, height, width) or tokens (batch, tokens, channels)."""
-    return one.shape[1] if one.dim() == 4 else one.shape[-1]
-
-
-def residual_anatomy(model: nn.Module) -> ResidualAnatomy:
+def residual_anatomy(model: nn.Module, output: OutputChoice = None) -> ResidualAnatomy:
     """Find the residual blocks of a model by running it once on an empty input.
 
     A block is a member of an nn.Sequential or nn.ModuleList that adds two tensors of one shape. Where it does so
-    several times, as the blocks of transformers, it is the last addition, that of the feed-forward part.
+    several times, as the blocks of transformers, it is the last addition, that of the feed-forward part. Maps have as
+    many axes as the inputs; what has three in a model of images or words are tokens.
+
+    Args:
+        model: The network.
+        output: Which tensor of what it returns are the logits, as for `output_tensor`.
 
     Raises:
         TypeError: if it is not a model.
@@ -97,13 +100,14 @@ def residual_anatomy(model: nn.Module) -> ResidualAnatomy:
     failures = []
     for example in example_inputs(model):
         try:
-            return _watched(model, example)
+            return _watched(model, example, output)
         except RuntimeError as error:
             failures.append(str(error).splitlines()[0])
     raise ValueError(f"{type(model).__name__} could not be run on an empty input: {'; '.join(failures)}.")
 
 
-def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor) -> ResidualAnatomy:
+def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: OutputChoice) -> ResidualAnatomy:
+    axes = 0 if isinstance(example, dict) else example.dim()
     names = {module: name for name, module in model.named_modules()}
     blocks = {child for module in model.modules() if isinstance(module, _LISTS) for child in module.children()}
     running: list[nn.Module] = []
@@ -122,33 +126,41 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor) -> ResidualA
 
     def see(first: Tensor, second: Tensor, in_place: bool) -> None:
         around = next((module for module in reversed(running) if module in blocks), None)
-        if around is not None and (first.dim() == 3 or any(isinstance(m, nn.Conv2d) for m in around.modules())):
+        if around is not None and _is_branch(first, around, axes):
             seen.append((names[around], (first, second)))
 
     with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), WatchAdditions(see):
-        output = output_tensor(model(**example) if isinstance(example, dict) else model(example))
+        given = next(iter(example.values())) if isinstance(example, dict) else example
+        output = output_tensor(model(**example) if isinstance(example, dict) else model(example), choice, given)
     if not seen:
         raise ValueError(
             f"{type(model).__name__} has no residual additions: expected blocks, in an nn.Sequential or nn.ModuleList, "
             "that add two branches of one shape, as those of ResNets and transformers."
         )
     found = (
-        _residual(name, [terms for block, terms in seen if block == name], entered[name], made_by)
+        _residual(name, [terms for block, terms in seen if block == name], entered[name], made_by, axes)
         for name in dict.fromkeys(block for block, _ in seen)
     )
     return ResidualAnatomy(tuple(found), output.shape[-1])
 
 
+def _is_branch(one: Tensor, block: nn.Module, axes: int) -> bool:
+    """Is what a block adds a map, or tokens?"""
+    return one.dim() == 3 if one.dim() != axes else any(isinstance(m, _CONVOLUTIONS) for m in block.modules())
+
+
 def _residual(
-    name: str, sums: list[tuple[Tensor, Tensor]], entered: Any, made_by: Mapping[int, tuple[str, Any]]
+    name: str, sums: list[tuple[Tensor, Tensor]], entered: Any, made_by: Mapping[int, tuple[str, Any]], axes: int
 ) -> Residual:
     terms = sums[-1]
-    channels, on_tokens = channels_of(terms[0]), terms[0].dim() == 3
-    alike = [one for one, _ in sums if channels_of(one) == channels and (one.dim() == 3) == on_tokens]
+    on_tokens = terms[0].dim() != axes
+    place = -1 if on_tokens else 1
+    channels = terms[0].shape[place]
+    alike = [one for one, _ in sums if one.dim() == terms[0].dim() and one.shape[place] == channels]
     plain = [i for i, term in enumerate(terms) if term is entered]
     named = [i for i, term in enumerate(terms) if made_by.get(id(term), ("",))[0] in _SHORTCUTS]
     identity = (plain or named or [1])[0]
-    return Residual(name, channels, on_tokens, identity, not on_tokens and not plain, len(alike) - 1)
+    return Residual(name, channels, on_tokens, terms[0].dim(), identity, not on_tokens and not plain, len(alike) - 1)
 
 
 def placed(model: nn.Module, blocks: Sequence[Residual], placement: Placement) -> tuple[Residual, ...]:

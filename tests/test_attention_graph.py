@@ -1,0 +1,208 @@
+"""Relevance from the pass itself, on models with unusual graphs, against attention written out; its memory."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from captum.attr import InputXGradient
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from toy_models import tiny_vit
+
+from captum_ext import AttentionMap, AttentionRollout, PartialLRP, RelevancePropagation
+from captum_ext._attention_attribution import positive_relevance
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+CHANNELS, HEADS, WIDTH = 6, 2, 3
+
+
+class Layers(nn.Module):
+    """Two attentions with residual paths; parts can be overridden."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.projections = nn.ModuleList(nn.Linear(CHANNELS, 3 * CHANNELS) for _ in range(2))
+        self.head = nn.Linear(CHANNELS, 3)
+        self.double()
+
+    def attend(self, query, key, value):
+        return F.scaled_dot_product_attention(query, key, value)
+
+    def step(self, number, x):
+        query, key, value = self.projections[number](x).unflatten(2, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+        return self.attend(query, key, value).transpose(1, 2).flatten(2)
+
+    def add(self, x, attended):
+        return x + attended.tanh()
+
+    def forward(self, x):
+        for number in range(2):
+            x = self.add(x, self.step(number, x))
+        return self.head(x[:, 0])
+
+
+class AddsInPlace(Layers):
+    def add(self, x, attended):
+        x = x.clone()
+        x += attended.tanh()
+        return x
+
+
+class Checkpointed(Layers):
+    def step(self, number, x):
+        return checkpoint(super().step, number, x, use_reentrant=False)
+
+
+class WritesOut(Layers):
+    def attend(self, query, key, value):
+        weights = (WIDTH**-0.5 * query @ key.mT).softmax(-1)
+        return weights @ value
+
+
+class InFloat32(WritesOut):
+    """As transformers' eager attention of a double model: the softmax is in float32."""
+
+    def attend(self, query, key, value):
+        weights = (WIDTH**-0.5 * query @ key.mT).softmax(-1, dtype=torch.float32).to(query.dtype)
+        return weights @ value
+
+
+class Masked(Layers):
+    def attend(self, query, key, value):
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril(2)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+class Causal(Layers):
+    def attend(self, query, key, value):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    def forward(self, x):
+        return super().forward(x.flip(1))
+
+
+class Gated(Layers):
+    """A softmax that is no attention comes first."""
+
+    def forward(self, x):
+        return super().forward(x * (3 * x).softmax(-1))
+
+
+class Frozen(Layers):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+
+MODELS = [Layers, AddsInPlace, Checkpointed, WritesOut, InFloat32, Masked, Causal, Gated, Frozen]
+
+
+def written_out(model, x, target):
+    """Weights and gradients of both layers, by hooks on an attention that is written out."""
+    kept = []
+
+    def attend(query, key, value):
+        scores = WIDTH**-0.5 * query @ key.mT
+        if isinstance(model, Masked | Causal):
+            allowed = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(2 if isinstance(model, Masked) else 0)
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        kept.append(scores.softmax(-1) if scores.requires_grad else scores.softmax(-1).requires_grad_())
+        return kept[-1] @ value
+
+    model.attend = attend
+    try:
+        output, first = model(x)[:, target].sum(), list(kept)  # a checkpoint runs it again
+        gradients = torch.autograd.grad(output, first)
+    finally:
+        del model.attend
+    return [one.detach() for one in first], gradients
+
+
+def by_hand(model, x, target):
+    relevance = torch.eye(x.shape[1], dtype=x.dtype).repeat(len(x), 1, 1)
+    for weights, gradient in zip(*written_out(model, x, target), strict=True):
+        relevance = relevance + (weights * gradient).clamp(min=0).mean(1) @ relevance
+    return relevance[:, 0]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("rows_at_once", [None, 2])
+def test_relevance_equals_attention_written_out(kind, rows_at_once, monkeypatch):
+    if rows_at_once:
+        monkeypatch.setattr("adapters.recording.attention_matrices.AT_ONCE", rows_at_once * 2 * HEADS * 5)
+    model, x = kind().eval(), torch.randn(2, 5, CHANNELS, dtype=torch.float64)
+    tolerance = {"rtol": 1e-5, "atol": 1e-7} if kind is InFloat32 else {"rtol": 1e-9, "atol": 1e-12}
+    for target in (0, 2):
+        found = RelevancePropagation(model).attribute(x, target)
+        torch.testing.assert_close(found, by_hand(model, x, target), **tolerance)
+        weights, gradients = (one[-1] for one in written_out(model, x, target))
+        last = PartialLRP(model).attribute(x, target)
+        torch.testing.assert_close(last, (weights * gradients).clamp(min=0).mean(1)[:, 0], **tolerance)
+    means = [weights.mean(1) for weights in written_out(model, x, 0)[0]]
+    mixed = [(one + torch.eye(5, dtype=one.dtype)) / 2 for one in means]
+    torch.testing.assert_close(AttentionRollout(model).attribute(x), (mixed[1] @ mixed[0])[:, 0], **tolerance)
+    torch.testing.assert_close(AttentionMap(model).attribute(x), means[1][:, 0], **tolerance)
+    assert all(p.grad is None and p.requires_grad == (kind is not Frozen) for p in model.parameters())
+
+
+class ReusesKeys(Layers):
+    """Keys lie in memory that the next layer writes over, as in a cache that is used again."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = torch.zeros(2, HEADS, 5, WIDTH, dtype=torch.float64)
+
+    def attend(self, query, key, value):
+        return F.scaled_dot_product_attention(query, self.memory.copy_(key), value)
+
+
+def test_keys_that_are_written_over_are_refused_not_read_wrongly(monkeypatch):
+    model, x = ReusesKeys(), torch.randn(2, 5, CHANNELS, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"changed in place later.*Take CDAM"):
+        RelevancePropagation(model).attribute(x, 1)
+    monkeypatch.setattr("adapters.recording.attention_matrices.LayerMatrix.smaller", lambda matrix: matrix)
+    with pytest.raises(ValueError, match=r"changed in place later.*Take CDAM"):
+        AttentionRollout(model).attribute(x)
+
+
+def test_rollout_reads_such_keys_before_they_are_written_over():
+    model, x = ReusesKeys(), torch.randn(2, 5, CHANNELS, dtype=torch.float64)
+    torch.testing.assert_close(AttentionRollout(model).attribute(x), AttentionRollout(Layers()).attribute(x))
+
+
+@pytest.mark.parametrize("name", ["ViT", "Bert"])
+def test_transformers_eager_attention_in_float64_is_explained(name):
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    own = {"image_size": 16, "patch_size": 8} if name == "ViT" else {"vocab_size": 30}
+    config = getattr(transformers, f"{name}Config")(**sizes, **own)
+    kind = {"ViT": "ViTForImageClassification", "Bert": "BertForSequenceClassification"}[name]
+    model = getattr(transformers, kind)(config).double().eval()
+    inputs = torch.randn(2, 3, 16, 16).double() if name == "ViT" else torch.randint(1, 30, (2, 6))
+    maps = []
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        maps.append([method(model).attribute(inputs, 1) for method in (RelevancePropagation, PartialLRP, AttentionMap)])
+    for fused, eager in zip(*maps, strict=True):
+        torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-8, check_dtype=False)
+
+
+def test_memory_is_at_most_that_of_input_times_gradient():
+    from measuring import peak_memory
+
+    model = tiny_vit(img_size=96, patch_size=4, depth=3)  # 577 tokens
+    images = torch.randn(1, 3, 96, 96)
+    other = peak_memory(lambda: InputXGradient(model).attribute(images.clone().requires_grad_(), 1), "cpu", times=2)
+    mine = peak_memory(lambda: RelevancePropagation(model).attribute(images, 1), "cpu", times=2)
+    whole = 4 * 577**2 * model.blocks[0].attn.num_heads  # bytes of the weights of one layer
+    assert mine < 1.02 * other + 8 * 2**22  # and the rows that are read at once
+    assert mine < 1.5 * other + whole
+
+
+def test_the_formula_of_relevance():
+    weights, gradient = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([2.0, -1.0, 0.5])
+    torch.testing.assert_close(positive_relevance(weights, gradient), torch.tensor([0.4, 0.0, 0.15]))

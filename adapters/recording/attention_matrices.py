@@ -218,8 +218,8 @@ def _watched_with_graph(
     run = TokenPass(forward, arguments, on_attention=collect, graph=True, **options)
     calls = _attentions_of(run)[-1 if last_only else 0 :]
     found = [kept[call.ordinal] for call in calls]
-    weights = _readable([one for one, _ in found])
-    return _InGraph(run, run.prediction, weights, [edge for _, edge in found])
+    read: list[Weights | UnreadableAttentionError] = [one for one, _ in found]
+    return _InGraph(run, run.prediction, _readable(read), [edge for _, edge in found])
 
 
 def _repeated_last(run: TokenPass) -> _InGraph | None:

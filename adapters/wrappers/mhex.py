@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, Self, cast
 
+import torch
 from torch import Tensor, nn
 
 from ..models.outputs import OutputChoice, output_tensor
@@ -159,7 +160,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
             "pixel_values": pixel_values,
         }
         kwargs |= {name: value for name, value in named.items() if value is not None}
-        run = MHEXPass(self, *args, **kwargs)
+        run = MHEXPass(self, *self._open(args), **kwargs)
         logits = run.logits()
         if labels is None:
             return logits
@@ -167,6 +168,14 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         if isinstance(run.output, Mapping):
             return type(run.output)(loss=loss, logits=logits)  # type: ignore[call-arg] # a ModelOutput
         return {"loss": loss, "logits": logits}
+
+    def _open(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments; of a model that is frozen whole the images require gradients, so that CAM methods work."""
+        frozen = not self.training and torch.is_grad_enabled() and not any(p.requires_grad for p in self.parameters())
+        if not frozen or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+            return args
+        images = args[0].clone() if args[0].is_inference() else args[0]
+        return (images if images.requires_grad else images.detach().requires_grad_(), *args[1:])
 
     def deep_forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """The logits (batch, classes) of every block.

@@ -1,4 +1,4 @@
-"""Frozen, half-frozen and LoRA models: the same numbers as by plain autograd, and wrappers that train what is theirs."""
+"""Frozen, half-frozen and LoRA models: numbers as by plain autograd, and wrappers that train what is theirs."""
 
 import copy
 
@@ -15,7 +15,7 @@ from captum_ext import CDAM, MHEXCAM, IntegratedCDAM, RawAttention, RelevancePro
 
 
 class LoRA(nn.Module):
-    """A linear layer or convolution with a trainable one of low rank beside it, as libraries of adapters put it there."""
+    """A layer with a trainable one of low rank beside it, as libraries of adapters put it there."""
 
     def __init__(self, base, rank=2):
         super().__init__()

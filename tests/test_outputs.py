@@ -27,11 +27,8 @@ DOCS = Path(__file__).parent.parent / "docs" / "outputs.md"
 
 def documented():
     """What the table in the docs says: by class of output the field that is explained, or the error."""
-    rows = [
-        line.split("|")[1:3]
-        for line in DOCS.read_text().split("\n\n| other")[0].splitlines()
-        if line[:2] in ("| `", "| r")
-    ]
+    table = DOCS.read_text().split("other libraries")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith(("| `", "| refused"))]
     expected = {}
     for field, names in rows:
         meant = ValueError if "refused" in field else re.match(r" `(\w+)`", field)[1]

@@ -175,6 +175,21 @@ def test_rollout_reads_such_keys_before_they_are_written_over():
     torch.testing.assert_close(AttentionRollout(model).attribute(x), AttentionRollout(Layers()).attribute(x))
 
 
+class Drops(Layers):
+    def attend(self, query, key, value):
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=0.5 if self.drops else 0.0)
+
+
+@pytest.mark.parametrize("method", [RelevancePropagation, AttentionRollout, PartialLRP, AttentionMap])
+def test_weights_that_are_dropped_at_random_are_refused(method):
+    model, x = Drops().eval(), torch.randn(2, 5, CHANNELS, dtype=torch.float64)
+    model.drops = True
+    with pytest.raises(ValueError, match=r"drops weights at random in evaluation mode \(dropout_p=0.5\)"):
+        method(model).attribute(x, 1)
+    model.drops = model.training  # what the message says
+    torch.testing.assert_close(method(model).attribute(x, 1), method(Layers()).attribute(x, 1))
+
+
 @pytest.mark.parametrize("name", ["ViT", "Bert"])
 def test_transformers_eager_attention_in_float64_is_explained(name):
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

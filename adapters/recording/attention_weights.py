@@ -149,6 +149,11 @@ def fused(args: tuple[Any, ...], kwargs: dict[str, Any]) -> FusedWeights:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     tensors = {name: x.detach() for name, x in given.items() if isinstance(x, Tensor)}
+    if given.get("dropout_p"):
+        raise UnreadableAttentionError(
+            f"An attention of this model drops weights at random in evaluation mode (dropout_p={given['dropout_p']}), so "
+            "that those it used are not known. In its code, pass dropout_p only `if self.training`."
+        )
     versions = tuple([version_of(tensors[name]) for name in ("query", "key", "value")])
     return FusedWeights(**tensors, is_causal=bool(given.get("is_causal")), scale=given.get("scale"), versions=versions)
 

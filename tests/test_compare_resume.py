@@ -93,20 +93,18 @@ def test_a_run_with_anything_else_is_refused_and_named(tmp_path):
         "weights": {"model": make(1)},
         "samples": {"data": (images.flip(0), labels)},
         "settings.targets": {"targets": "label"},
-        "methods.own": {"methods": {"own": Saliency, "ixg": partial(InputXGradient)}},
-        "methods.ixg": {"methods": {"own": Own, "ixg": partial(Saliency)}},
-        "settings.methods": {"methods": {"own": Own}, "options": {}},
+        "methods.own.source": {"methods": {"own": Saliency, "ixg": partial(InputXGradient)}},
+        "methods.ixg.source": {"methods": {"own": Own, "ixg": partial(Saliency)}},
         "metrics.size.threshold": {"metrics": {"size": quantus_metrics.Compactness(0.06)}},
         "settings.seed": {"seed": 1},
-        "settings.limit": {"limit": 3},
         "settings.batch_size": {"batch_size": 3},
         "settings.dtype": {"dtype": "float64"},
-        "settings.options.ixg.channels": {"options": {"ixg": {"channels": "sum"}}},
+        "methods.ixg.options.channels": {"options": {"ixg": {"channels": "sum"}}},
     }
     for what, change in changes.items():
         with pytest.raises(ValueError, match=rf"holds another run: .*{what} was") as refusal:
             compare(**(same | change))
-        assert str(refusal.value).count(" was ") <= 2 or what == "settings.methods"  # nothing else differs
+        assert str(refusal.value).count(" was ") <= 2  # nothing else differs
     with pytest.raises(ValueError, match="samples was"):  # one label in the middle
         compare(**(same | {"data": (images, [0, 2, 2, 0])}))
     pd.testing.assert_frame_equal(compare(**same).scores(), before)
@@ -117,7 +115,7 @@ def test_settings_from_tensors_and_functions_make_a_run_too(tmp_path):
     same = {"methods": ["ig"], "metrics": ["compactness"], "gallery": 0, "resamples": 100, "out": tmp_path / "run"}
     images = torch.rand(2, 1, 6, 6)
     compare(model, images, options={"ig": {"baselines": torch.zeros(1, 1, 6, 6)}}, **same)
-    with pytest.raises(ValueError, match=r"settings.options.ig.baselines was"):
+    with pytest.raises(ValueError, match=r"methods.ig.options.baselines was"):
         compare(model, images, options={"ig": {"baselines": torch.ones(1, 1, 6, 6)}}, **same)
 
 
@@ -162,7 +160,7 @@ def test_images_at_once_may_change_only_where_scores_do_not_draw_by_them(run):
     options = {"faithfulness-correlation": {"nr_runs": 5, "subset_size": 6}}
     theirs = {"metrics": ["faithfulness-correlation"], "options": options}
     run(["ixg"], "theirs", **theirs)
-    with pytest.raises(ValueError, match=r"settings\.forward_batch was 64 and is 2"):
+    with pytest.raises(ValueError, match=r"metrics\.faithfulness-correlation\.forward_batch was 64 and is 2"):
         run(["ixg"], "theirs", forward_batch=2, **theirs)
 
 

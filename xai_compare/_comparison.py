@@ -47,6 +47,12 @@ class Comparison:
         """One row for each sample and method: sample, name, target, method, error, seconds."""
         return self._files.table("explanations")
 
+    def failed_everywhere(self) -> list[tuple[str, str]]:
+        """The methods and metrics that have no score on any sample."""
+        scores = self.scores()
+        failed = scores.assign(failed=scores.error.notna()).groupby(["method", "metric"], sort=False).failed.all()
+        return [(str(method), str(metric)) for method, metric in failed[failed].index]
+
     def skipped(self) -> pd.DataFrame:
         """The samples that could not be read: sample, name, error."""
         return self._files.table("skipped")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from adapters.models import logits_of, placement_of, unchanged
 
 from ._data import Sample, stacked
+from ._isolation import free_memory, in_halves, isolated, out_of_memory, said
 from ._methods import Explain
 from ._metrics import Metric
 from ._models import PlainLogits
@@ -71,11 +72,14 @@ class Evaluation:
     forward_batch: int
     gallery: int
 
-    def __call__(self, samples: Sequence[Sample], tell: Callable[[str], None] = lambda _: None) -> Batch:
-        """All rows of some samples.
+    def __call__(
+        self, samples: Sequence[Sample], cells: Mapping[str, Sequence[str]], tell: Callable[[str], None]
+    ) -> Batch:
+        """Rows of some samples.
 
         Args:
             samples: The samples, all with a label if these are explained.
+            cells: The metrics that are wanted of each method.
             tell: Called with the name of each step, for progress bars.
         """
         batch = Batch()
@@ -85,24 +89,25 @@ class Evaluation:
         y, other = self.classes(samples, x)
         shown = [i for i, sample in enumerate(samples) if sample.index < self.gallery]
         pictures = [_picture(sample, int(y[i]), int(other[i])) for i, sample in enumerate(samples) if i in shown]
-        for name, explain in self.explains.items():
+        for name, wanted in cells.items():
             tell(name)
+            explain, metrics = self.explains[name], {metric: self.metrics[metric] for metric in wanted}
             maps = self.explained(explain, samples, x, y)
-            against = shown if not any(m.compares_classes for m in self.metrics.values()) else list(range(len(samples)))
+            against = shown if not any(m.compares_classes for m in metrics.values()) else list(range(len(samples)))
             others = self.explained(explain, [samples[i] for i in against], x[against], other[against])
             _add_maps(pictures, name, shown, maps, others, against)
             batch.explanations += [
                 (s.index, s.name, int(cls), name, error, maps.seconds)
                 for s, cls, error in zip(samples, y, maps.errors, strict=True)
             ]
-            self._score(batch, name, samples, x, y, maps, others, tell)
+            self._score(batch, name, metrics, samples, x, y, maps, others, tell)
         batch.pictures = pictures
         return batch
 
     def classes(self, samples: Sequence[Sample], x: Tensor) -> tuple[Tensor, Tensor]:
         """The class that is explained of each sample, and the likeliest other one."""
         with torch.no_grad():
-            logits = logits_of(self.model(x))
+            logits = logits_of(in_halves(self.model, x))
         given = torch.tensor([-1 if s.label is None else s.label for s in samples], device=logits.device)
         y = given if self.by_label else logits.argmax(1)
         bad = sorted({int(cls) for cls in y if not 0 <= cls < logits.shape[1]})
@@ -132,6 +137,7 @@ class Evaluation:
         self,
         batch: Batch,
         method: str,
+        metrics: Mapping[str, Metric],
         samples: Sequence[Sample],
         x: Tensor,
         y: Tensor,
@@ -139,7 +145,7 @@ class Evaluation:
         others: Maps,
         tell: Callable[[str], None],
     ) -> None:
-        for name, metric in self.metrics.items():
+        for name, metric in metrics.items():
             tell(f"{method} {name}")
             missing = list(maps.errors)
             if metric.compares_classes:
@@ -147,7 +153,7 @@ class Evaluation:
             rows = [i for i, error in enumerate(missing) if error is None]
             call = _Call(self, metric, name, self.explains[method], x, y, maps.values, others.values, samples)
             start = time.perf_counter()
-            values, errors = isolated(lambda part, rows=rows, call=call: call(rows[part]), len(rows))  # type: ignore[misc]
+            values, errors = call.isolated(rows)
             seconds = (time.perf_counter() - start) / max(1, len(rows))
             found = {i: (value, error) for i, value, error in zip(rows, values, errors, strict=True)}
             for i, sample in enumerate(samples):
@@ -176,7 +182,43 @@ class _Call:
     others: Array
     samples: Sequence[Sample]
 
+    def isolated(self, rows: list[int]) -> tuple[list[Any], list[str | None]]:
+        """The results of some rows and their errors; what fails affects no other row, nor the random numbers of others.
+
+        A metric draws its random numbers for a batch. So it is always called for as many rows as the batch has: those
+        without a map are taken by the first one that has one, and a row that must be scored alone takes all.
+        """
+        if not rows:
+            return [], []
+        filled = [i if i in rows else rows[0] for i in range(len(self.samples))]
+        try:
+            found = self(filled)
+            return [found[i] for i in rows], [None] * len(rows)
+        except Exception as error:
+            if len(rows) == 1:
+                return [None], [said(error)]
+        parts = [self._alone(i) for i in rows]
+        return [result for result, _ in parts], [error for _, error in parts]
+
+    def _alone(self, row: int) -> tuple[Any, str | None]:
+        try:
+            return self([row] * len(self.samples))[row], None
+        except Exception as error:
+            return None, said(error)
+
     def __call__(self, rows: list[int]) -> list[tuple[float, list[tuple[Any, ...]]]]:
+        """The results, with smaller batches where memory does not suffice."""
+        size = self.of.forward_batch
+        while True:
+            try:
+                return self._scored(rows, size)
+            except RuntimeError as error:
+                if not out_of_memory(error) or size == 1:
+                    raise
+                size = max(1, size // 2)
+                free_memory()
+
+    def _scored(self, rows: list[int], forward_batch: int) -> list[tuple[float, list[tuple[Any, ...]]]]:
         score = self.metric.score
         model = self.of.model
         further: dict[str, Any] = {}
@@ -185,7 +227,7 @@ class _Call:
         if not self.metric.ours:
             model = plain(model)
             further |= {"explain_func": self.explain, "explain_func_kwargs": {}, "s_batch": self._masks(rows)}
-        with unchanged(self.of.model), seeded_for(self.of.seed, self.name, self.samples[rows[0]].index):
+        with unchanged(self.of.model), seeded_for(self.of.seed, self.name, self.samples[0].index):
             found = score(
                 model=model,
                 x_batch=self.x[rows].to(torch.promote_types(self.x.dtype, torch.float32)).cpu().numpy(),
@@ -194,7 +236,7 @@ class _Call:
                 **({"s_batch": None} | further),
                 channel_first=True,
                 device=str(placement_of(model).device or "cpu"),
-                batch_size=self.of.forward_batch,
+                batch_size=forward_batch,
             )
         values = np.asarray(found, dtype=float)
         if values.shape != (len(rows),):
@@ -213,35 +255,6 @@ class _Call:
         if not self.of.by_label or any(mask is None for mask in masks):
             return None
         return torch.stack([m for m in masks if m is not None])[:, None].numpy()
-
-
-def isolated(compute: Callable[[slice], list[Any]], count: int) -> tuple[list[Any], list[str | None]]:
-    """Results of all rows at once; if that fails, of each row alone, so that a row that fails affects no other.
-
-    Returns:
-        For each row its result or None, and its error or None.
-    """
-    if count == 0:
-        return [], []
-    try:
-        found = compute(slice(0, count))
-        if len(found) != count:
-            raise ValueError(f"Expected {count} results, one for each sample, got {len(found)}.")
-        return found, [None] * count
-    except Exception as error:
-        if count == 1:
-            return [None], [_said(error)]
-    results: list[Any] = []
-    errors: list[str | None] = []
-    for i in range(count):
-        result, error_ = isolated(lambda _, i=i: compute(slice(i, i + 1)), 1)  # type: ignore[misc]
-        results += result
-        errors += error_
-    return results, errors
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -1,10 +1,12 @@
 """Compare methods by metrics on a model and data: resumable, isolated cell by cell, on one process or many."""
 
+import contextlib
+import functools
 import importlib.metadata
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +43,7 @@ _VERSIONS = [
     "numpy",
     "scipy",
 ]
+_NOT_IN_NUMBERS = ("device", "pretrained", "checkpoint", "resamples", "data", "output", "retry_failed", "forward_batch")
 _BYTES = {"row": 60, "curve": 900, "picture": 200_000}  # about what is written
 
 
@@ -58,10 +61,23 @@ class Run:
     workers: Workers
 
     def __call__(self) -> Comparison:
+        self.files = RunFolder(self.out)
+        problem: Exception | None = None
+        with contextlib.ExitStack() as stack:
+            if self.workers.is_main:
+                try:
+                    stack.enter_context(self.files.locked(self.command))
+                except Exception as error:
+                    problem = error
+            problem = self.workers.from_main(problem)
+            if problem is not None:
+                raise problem
+            return self._run()
+
+    def _run(self) -> Comparison:
         settings = self.settings
         self.count = min(len(self.samples), settings.limit or len(self.samples))
         self.by_label = settings.targets == "label" or (settings.targets == "" and settings.data == "digits")
-        self.files = RunFolder(self.out)
         self.expected: tuple[torch.Size, int] | None = None
         model = self._plain(moved(self.subject.model, self.workers.device, settings.dtype))
         self.evaluate = Evaluation(
@@ -77,7 +93,7 @@ class Run:
             settings.gallery,
         )
         problem: Exception | None = None
-        todo: list[int] = []
+        todo: dict[int, dict[str, list[str]]] = {}
         if self.workers.is_main:
             try:
                 todo = self._begin()
@@ -140,12 +156,14 @@ class Run:
             return f"its label is {sample.label}, but the model has {classes} classes"
         return ""
 
-    def _begin(self) -> list[int]:
-        """Check all that can be checked before any work; returns the batches that are not finished."""
+    def _begin(self) -> dict[int, dict[str, list[str]]]:
+        """Check all that can be checked before any work; returns the cells of each batch that are not finished."""
         versions = _versions()
         facts = self.files.open(self._identity(), self._expected_bytes())
-        starts = range(0, self.count, self.settings.batch_size)
-        todo = [start for start in starts if start not in self.files.finished()]
+        size = self.settings.batch_size
+        sizes = {start: min(size, self.count - start) for start in range(0, self.count, size)}
+        cells = {method: list(self.metrics) for method in self.methods}
+        todo = self.files.missing(sizes, cells, retry_failed=self.settings.retry_failed)
         if todo and facts.get("versions", versions) != versions:
             old = [f"{name} {v}" for name, v in facts["versions"].items() if versions.get(name) != v]
             new = [f"{name} {versions.get(name)}" for name, v in facts["versions"].items() if versions.get(name) != v]
@@ -153,14 +171,15 @@ class Run:
                 f"{self.out} was begun with {', '.join(old)}; here is {', '.join(new)}, with which numbers may differ. "
                 "Use the versions it was begun with, or another folder with --out."
             )
-        forwards = facts["forwards"] if "forwards" in facts else self._check_methods()
+        forwards = facts.get("forwards", {})
+        forwards |= self._check_methods([name for name in self.methods if name not in forwards])
         begun = {} if todo else facts  # a finished run only reports again
         self.facts = facts | {
             "command": self.command or facts.get("command", ""),
             "settings": _plain_settings(self.settings),
             "versions": begun.get("versions", versions),
             "seed": self.settings.seed,
-            "samples": self.count,
+            "samples": max(self.count, facts.get("samples", 0)),
             "model": self.subject.name,
             "weights": facts["identity"]["weights"],
             "data": self.samples.description,
@@ -168,27 +187,35 @@ class Run:
             "processes": begun.get("processes", self.workers.count),
             "started": facts.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
             "interruptions": facts.get("interruptions", -1) + bool(todo),
-            "methods": {name: {"title": m.title or name, "source": m.source} for name, m in self.methods.items()},
-            "metrics": {name: {"title": m.title, "direction": m.direction} for name, m in self.metrics.items()},
+            "methods": facts.get("methods", {})
+            | {name: {"title": m.title or name, "source": m.source} for name, m in self.methods.items()},
+            "metrics": facts.get("metrics", {})
+            | {name: {"title": m.title, "direction": m.direction} for name, m in self.metrics.items()},
             "forwards": forwards,
         }
         self.files.write_facts(self.facts)
         return todo
 
     def _identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on."""
+        """Everything that the numbers depend on; methods, metrics and samples may be added later."""
         settings = _plain_settings(self.settings)
-        for name in ("device", "pretrained", "checkpoint", "resamples", "data", "output"):
+        options = settings.pop("options")
+        for name in (*_NOT_IN_NUMBERS, "methods", "metrics", "limit"):
             settings.pop(name)
-        if all(metric.ours for metric in self.metrics.values()):
-            settings.pop("forward_batch")  # Quantus' own metrics sample per batch
+        settings["options"] = {name: options[name] for name in ("model", "data") if name in options}
         settings["targets"] = "label" if self.by_label else "predicted"
         if self.subject.output is not None:
             settings["output"] = fingerprint(self.subject.output)
         return {
-            "settings": settings | {"methods": list(self.methods), "metrics": list(self.metrics)},
-            "methods": {name: fingerprint(method.make) for name, method in self.methods.items()},
-            "metrics": {name: metric.source for name, metric in self.metrics.items()},
+            "settings": settings,
+            "methods": {
+                name: {"source": fingerprint(method.make), "options": options.get(name, {})}
+                for name, method in self.methods.items()
+            },
+            "metrics": {
+                name: metric.source if metric.ours else {**metric.source, "forward_batch": self.settings.forward_batch}
+                for name, metric in self.metrics.items()  # Quantus' own metrics draw their random numbers per batch
+            },
             "weights": weights_hash(self.subject.model),
             "samples": self.samples.fingerprint(),
             "device": torch.device(self.workers.device).type,
@@ -199,24 +226,26 @@ class Run:
         pictures = min(self.count, self.settings.gallery)
         return cells * (_BYTES["row"] + _BYTES["curve"]) + pictures * _BYTES["picture"]
 
-    def _check_methods(self) -> dict[str, float]:
-        """Explain one sample by each method; returns what that costs in forward passes.
+    def _check_methods(self, names: Sequence[str]) -> dict[str, float]:
+        """Explain one sample by each of these methods; returns what that costs in forward passes.
 
         Raises:
             ValueError: if methods do not fit the model; the message says why for each.
         """
+        if not names:
+            return {}
         first = self._first()
         model = self.evaluate.model
         x = placement_of(model).moved(first.image[None])
         y, _ = self.evaluate.classes([first], x)
         forwards, refused = {}, []
-        names = tqdm(self.evaluate.explains.items(), desc="checking methods", unit="method", leave=False, disable=None)
-        for name, explain in names:
+        for name in tqdm(names, desc="checking methods", unit="method", leave=False, disable=None):
+            explain = self.evaluate.explains[name]
             try:
                 with seeded_for(self.settings.seed, "check", 0):
                     if self.methods[name].needs_warm_up:
                         explain(model, x, y)  # work that is done once is not counted
-                    forwards[name] = in_forwards(lambda explain=explain: explain(model, x, y), model, x)  # type: ignore[misc]
+                    forwards[name] = in_forwards(functools.partial(explain, model, x, y), model, x)
             except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts
                 refused.append(f"- {name}: {error}")
             except Exception as error:  # perhaps of this sample only; if not, every cell records it
@@ -229,12 +258,14 @@ class Run:
             )
         return forwards
 
-    def _work(self, todo: list[int]) -> None:
-        mine = todo[self.workers.rank :: self.workers.count]
+    def _work(self, todo: dict[int, dict[str, list[str]]]) -> None:
+        mine = list(todo)[self.workers.rank :: self.workers.count]
         size = self.settings.batch_size
+        again = todo.keys() & self.files.begun()  # to which cells are added; what others have done of these is not seen
 
-        def finished() -> int:
-            return sum(min(size, self.count - start) for start in self.files.finished())
+        def finished(done: int = 0) -> int:
+            whole = sum(min(size, self.count - start) for start in self.files.begun() - again if start < self.count)
+            return min(self.count, whole + done)
 
         watched = sys.stderr.isatty()
         bar = tqdm(
@@ -247,14 +278,17 @@ class Run:
             smoothing=0.1,
         )
         with bar:
+            added = 0
             for start in mine:
-                self.files.write(start, self._batch(start, lambda doing: bar.set_postfix_str(doing, refresh=watched)))
-                bar.update(finished() - bar.n)
+                batch = self._batch(start, todo[start], lambda doing: bar.set_postfix_str(doing, refresh=watched))
+                self.files.write(start, batch, todo[start])
+                added += min(size, self.count - start) * self.workers.count * (start in again)
+                bar.update(max(0, finished(added) - bar.n))
 
-    def _batch(self, start: int, tell: Callable[[str], None]) -> Batch:
+    def _batch(self, start: int, cells: dict[str, list[str]], tell: Callable[[str], None]) -> Batch:
         indices = range(start, min(start + self.settings.batch_size, self.count))
         found = [self._read(index) for index in indices]
-        batch = self.evaluate([one for one in found if isinstance(one, Sample)], tell)
+        batch = self.evaluate([one for one in found if isinstance(one, Sample)], cells, tell)
         batch.skipped = [one for one in found if not isinstance(one, Sample)]
         return batch
 

@@ -19,7 +19,11 @@ from .compare import compare
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 1 if the run cannot start, 2 on a wrong option or device, 130 or 143 if stopped."""
+    """Run the command.
+
+    Exits with 0 if the run is finished; 3 if it is, but a method and metric failed on every sample; 1 if it could not
+    begin or a process of it died, 2 on a wrong option or device; 130 or 143 if it was stopped, and can go on.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser().parse_args(given)
     if args.list:
@@ -40,8 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except WorkerError as error:
         _stop(f"The run stopped: {error}. {_left(out)}", 1)
     else:
-        if is_main():
-            _tell(comparison)
+        _end(comparison)
+
+
+def _end(comparison: Comparison) -> None:
+    if is_main():
+        _tell(comparison)
+    if comparison.failed_everywhere():
+        sys.exit(3)
 
 
 def _left(out: Path) -> str:

@@ -5,7 +5,7 @@ import random
 import re
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pandas as pd
 import pytest
@@ -145,6 +145,32 @@ def test_a_run_that_is_killed_five_times_ends_as_if_it_had_not_been(commands, li
     assert code == 0, said
     assert_same(out, whole)
     assert not list(out.rglob("*.part"))
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("processes", [1, 3])
+def test_kills_at_any_moment_leave_the_numbers_as_they_are(commands, line, whole, tmp_path, processes):
+    """25 kills each, the preparation and the writing of the report included; a run that gets through begins anew."""
+    draw, kills, runs = random.Random(processes), 0, 0
+    begun = time.monotonic()
+    assert commands.run([*line, "--out", tmp_path / "timed"], processes)[0] == 0
+    seconds = time.monotonic() - begun
+    while kills < 25:
+        out = tmp_path / f"run-{runs}"
+        job = commands.start([*line, "--out", out], processes)
+        time.sleep(draw.uniform(0, 1.1 * seconds))
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        code, said = commands.wait(job)
+        if code == 0:
+            assert_same(out, whole)
+            runs += 1
+        else:
+            assert code == -signal.SIGKILL, said
+            kills += 1
+    code, said = commands.run([*line, "--out", tmp_path / f"run-{runs}"], processes)
+    assert code == 0, said
+    assert_same(tmp_path / f"run-{runs}", whole)
 
 
 def test_ctrl_c_says_where_results_are_and_loses_at_most_a_batch(commands, line, whole, tmp_path, capped):

@@ -12,6 +12,25 @@ NOT_FINITE = (
 )
 
 
+INPUTS = {
+    3: "signals (batch, channels, length)",
+    4: "images (batch, channels, height, width)",
+    5: "volumes (batch, channels, depth, height, width)",
+}
+ONE_SAMPLE = " A single sample needs a batch axis: `inputs.unsqueeze(0)`."
+
+
+def integer(name: str, value: object) -> int:
+    """The value as an int.
+
+    Raises:
+        TypeError: if it is not an integer.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"Expected `{name}` to be an int, got {value!r} of {type(value)}.")
+    return int(value)
+
+
 def positive_int(name: str, value: object) -> int:
     """The value as an int of at least 1.
 
@@ -19,11 +38,24 @@ def positive_int(name: str, value: object) -> int:
         TypeError: if it is not an integer.
         ValueError: if it is less than 1.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"Expected `{name}` to be an int, got {type(value)}.")
-    if value < 1:
+    number = integer(name, value)
+    if number < 1:
         raise ValueError(f"Expected `{name}` to be at least 1, got {value}.")
-    return int(value)
+    return number
+
+
+def check_axes(inputs: object, axes: int) -> None:
+    """See whether inputs have the axes of those that a network reads: 3 of signals, 4 of images, 5 of volumes.
+
+    Raises:
+        TypeError: if they are no tensor.
+        ValueError: if they have more or fewer.
+    """
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"Expected {INPUTS[axes]}, a tensor, got {type(inputs)}. Use torch.as_tensor for arrays.")
+    if inputs.dim() != axes:
+        advice = ONE_SAMPLE if inputs.dim() == axes - 1 else ""
+        raise ValueError(f"Expected {INPUTS[axes]}, got shape {tuple(inputs.shape)}.{advice}")
 
 
 def number(name: str, value: object) -> float:
@@ -48,7 +80,10 @@ def check_batch(inputs: Any) -> None:
     if not isinstance(first, Tensor):
         raise TypeError(f"Expected the inputs to be a tensor (batch, ...), got {type(first)}.")
     if first.dim() < 2 or len(first) == 0:
-        raise ValueError(f"Expected inputs (batch, ...) with at least one sample, got shape {tuple(first.shape)}.")
+        advice = ONE_SAMPLE if first.dim() == 1 and len(first) else ""
+        raise ValueError(
+            f"Expected inputs (batch, ...) with at least one sample, got shape {tuple(first.shape)}.{advice}"
+        )
     if bool((bad := not_finite(first)).any()):
         raise ValueError(NOT_FINITE.format(samples=bad.nonzero().flatten().tolist(), shape=tuple(first.shape)))
 

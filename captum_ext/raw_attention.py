@@ -70,11 +70,13 @@ class RawAttention(Attribution):  # type: ignore[misc] # captum is untyped
 
         Raises:
             TypeError: if the inputs are not images.
-            ValueError: if there is no such stage.
+            ValueError: if there is no such stage, or more than one input.
         """
         failures = Failures(on_error)
-        (images,) = checked_inputs(inputs, failures)
-        maps = raw_attention(self.forward_func, images, stage)
+        given = checked_inputs(inputs, failures)
+        if len(given) > 1:
+            raise ValueError(f"Expected one tensor of images, as a CAStream reads, got {len(given)}.")
+        maps = raw_attention(self.forward_func, given[0], stage)
         failures.add(~torch.isfinite(maps).flatten(1).all(1), NOT_FINITE_MAP)
         maps = failures.as_nan(maps, stacklevel=4)[:, None]
         return (maps,) if isinstance(inputs, tuple) else maps

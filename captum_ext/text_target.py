@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.models import evaluation_mode, output_tensor, placement_of
+from adapters.models import OutputChoice, evaluation_mode, output_tensor, placement_of
 
 from .concept_target import ConceptTarget
 
@@ -25,6 +25,7 @@ class TextTarget(ConceptTarget):
         tokenizer: The model's processor or tokenizer; or a function from a list of texts to the model's inputs.
         text: What the image is compared with.
         against: Another text, whose similarity is subtracted.
+        output: Which tensor of what the text side returns is the embedding, as for CDAM.
 
     Raises:
         TypeError: if a text is not a string, or `model` or `tokenizer` cannot be called.
@@ -39,7 +40,15 @@ class TextTarget(ConceptTarget):
         tensor([ 1.,  0., -1.])
     """
 
-    def __init__(self, model: Callable[..., Any], tokenizer: Callable[..., Any], text: str, against: str | None = None):
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        tokenizer: Callable[..., Any],
+        text: str,
+        against: str | None = None,
+        *,
+        output: OutputChoice = None,
+    ) -> None:
         for name, function in (("model", model), ("tokenizer", tokenizer)):
             if not callable(function):
                 raise TypeError(f"Expected `{name}` to be callable, got {type(function)}.")
@@ -47,7 +56,7 @@ class TextTarget(ConceptTarget):
         for name, given in zip(("text", "against"), texts, strict=False):
             if not isinstance(given, str):
                 raise TypeError(f"Expected `{name}` to be a string, got {given!r}.")
-        embeddings = _embedded(model, tokenizer, texts)
+        embeddings = _embedded(model, tokenizer, texts, output)
         if embeddings.dim() != 2 or len(embeddings) != len(texts):
             raise ValueError(f"Expected embeddings ({len(texts)}, channels), got shape {tuple(embeddings.shape)}.")
         own, *others = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
@@ -64,11 +73,11 @@ class TextTarget(ConceptTarget):
         return f"TextTarget({self.text!r}, against={self.against!r})"
 
 
-def _embedded(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+def _embedded(model: Any, tokenizer: Any, texts: list[str], output: OutputChoice) -> Tensor:
     with torch.no_grad(), evaluation_mode(model):
         if not hasattr(model, "get_text_features"):
-            return output_tensor(model(tokenizer(texts)))
+            return output_tensor(model(tokenizer(texts)), output)
         siglip = str(getattr(model.config, "model_type", "")).startswith("siglip")  # trained on texts of full length
         inputs = tokenizer(text=texts, return_tensors="pt", padding="max_length" if siglip else True, truncation=True)
         device = placement_of(model).device if isinstance(model, nn.Module) else None
-        return output_tensor(model.get_text_features(**{name: x.to(device) for name, x in inputs.items()}))
+        return output_tensor(model.get_text_features(**{name: x.to(device) for name, x in inputs.items()}), output)

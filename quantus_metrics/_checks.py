@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adapters.checks import number
+
 
 def checked(x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, texts: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, classes (batch,) and maps with one channel, on the inputs' device.
@@ -67,6 +69,6 @@ def not_finite(value: Tensor) -> list[int]:
 
 def unit_fraction(name: str, value: float) -> float:
     """The value as a float from 0 to 1, or an error that names it."""
-    if not 0 <= value <= 1:
+    if not 0 <= number(name, value) <= 1:
         raise ValueError(f"Expected `{name}` from 0 to 1, got {value}.")
     return float(value)

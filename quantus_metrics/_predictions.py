@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.checks import positive_int
-from adapters.models import evaluation_mode, logits_of, modules_of, output_tensor, placement_of, state_key
+from adapters.models import evaluation_mode, logits_of, modules_of, only_tensor, placement_of, state_key
 from adapters.models.hooks import watch_outputs
 
 from ._prediction_cache import PredictionCache
@@ -142,7 +142,7 @@ def _before_softmax(model: Model) -> Iterator[Model]:
     softmaxed: list[tuple[Tensor, Tensor]] = []
 
     def run(inputs: Tensor, **kwargs: Any) -> Any:
-        output = output_tensor(model(inputs, **kwargs), given=inputs)
+        output = only_tensor(model(inputs, **kwargs), inputs)
         logits = next((before for before, after in softmaxed if after is output), output)
         softmaxed.clear()
         return logits

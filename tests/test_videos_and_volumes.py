@@ -261,7 +261,7 @@ def test_ca_stream_of_signals_and_volumes_equals_the_formulas(axes, pooling):
     last = RawAttention(wrapper).attribute(inputs)
     torch.testing.assert_close(last[:, 0], maps[-1], rtol=1e-9, atol=1e-12)
     assert RawAttentionCAM(wrapper)(inputs).shape == (2, *inputs.shape[2:])
-    with pytest.raises(TypeError, match=r"Expected (signals|volumes) \(batch, channels, .*got \(2, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"Expected (signals|volumes) \(batch, channels, .*shape \(2, 3, 8, 8\)"):
         wrapper(torch.randn(2, 3, 8, 8))
 
 

@@ -62,8 +62,11 @@ class CAM(ABC, Generic[W]):
             eigen_smooth: Not supported.
 
         Raises:
-            ValueError: if a smoothing is asked for.
+            TypeError: if the input is no tensor, or targets are no list of such targets.
+            ValueError: if a smoothing is asked for, or inputs or targets do not fit.
         """
+        if not isinstance(input_tensor, Tensor):
+            raise TypeError(f"Expected `input_tensor` to be a tensor, got {type(input_tensor)}.")
         if aug_smooth or eigen_smooth:
             raise ValueError(f"{type(self).__name__} has no `aug_smooth` and no `eigen_smooth`: leave both False.")
         maps = _scaled(self.maps(placement_of(self.model).moved(input_tensor), targets).float())
@@ -118,9 +121,14 @@ def categories(targets: Sequence[Any] | None, count: int) -> Tensor | None:
     """
     if targets is None:
         return None
-    wrong = [type(target) for target in targets if not hasattr(target, "category")]
-    if wrong:
-        raise TypeError(f"Expected pytorch-grad-cam's ClassifierOutputTarget for each image, got {wrong[0]}.")
+    listed = list(targets) if isinstance(targets, Sequence) else [targets]
+    wrong = [target for target in listed if not hasattr(target, "category")]
+    if wrong or not isinstance(targets, Sequence):
+        got = repr(wrong[0]) if wrong else "one that is not in a list"
+        raise TypeError(
+            f"Expected a list of pytorch-grad-cam's ClassifierOutputTarget, as [ClassifierOutputTarget(3)] for one "
+            f"image, got {got}."
+        )
     if len(targets) != count:
         raise ValueError(f"Expected one target for each of {count} images, got {len(targets)}.")
     return torch.tensor([int(target.category) for target in targets])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_batch
+from ..checks import check_batch, integer
 from ..models.evaluation_mode import evaluated
 from ..wrappers.ca_stream import CAStream
 from .cam import CAM
@@ -23,8 +23,7 @@ def raw_attention(model: CAStream, images: Tensor, stage: int = -1) -> Tensor:
         raise TypeError(f"Expected an adapters.CAStream, whose attention is a map; got {type(model)}.")
     check_batch(images)
     count = len(model.stages)
-    if not isinstance(stage, int):
-        raise TypeError(f"Expected `stage` to be an int, got {stage!r}.")
+    stage = integer("stage", stage)
     if not -count <= stage < count:
         raise ValueError(
             f"Expected `stage` from {-count} to {count - 1}, as the model has {count} stages; got {stage}."

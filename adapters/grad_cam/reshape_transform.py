@@ -1,7 +1,6 @@
 """pytorch-grad-cam's `reshape_transform`, read from the model instead of written by hand."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.evaluation_mode import evaluation_mode
+from ..models.example_inputs import own_sizes
 from ..models.hooks import watch_outputs
+from ..models.outputs import OutputChoice
 from ..models.unwrapping import modules_of
 from ..recording import Grid, TokenPass
 
@@ -70,7 +71,9 @@ class ReshapeTransform:
         )
 
 
-def reshape_transform_for(model: nn.Module, image_size: tuple[int, int] | None = None) -> ReshapeTransform:
+def reshape_transform_for(
+    model: nn.Module, image_size: tuple[int, int] | None = None, *, output: OutputChoice = None
+) -> ReshapeTransform:
     """The `reshape_transform` that pytorch-grad-cam needs for a Vision Transformer.
 
     Seen in one pass with an empty image: which tokens are patches, and on what grid they lie.
@@ -79,6 +82,7 @@ def reshape_transform_for(model: nn.Module, image_size: tuple[int, int] | None =
         model: A Vision Transformer, or a model that holds one.
         image_size: Height and width in pixels. Without it, the model's own image size where it says one, or 224; images
             of another size must then have a square grid.
+        output: Which tensor of what the model returns is the prediction, as for CDAM.
 
     Returns:
         A callable from (batch, tokens, channels) to (batch, channels, height, width).
@@ -96,7 +100,7 @@ def reshape_transform_for(model: nn.Module, image_size: tuple[int, int] | None =
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected `model` to be a torch.nn.Module, got {type(model)}.")
-    run, size = _empty_pass(model, image_size)
+    run, size = _empty_pass(model, image_size, output)
     grid = run.grid()
     if grid is None:
         raise ValueError(
@@ -106,12 +110,15 @@ def reshape_transform_for(model: nn.Module, image_size: tuple[int, int] | None =
     return ReshapeTransform(grid, run.count, size, image_size is not None)
 
 
-def target_layer_for(model: nn.Module, image_size: tuple[int, int] | None = None) -> nn.Module:
+def target_layer_for(
+    model: nn.Module, image_size: tuple[int, int] | None = None, *, output: OutputChoice = None
+) -> nn.Module:
     """The module whose output is the tokens that enter the last attention, as target layer of a CAM.
 
     Args:
         model: As for `reshape_transform_for`.
         image_size: As for `reshape_transform_for`.
+        output: As for `reshape_transform_for`.
 
     Raises:
         ValueError: as for `reshape_transform_for`, or if no module returns these tokens.
@@ -123,7 +130,7 @@ def target_layer_for(model: nn.Module, image_size: tuple[int, int] | None = None
         >>> target_layer_for(model) is model.blocks[-1].norm1
         True
     """
-    run, size = _empty_pass(model, image_size)
+    run, size = _empty_pass(model, image_size, output)
     found: list[nn.Module] = []
 
     def note(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
@@ -137,25 +144,32 @@ def target_layer_for(model: nn.Module, image_size: tuple[int, int] | None = None
     return found[-1]
 
 
-def _empty_pass(model: nn.Module, image_size: tuple[int, int] | None) -> tuple[TokenPass, tuple[int, int]]:
-    size = image_size or next(_own_sizes(model), (_USUAL_SIZE, _USUAL_SIZE))
+def _empty_pass(
+    model: nn.Module, image_size: tuple[int, int] | None, output: OutputChoice
+) -> tuple[TokenPass, tuple[int, int]]:
+    height, width = image_size or next(own_sizes(model), (_USUAL_SIZE, _USUAL_SIZE))
+    size = height, width
     image = _empty_image(model, size)
     try:
-        return TokenPass(model, (image,)), size
-    except (
-        RuntimeError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        NotImplementedError,
-        KeyError,
-        IndexError,
-    ) as error:
+        return TokenPass(model, (image,), output=output), size
+    except Exception as error:
+        if _takes(model, image):
+            raise
         raise ValueError(
-            f"This {type(model).__name__} does not take images of shape {tuple(image.shape)} ({error}). Say how "
-            f"large they "
-            "are: reshape_transform_for(model, image_size=(height, width))."
+            f"This {type(model).__name__} does not take images of shape {tuple(image.shape)} ({error}). Pass the size "
+            "that it takes, as `image_size=(height, width)`. For a model of anything else than images, such as videos, "
+            "a reshape_transform must be written by hand."
         ) from error
+
+
+def _takes(model: nn.Module, image: Tensor) -> bool:
+    """Does the model run on it?"""
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            model(image)
+    except Exception:  # of any kind: models check sizes in many ways
+        return False
+    return True
 
 
 def _empty_image(model: nn.Module, size: tuple[int, int]) -> Tensor:
@@ -164,19 +178,3 @@ def _empty_image(model: nn.Module, size: tuple[int, int]) -> Tensor:
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     ramp = torch.linspace(-1, 1, channels * size[0] * size[1], device=like.device, dtype=torch.float32)
     return ramp.view(1, channels, *size).to(like.dtype)
-
-
-def _own_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
-    """The image sizes that a model says it is made for."""
-    for module in model.modules():
-        for holder in (module, getattr(module, "config", None)):
-            for name in ("img_size", "image_size"):
-                size = getattr(holder, name, None)
-                if isinstance(size, int) and not isinstance(size, bool):
-                    yield size, size
-                elif isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(one, int) for one in size):
-                    yield size[0], size[1]
-    for module in model.modules():
-        settings = getattr(module, "pretrained_cfg", None)
-        if isinstance(settings, dict) and len(settings.get("input_size") or ()) == 3:
-            yield settings["input_size"][1], settings["input_size"][2]

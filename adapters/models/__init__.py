@@ -8,6 +8,7 @@ from .image_layout import channels_first as channels_first
 from .image_layout import is_image as is_image
 from .outputs import OutputChoice as OutputChoice
 from .outputs import logits_of as logits_of
+from .outputs import only_tensor as only_tensor
 from .outputs import output_tensor as output_tensor
 from .placement import placement_of as placement_of
 from .stand_in import with_output as with_output

@@ -35,14 +35,42 @@ def example_inputs(model: nn.Module) -> Iterator[dict[str, Tensor] | Tensor]:
     first = next((m for m in model.modules() if isinstance(m, _CONVOLUTIONS)), None)
     if first is None:
         raise ValueError(f"{type(model).__name__} has no convolution: expected a network that reads images.")
-    sides = [
-        getattr(getattr(model, "patch_embed", None), "img_size", None),  # timm's, told when it was built
-        (getattr(model, "pretrained_cfg", None) or {}).get("input_size"),
-        getattr(config, "image_size", getattr(model, "image_size", None)),
-    ]
-    own = next((side for side in sides if side), None)
     sizes = next(sizes for kind, sizes in _SIZES.items() if isinstance(first, kind))
-    if own is not None and isinstance(first, nn.Conv2d):
-        sizes = [(own, own) if isinstance(own, int) else tuple(own[-2:])]
-    for size in sizes:
+    for size in dict.fromkeys([*own_sizes(model, len(sizes[0])), *sizes]):
         yield torch.zeros(1, first.in_channels, *size, dtype=first.weight.dtype, device=device)
+
+
+def own_sizes(model: nn.Module, axes: int = 2) -> Iterator[tuple[int, ...]]:
+    """The image sizes that a model says it is made for; of signals and volumes those with as many axes."""
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            for name in ("img_size", "image_size"):
+                size = getattr(holder, name, None)
+                if isinstance(size, int) and not isinstance(size, bool) and axes == 2:
+                    yield size, size
+                elif isinstance(size, tuple | list) and len(size) == axes and all(isinstance(one, int) for one in size):
+                    yield tuple(size)
+    for module in model.modules():
+        settings = getattr(module, "pretrained_cfg", None)
+        if isinstance(settings, dict) and len(settings.get("input_size") or ()) == 1 + axes:
+            yield tuple(settings["input_size"][1:])
+
+
+def run_on(model: nn.Module, example: dict[str, Tensor] | Tensor) -> Any:
+    """What a model returns for one of these inputs.
+
+    Raises:
+        RuntimeError: if it does not take it, whatever it says then.
+    """
+    try:
+        return model(**example) if isinstance(example, dict) else model(example)
+    except Exception as error:  # of any kind: models check sizes in many ways
+        raise RuntimeError(str(error) or type(error).__name__) from error
+
+
+def cannot_be_run(model: nn.Module, failures: list[str]) -> str:
+    """A message: on which of these inputs, and what to do."""
+    return (
+        f"{type(model).__name__} could not be run on an empty input: {'; '.join(failures)}. If it takes another size, "
+        "tell it: `model.image_size = (height, width)`."
+    )

@@ -18,9 +18,13 @@ _EMBEDDINGS = ("image_embeds", "text_embeds", "audio_embeds", "video_embeds", "e
 _REPRESENTATIONS = ("pooler_output", "last_hidden_state")
 _BESIDE = ("hidden_state", "hidden_states", "features", "attentions", "mask", "token_embeddings")  # no predictions
 _MOST_LISTED = 12
+_CHOOSE = "Choose one, as `output={}`, or by a function of what the model returns."
+_RETURN_ONE = "Pass a function or a module that returns one of them alone."
 
 
-def output_tensor(output: Any, choice: OutputChoice = None, given: Tensor | None = None) -> Tensor:
+def output_tensor(
+    output: Any, choice: OutputChoice = None, given: Tensor | None = None, *, advice: str = _CHOOSE
+) -> Tensor:
     """The tensor to explain in what a model returned: by name, or the only one; never by its position among several.
 
     Of a ModelOutput, dataclass, named tuple or dictionary: `logits`; else the similarities of the inputs that are
@@ -33,6 +37,7 @@ def output_tensor(output: Any, choice: OutputChoice = None, given: Tensor | None
         choice: Which one: a name or index, a tuple of them or a name with dots for what is nested, or a function of
             `output`. None: as above.
         given: The inputs that are explained, if they are known.
+        advice: What to do if several could be meant, with `{}` for one of them.
 
     Raises:
         TypeError: if there is no tensor in it, or the choice is none of these.
@@ -53,9 +58,15 @@ def output_tensor(output: Any, choice: OutputChoice = None, given: Tensor | None
     if not several:
         raise TypeError(
             f"Expected the model to return a tensor, or a tuple or dictionary with one, got {type(output)}."
-            f"{_listed(output, several)}"
+            f"{_listed(output, several, advice)}"
         )
-    raise ValueError(f"The model returned several tensors, of which any could be meant.{_listed(output, several)}")
+    listed = _listed(output, several, advice)
+    raise ValueError(f"The model returned several tensors, of which any could be meant.{listed}")
+
+
+def only_tensor(output: Any, given: Tensor | None = None) -> Tensor:
+    """The same where there is no `output` by which the user can choose."""
+    return output_tensor(output, given=given, advice=_RETURN_ONE)
 
 
 def logits_of(output: Any, count: int | None = None) -> Tensor:
@@ -69,7 +80,7 @@ def logits_of(output: Any, count: int | None = None) -> Tensor:
         TypeError: if there is no tensor in it.
         ValueError: if its shape is another, or several tensors could be meant.
     """
-    found = output_tensor(output)
+    found = only_tensor(output)
     if found.dim() != 2 or len(found) != (len(found) if count is None else count):
         expected = "batch" if count is None else count
         raise ValueError(f"Expected the model to return logits ({expected}, classes), got {tuple(found.shape)}.")
@@ -117,7 +128,7 @@ def _chosen(output: Any, choice: OutputChoice) -> Tensor:
         found, said = _followed(output, choice), f"`output={choice!r}`"
     if not isinstance(found, Tensor):
         missing = "is not in what the model returned" if found is None else f"is no tensor but {type(found)}"
-        raise ValueError(f"{said} {missing}.{_listed(output, dict(_tensors(output)))}")
+        raise ValueError(f"{said} {missing}.{_listed(output, dict(_tensors(output)), _CHOOSE)}")
     return found
 
 
@@ -145,7 +156,7 @@ def _tensors(output: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
             yield from _tensors(value, (*path, name))
 
 
-def _listed(output: Any, several: dict[Any, Tensor]) -> str:
+def _listed(output: Any, several: dict[Any, Tensor], advice: str) -> str:
     """What can be chosen, for a message."""
     if isinstance(output, Tensor):
         return f" It is one tensor, of shape {tuple(output.shape)}: leave `output` out."
@@ -155,7 +166,4 @@ def _listed(output: Any, several: dict[Any, Tensor]) -> str:
         return ""
     listed = [f"{path!r} {tuple(value.shape)}" for path, value in paths.items()]
     more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
-    return (
-        f" There are {', '.join(listed[:_MOST_LISTED])}{more}. Choose one, as `output={next(iter(paths))!r}`, or by a "
-        "function of what the model returns."
-    )
+    return f" There are {', '.join(listed[:_MOST_LISTED])}{more}. {advice.format(repr(next(iter(paths))))}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..checks import INPUTS, ONE_SAMPLE
 from ..models.evaluation_mode import evaluation_mode
 from ..models.outputs import OutputChoice, output_tensor
 from ..models.unwrapping import modules_of, root_module, uncompiled
@@ -26,6 +27,7 @@ from .repeat import Repeat, with_tokens
 from .watched_pass import Forward, WatchedPass, is_scripted, watched
 
 MOST_PASSES = 4
+_UNBATCHED = {"conv1d": 2, "conv2d": 3, "conv3d": 4}  # axes of what a convolution takes for a single sample
 
 
 class NoTokensError(ValueError):
@@ -91,10 +93,10 @@ class TokenPass:
         try:
             one = self._watch(followed, attention, earliest)
         except Exception as error:
-            if _lacks_batch(arguments[0], root):
+            if self._lacks_batch():
                 raise ValueError(_no_batch_axis(arguments[0])) from error
             raise
-        if any(op.name == "conv2d" and len(one.recorder.shapes[op.inputs[0]]) == 3 for op in one.recorder.operations):
+        if any(len(one.recorder.shapes[op.inputs[0]]) == _UNBATCHED.get(op.name) for op in one.recorder.operations):
             raise ValueError(_no_batch_axis(arguments[0]))
         found = one.continuation
         if found is None:
@@ -296,6 +298,8 @@ class TokenPass:
 
     def grid(self) -> Grid | None:
         """Where the tokens lie on an image, a video or a volume; None if they lie on no grid."""
+        if self.tokens.dim() < 3:
+            return None  # one vector for each sample
         grid = grid_of(self.watched.recorder, self.slot, self.layout, self.channels)
         image = self._arguments[0].shape
         if grid is None and self.tokens.dim() == len(image) > 3:  # perhaps a feature map, of which no patches are known
@@ -314,6 +318,19 @@ class TokenPass:
             )
         return found
 
+    def _lacks_batch(self) -> bool:
+        """Does the model run when the inputs that it does not take get a batch axis?"""
+        given = self._arguments[0]
+        if given.dim() not in _UNBATCHED.values() or not given.is_floating_point():
+            return False
+        batch = pytree.tree_map_only(Tensor, lambda x: x.detach().clone()[None], self._arguments)
+        try:
+            with torch.inference_mode(False), torch.no_grad(), evaluation_mode(self._forward):
+                self._read_output(self._forward(*batch))
+        except Exception:  # of any kind: models check shapes in many ways
+            return False
+        return True
+
     def _none_found(self) -> str:
         if self._point is not None:
             return (
@@ -328,15 +345,6 @@ class TokenPass:
         )
 
 
-def _lacks_batch(inputs: Tensor, root: nn.Module | None) -> bool:
-    """Is this one image for a model that reads batches of them?"""
-    images = root is not None and any(isinstance(module, nn.Conv2d) for module in modules_of(root))
-    return images and inputs.dim() == 3 and inputs.is_floating_point()
-
-
 def _no_batch_axis(inputs: Tensor) -> str:
-    return (
-        f"Expected images (batch, channels, height, width), got shape {tuple(inputs.shape)}. A single image "
-        f"needs a batch "
-        "axis: `image.unsqueeze(0)`."
-    )
+    kinds = INPUTS | {3: f"{INPUTS[3]} or embeddings (batch, tokens, channels)", 5: f"{INPUTS[5]} or videos"}
+    return f"Expected {kinds[inputs.dim() + 1]}, got shape {tuple(inputs.shape)}.{ONE_SAMPLE}"

@@ -287,13 +287,13 @@ class WatchedPass:
         if not isinstance(value, Tensor) or value.dim() < 2:
             found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else str(type(value))
             raise ValueError(
-                f"Expected {self._point} to hold one tensor with the batch first, got {found}. Pass another layer."
+                f"Expected {self._point} to hold one tensor with the batch first, got {found}. Pass a layer that "
+                "returns one, or `attribute_to_layer_input=True` if it reads one."
             )
         if self.continuation is not None:
             raise ValueError(
                 f"The layer {self._point} ran more than once in one forward pass, so its tokens are not one set. "
-                f"Pass a "
-                "layer that runs once."
+                "Pass a layer that runs once, or leave `layer` out and choose by `attention=`, a number in time."
             )
         self.recorder.calls = calls
         tokens = value.view_as(value)

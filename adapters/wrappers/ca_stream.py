@@ -8,6 +8,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_axes, integer
 from ..models.evaluation_mode import evaluation_mode
 from ..models.outputs import OutputChoice, output_tensor
 from ..models.stand_in import run_stand_in
@@ -18,11 +19,6 @@ from .cross_attention import Stream
 from .hub import HubWrapper, output_setting
 from .target_layers import read_by_cams
 
-_AXES = {
-    3: "signals (batch, channels, length)",
-    4: "images (batch, channels, height, width)",
-    5: "volumes (batch, channels, depth, height, width)",
-}
 _TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
 
 
@@ -87,7 +83,7 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
         model = cast(nn.Module, uncompiled(model))
         anatomy = cnn_anatomy(model, stages, output)
         count = len(anatomy.stages)
-        if not isinstance(start_stage, int) or not 0 <= start_stage < count:
+        if not 0 <= integer("start_stage", start_stage) < count:
             raise ValueError(
                 f"Expected `start_stage` from 0 to {count - 1}, as there are {count} stages; got {start_stage}."
             )
@@ -137,11 +133,10 @@ class CAStream(HubWrapper, library_name="xai-discern", tags=["ca-stream", "image
 
         Raises:
             TypeError: if images or labels are not tensors.
-            ValueError: if images are so small that the feature map of a stage is empty, or labels do not fit.
+            ValueError: if images have other axes than those of the network, or are so small that the feature map of a
+                stage is empty, or if labels do not fit.
         """
-        if not isinstance(images, Tensor) or images.dim() != self._axes:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images)
-            raise TypeError(f"Expected {_AXES[self._axes]}, got {got}.")
+        check_axes(images, self._axes)
         images = images.clone() if images.is_inference() and not torch.is_inference_mode_enabled() else images
         if not self.training and torch.is_grad_enabled() and not images.requires_grad and images.is_floating_point():
             images = images.detach().requires_grad_()  # the frozen backbone stays open to CAM methods

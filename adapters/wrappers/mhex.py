@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_axes
 from ..models.outputs import OutputChoice, output_tensor
 from ..models.stand_in import run_stand_in
 from ..models.unwrapping import Forward, uncompiled
@@ -96,6 +97,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
             raise ValueError(f"Expected `num_classes` to be at least 1, got {num_classes!r}.")
         self.residuals = placed(model, anatomy.blocks, placement)
         self._num_classes = classes
+        self._axes = anatomy.axes
         self.gated = bool(gate)
         self.prediction = prediction
         self.output = output
@@ -221,6 +223,9 @@ class MHEXPass:
 
     def __init__(self, wrapper: MHEX, *args: Any, see: See | None = None, **kwargs: Any) -> None:
         self._wrapper, self._see = wrapper, see
+        images = args[0] if args else kwargs.get("pixel_values")
+        if wrapper._axes and images is not None:  # noqa: SLF001
+            check_axes(images, wrapper._axes)  # noqa: SLF001
         self.mask = _attention_mask(wrapper.backbone, args, kwargs)
         self.gates: list[Tensor] = []
         self.pooled: list[Tensor] = []

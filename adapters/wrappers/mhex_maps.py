@@ -122,7 +122,9 @@ def has_maps(model: MHEX, inputs: Tensor) -> bool:
 def _arranged(model: MHEX, scores: list[Tensor], images: Tensor, mask: Tensor | None) -> list[Tensor]:
     """Scores of tokens (batch, tokens): those of patches as maps, those of padding 0."""
     if images.dim() == 4:
-        grid = TokenPass(model.backbone, (images[:1],)).grid()  # one image shows where the tokens of all lie
+        grid = TokenPass(
+            model.backbone, (images[:1],), output=model.output
+        ).grid()  # one image shows where the tokens of all lie
         if grid is None:
             raise ValueError(f"The tokens of this {type(model.backbone).__name__} lie on no image grid.")
         return [grid.arranged(one) for one in scores]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..models.evaluation_mode import evaluation_mode
-from ..models.example_inputs import example_inputs
+from ..models.example_inputs import cannot_be_run, example_inputs, run_on
 from ..models.hooks import watch_calls
 from ..models.outputs import OutputChoice, output_tensor
 from .average_pooling import AveragePooling, average_pooling
@@ -157,7 +157,7 @@ def run_once(model: nn.Module, output: OutputChoice = None) -> NetworkTrace:
             return _watched(model, image, output)
         except RuntimeError as error:
             failures.append(f"{tuple(image.shape)}: {str(error).splitlines()[0]}")
-    raise ValueError(f"{type(model).__name__} could not be run on an image of {'; '.join(failures)}.")
+    raise ValueError(cannot_be_run(model, failures))
 
 
 def _watched(model: nn.Module, image: Tensor, choice: OutputChoice) -> NetworkTrace:
@@ -183,7 +183,7 @@ def _watched(model: nn.Module, image: Tensor, choice: OutputChoice) -> NetworkTr
 
     watch = _Watch(lambda: (tuple(running), len(calls) + len(watch.averages)), image.dim())
     with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), watch:
-        logits = output_tensor(model(image), choice, image)
+        logits = output_tensor(run_on(model, image), choice, image)
     once = {name: output for name, output in outputs.items() if calls.count(name) == 1}
     changed = frozenset(name for name, output in once.items() if getattr(output, "_version", 0) != versions[name])
     return NetworkTrace(model, image, logits, once, returned, changed, watch.averages, watch.refused)

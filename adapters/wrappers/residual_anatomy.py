@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..models.evaluation_mode import evaluation_mode
-from ..models.example_inputs import example_inputs
+from ..models.example_inputs import cannot_be_run, example_inputs, run_on
 from ..models.hooks import watch_calls
 from ..models.outputs import OutputChoice, output_tensor
 
@@ -49,10 +49,14 @@ class Residual:
 
 @dataclass(frozen=True)
 class ResidualAnatomy:
-    """The residual blocks of a model, in the order in which they run, and the number of its logits."""
+    """The residual blocks of a model, in the order in which they run, its number of logits, the axes of its images.
+
+    That is 3 for signals, 5 for volumes, 0 for texts.
+    """
 
     blocks: tuple[Residual, ...]
     classes: int
+    axes: int
 
 
 Placement = Literal["all", "downsample"] | Sequence[str]
@@ -102,8 +106,9 @@ def residual_anatomy(model: nn.Module, output: OutputChoice = None) -> ResidualA
         try:
             return _watched(model, example, output)
         except RuntimeError as error:
-            failures.append(str(error).splitlines()[0])
-    raise ValueError(f"{type(model).__name__} could not be run on an empty input: {'; '.join(failures)}.")
+            shape = "" if isinstance(example, dict) else f"{tuple(example.shape)}: "
+            failures.append(shape + str(error).splitlines()[0])
+    raise ValueError(cannot_be_run(model, failures))
 
 
 def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: OutputChoice) -> ResidualAnatomy:
@@ -131,7 +136,7 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
 
     with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), WatchAdditions(see):
         given = next(iter(example.values())) if isinstance(example, dict) else example
-        output = output_tensor(model(**example) if isinstance(example, dict) else model(example), choice, given)
+        output = output_tensor(run_on(model, example), choice, given)
     if not seen:
         raise ValueError(
             f"{type(model).__name__} has no residual additions: expected blocks, in an nn.Sequential or nn.ModuleList, "
@@ -141,7 +146,7 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
         _residual(name, [terms for block, terms in seen if block == name], entered[name], made_by, axes)
         for name in dict.fromkeys(block for block, _ in seen)
     )
-    return ResidualAnatomy(tuple(found), output.shape[-1])
+    return ResidualAnatomy(tuple(found), output.shape[-1], axes)
 
 
 def _is_branch(one: Tensor, block: nn.Module, axes: int) -> bool:

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge
 from adapters.models import OutputChoice, root_module, uncompiled
 from adapters.recording import AttentionMatrices, Prediction, mean_weights, weights_and_gradients
 
-from ._checks import Failures, OnError, as_tuple, checked_inputs
+from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._features import full_precision
 from ._targets import Score, Target, latent_of, scores_of
 from ._token_attribution import Tensors, grid_for
@@ -78,7 +78,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
         """
         failures = Failures(on_error)
         given: tuple[Tensor, ...] = checked_inputs(inputs, failures)
-        arguments = (*given, *as_tuple(additional_forward_args))
+        arguments = (*given, *further_arguments(self.forward_func, additional_forward_args))
         with torch.inference_mode(False), torch.enable_grad():
             if self._of_gradients:
                 found = self._relevances(given, target, arguments, failures)

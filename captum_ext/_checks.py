@@ -1,10 +1,12 @@
 """Checks of arguments that several classes share."""
 
+import inspect
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.checks import NOT_FINITE, not_finite
 
@@ -94,6 +96,24 @@ def _finite(x: Tensor, failures: Failures) -> Tensor:
 def samples_where(samples: Tensor) -> list[int]:
     """The numbers of the samples that are marked, for a message."""
     return [int(i) for i in samples.nonzero().flatten()]
+
+
+def further_arguments(forward: Callable[..., Any], given: Any) -> tuple[Any, ...]:
+    """`additional_forward_args` as a tuple.
+
+    Raises:
+        TypeError: if they are named.
+    """
+    if isinstance(given, Mapping) and given:
+        called = forward.forward if isinstance(forward, nn.Module) else forward
+        names = inspect.signature(called).parameters
+        if all(name in names for name in given):
+            listed = ", ".join(f"{name}=..." for name in given)
+            raise TypeError(
+                f"Expected `additional_forward_args` in order, as a tuple, got a dictionary of {list(given)}. Bind "
+                f"named ones: functools.partial(model, {listed})."
+            )
+    return as_tuple(given)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from adapters.models import OutputChoice, root_module, uncompiled
 from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass
 
-from ._checks import Failures, OnError, as_tuple, checked_inputs
+from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._closed_form import check_closed_form
 from ._targets import Score, Target, latent_of, scores_of
 
@@ -230,7 +230,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
             raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the tokens are found.")
         run = TokenPass(
             self.forward_func,
-            (*given, *as_tuple(additional_forward_args)),
+            (*given, *further_arguments(self.forward_func, additional_forward_args)),
             followed=len(given),
             point=None if self.layer is None else HookPoint(self.layer, at_input),
             attention=self.attention,

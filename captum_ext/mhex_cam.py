@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from adapters import MHEX, MHEXSettings, mhex_maps
 from adapters.wrappers.mhex_maps import Activation, has_maps
 
-from ._checks import NOT_FINITE_MAP, Failures, OnError, as_tuple, checked_inputs
+from ._checks import NOT_FINITE_MAP, Failures, OnError, checked_inputs, further_arguments
 from ._token_attribution import Tensors
 
 
@@ -93,7 +93,8 @@ class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
         settings = MHEXSettings(alpha, beta, gamma_pos, gamma_neg, activation, normalize, per_layer)
         failures = Failures(on_error)
         given: tuple[Tensor, ...] = checked_inputs(inputs, failures)
-        maps = mhex_maps(self.forward_func, (*given, *as_tuple(additional_forward_args)), target, settings)
+        further: tuple[Any, ...] = further_arguments(self.forward_func.backbone, additional_forward_args)
+        maps = mhex_maps(self.forward_func, (*given, *further), target, settings)
         failures.add(~torch.isfinite(maps).flatten(1).all(1), NOT_FINITE_MAP)
         maps = failures.as_nan(maps, stacklevel=4)
         maps = maps[:, None] if has_maps(self.forward_func, given[0]) and not per_layer else maps

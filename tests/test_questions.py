@@ -1,5 +1,7 @@
 """The question that is asked is the one that is answered: concepts, functions, bags, batches with a bad sample."""
 
+import functools
+
 import pytest
 import timm
 import torch
@@ -362,3 +364,18 @@ def test_one_side_of_a_siamese_model_is_explained_with_the_other_embedded_first(
         (gradient,) = torch.autograd.grad(siamese(IMAGES, IMAGES.flip(0)).sum(), held[:1])
     expected = (held[0] * gradient).sum(-1)[:, 1:].view(4, 1, 4, 4)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [CDAM, RelevancePropagation])
+def test_named_further_arguments_are_refused_and_the_advice_works(method):
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    model, ids = transformers.BertForSequenceClassification(config).eval(), torch.randint(1, 30, (2, 6))
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    with pytest.raises(
+        TypeError, match=r"got a dictionary of \['attention_mask'\].*partial\(model, attention_mask=...\)"
+    ):
+        method(model).attribute(ids, 1, {"attention_mask": mask})
+    advised = method(functools.partial(model, attention_mask=mask)).attribute(ids, 1)
+    torch.testing.assert_close(advised, method(model).attribute(ids, 1, mask))

@@ -15,8 +15,9 @@ from adapters.recording import AttentionMatrices, Prediction, mean_weights, weig
 
 from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._features import full_precision
+from ._grids import grid_for
 from ._targets import Score, Target, latent_of, scores_of
-from ._token_attribution import Tensors, grid_for
+from ._token_attribution import Tensors
 
 
 class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyped

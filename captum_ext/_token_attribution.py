@@ -18,6 +18,7 @@ from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormEr
 
 from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._closed_form import check_closed_form
+from ._grids import grid_for
 from ._targets import Score, Target, latent_of, scores_of
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
@@ -102,6 +103,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         attention: Which attention, where it is not the last one: its number in time (from the end if negative), or a
             module in which it runs.
         output: Which tensor of what the model returns is explained.
+        device_ids: Accepted as in Captum's layer classes; a model that is spread over devices runs on the first one.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         attention: int | nn.Module | None = None,
         *,
         output: OutputChoice = None,
+        device_ids: Sequence[int] | None = None,
     ) -> None:
         if not callable(forward_func):
             raise TypeError(f"Expected `forward_func` to be a model or a function, got {type(forward_func)}.")
@@ -124,7 +127,7 @@ class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[m
         self.attention = attention
         self.output = output
         self._earliest: int | None = None  # the lowest number that the last attention had so far
-        LayerAttribution.__init__(self, forward_func, layer)
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
 
     def __init_subclass__(cls) -> None:
@@ -322,29 +325,4 @@ def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predicti
         "the last attention that mixes tokens (pass the norm in front of it), the head's weights for this target "
         "are zero (an untrained head), all words but one are masked, or gradients are cut (torch.no_grad or detach "
         "in the model's forward, or reentrant gradient checkpointing).",
-    )
-
-
-def grid_for(run: TokenPass, inputs: Tensor, *, required: bool = True) -> Grid | None:
-    """On which grid scores are returned: for images, videos and volumes, and for spectrograms if there is one.
-
-    Raises:
-        ValueError: if images, videos or volumes have none, and it is required.
-    """
-    if not inputs.is_floating_point() or inputs.dim() < 3:
-        return None
-    grid = run.grid()
-    if inputs.dim() == 3:
-        return None if grid is None or len(grid.sizes) < 2 else grid
-    if grid is None and required:
-        raise ValueError(_no_grid(run, inputs))
-    return grid
-
-
-def _no_grid(run: TokenPass, images: Tensor) -> str:
-    """Why tokens are not shown on an image, and what to do."""
-    return (
-        f"Cannot tell how the tokens, of shape {tuple(run.tokens.shape)}, lie on images of shape "
-        f"{tuple(images.shape)}: they do not come one by one from the patches of a grid. Were tokens dropped, merged "
-        "or pooled? Ask for `return_tokens=True` for a score of each token."
     )

@@ -24,7 +24,7 @@ from torch import nn
 from ways import explained, is_right, way
 
 from adapters.recording import LastAttention, TokenPass, latents_of
-from captum_ext import ConceptTarget, IntegratedCDAM, SmoothCDAM, without_closed_form
+from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, SmoothCDAM, without_closed_form
 from captum_ext._closed_form import closed_form_relevance
 from captum_ext._perturbed_tokens import NoisyTokens
 
@@ -102,6 +102,8 @@ def test_wrapped_models_take_the_fast_way(make):
 def test_data_parallel_is_explained():
     case = build("timm")
     all_same(explained(replace(case, model=nn.DataParallel(case.model))), explained(case))
+    spread = CDAM(nn.DataParallel(case.model), case.site, device_ids=[0])  # as Captum's layer classes take it
+    torch.testing.assert_close(spread.attribute(case.inputs, 1), CDAM(case.model, case.site).attribute(case.inputs, 1))
 
 
 NOISY = ["timm", "timm-qk-norm", "eva-rope-registers", "timm-distilled", "hf-bert"]

@@ -151,8 +151,8 @@ def fused(args: tuple[Any, ...], kwargs: dict[str, Any]) -> FusedWeights:
     tensors = {name: x.detach() for name, x in given.items() if isinstance(x, Tensor)}
     if given.get("dropout_p"):
         raise UnreadableAttentionError(
-            f"An attention of this model drops weights at random in evaluation mode (dropout_p={given['dropout_p']}), so "
-            "that those it used are not known. In its code, pass dropout_p only `if self.training`."
+            f"An attention of this model drops weights at random in evaluation mode (dropout_p={given['dropout_p']}), "
+            "so that those it used are not known. In its code, pass dropout_p only `if self.training`."
         )
     versions = tuple([version_of(tensors[name]) for name in ("query", "key", "value")])
     return FusedWeights(**tensors, is_causal=bool(given.get("is_causal")), scale=given.get("scale"), versions=versions)

@@ -93,13 +93,22 @@ class Gated(Layers):
         return super().forward(x * (3 * x).softmax(-1))
 
 
+class Pairs(Layers):
+    """Two attentions in each layer, of which neither depends on the other: differential attention."""
+
+    def step(self, number, x):
+        query, key, value = self.projections[number](x).unflatten(2, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+        attended = self.attend(query, key, value) - 0.5 * self.attend(query.flip(-1), key, value)
+        return attended.transpose(1, 2).flatten(2)
+
+
 class Frozen(Layers):
     def __init__(self):
         super().__init__()
         self.requires_grad_(False)
 
 
-MODELS = [Layers, AddsInPlace, Checkpointed, WritesOut, InFloat32, Masked, Causal, Gated, Frozen]
+MODELS = [Layers, AddsInPlace, Checkpointed, WritesOut, InFloat32, Masked, Causal, Gated, Pairs, Frozen]
 
 
 def written_out(model, x, target):
@@ -144,10 +153,36 @@ def test_relevance_equals_attention_written_out(kind, rows_at_once, monkeypatch)
         last = PartialLRP(model).attribute(x, target)
         torch.testing.assert_close(last, (weights * gradients).clamp(min=0).mean(1)[:, 0], **tolerance)
     means = [weights.mean(1) for weights in written_out(model, x, 0)[0]]
-    mixed = [(one + torch.eye(5, dtype=one.dtype)) / 2 for one in means]
-    torch.testing.assert_close(AttentionRollout(model).attribute(x), (mixed[1] @ mixed[0])[:, 0], **tolerance)
-    torch.testing.assert_close(AttentionMap(model).attribute(x), means[1][:, 0], **tolerance)
+    product = torch.eye(5, dtype=x.dtype)
+    for one in means:
+        product = (one + torch.eye(5, dtype=x.dtype)) / 2 @ product
+    torch.testing.assert_close(AttentionRollout(model).attribute(x), product[:, 0], **tolerance)
+    torch.testing.assert_close(AttentionMap(model).attribute(x), means[-1][:, 0], **tolerance)
     assert all(p.grad is None and p.requires_grad == (kind is not Frozen) for p in model.parameters())
+
+
+class Mixes(Layers):
+    """The weights are mixed from two softmaxes, of which the first is the attention's, and its result is gone then."""
+
+    def attend(self, query, key, value):
+        first = (WIDTH**-0.5 * query @ key.mT).softmax(-1)
+        if self.kept is not None:
+            self.kept.append(first if first.requires_grad else first.requires_grad_())
+        mixed = 0.7 * first + 0.3 * (query.flip(-1) @ key.mT).softmax(-1)
+        del first
+        return mixed @ value
+
+
+def test_relevance_of_mixed_weights_is_that_of_the_softmax_and_its_own_gradient():
+    model, x = Mixes().eval(), torch.randn(2, 5, CHANNELS, dtype=torch.float64)
+    model.kept = kept = []
+    gradients = torch.autograd.grad(model(x)[:, 1].sum(), kept)
+    relevance = torch.eye(5, dtype=x.dtype)
+    for weights, gradient in zip(kept, gradients, strict=True):
+        relevance = relevance + (weights * gradient).clamp(min=0).mean(1) @ relevance
+    expected = relevance[:, 0].detach()
+    model.kept = None
+    torch.testing.assert_close(RelevancePropagation(model).attribute(x, 1), expected, rtol=1e-9, atol=1e-12)
 
 
 class ReusesKeys(Layers):

@@ -250,7 +250,7 @@ def _repeated_last(run: TokenPass) -> _InGraph | None:
 def _last_weights(run: TokenPass, call: AttentionCall) -> Weights:
     """Those of the attention that the tokens enter."""
     if call.softmax is not None:
-        return WrittenWeights(run.values(list(call.softmax.outputs[:1]))[0])
+        return WrittenWeights(run.values(list(call.softmax.outputs[:1]), call.softmax.index + 1)[0])
     return fused(*run.arguments_of(call.operation))
 
 

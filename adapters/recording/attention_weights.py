@@ -137,7 +137,7 @@ def weights_of(call: AttentionCall, find: Find) -> Weights:
     if call.softmax is None:
         args, kwargs = substituted((call.operation.args, call.operation.kwargs), find)
         return fused(args, kwargs)
-    found = find(call.softmax.outputs[0])
+    found = find(call.softmax.outputs[0]) if call.softmax.weights is None else call.softmax.weights
     found = found if found is not None or call.weights is None else find(call.weights)
     if found is None:
         raise UnreadableAttentionError("The weights of an attention are not there any more when they are used.")

@@ -209,7 +209,12 @@ class Continuation:
             self.reasons.append("a tensor that was read is changed in place later")
 
     def run(
-        self, tokens: Tensor, wanted: Iterable[Slot], replacements: Mapping[int, Replacement] | None = None
+        self,
+        tokens: Tensor,
+        wanted: Iterable[Slot],
+        replacements: Mapping[int, Replacement] | None = None,
+        *,
+        before: int | None = None,
     ) -> list[Tensor]:
         """The values of some slots for other tokens of the same shape, differentiable where the model's code is.
 
@@ -217,6 +222,7 @@ class Continuation:
             tokens: The tokens.
             wanted: The slots.
             replacements: From an operation's `call` to what runs in its place.
+            before: The index of an operation at which to stop, so that the values are those it meets; None: the end.
 
         Raises:
             NotReplayableError: if the operations cannot be repeated for these tokens.
@@ -229,8 +235,7 @@ class Continuation:
             if slot in values:
                 values[slot] = values[slot].clone()
         own = tokens.clone() if self.slot in self._written else tokens
-        makers = [i for i, operation in enumerate(self.operations) if any(slot in wanted for slot in operation.outputs)]
-        operations = self.operations[: makers[-1] + 1] if makers else []
+        operations = [op for op in self.operations if before is None or op.index < before]
         last_use = {slot: operation for operation in operations for slot in operation.inputs}
         gradients = torch.is_grad_enabled()
         try:

@@ -38,6 +38,7 @@ class Operation:
         changes_view: Did it change a view of another tensor?
         constants: The tensors it read that depend on no input, as long as they may be needed.
         edge: Where the graph has its output, if it is an attention or a softmax and the graph is kept.
+        weights: That output, if it is a softmax.
     """
 
     index: int
@@ -57,11 +58,12 @@ class Operation:
     changes_view: bool = False
     constants: tuple[Tensor, ...] = ()
     edge: GradientEdge | None = None
+    weights: Tensor | None = None
 
     def forget(self) -> None:
         """Let go of the tensors that were kept for it."""
         self.before = None
-        self.edge = None
+        self.edge = self.weights = None
         self.constants = ()
 
 

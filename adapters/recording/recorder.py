@@ -11,7 +11,7 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from .functions import ABOUT_SHAPE, TYPE, collect, function_of, in_parts, known_functions, rewritten
-from .operation_names import BEGINNINGS, may_mutate
+from .operation_names import BEGINNINGS, SOFTMAXES, may_mutate
 from .operations import Operation, Slot
 from .saved_tensors import as_it_is, unchanged, version_of
 
@@ -48,8 +48,7 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._wants_graph = graph
-        self._start: Tensor | None = None  # the leaf of the graph, made by
-        self._beginning: Operation
+        self._starts: list[tuple[Tensor, Operation]] = []  # the leaves of the graph, and what made them
         self._guarded = {storage_of(x) for x in guarded or ()}
         self.calls = 0
         self.operations: list[Operation] = []
@@ -163,7 +162,7 @@ class Recorder(TorchFunctionMode):
         slot = self._seen.get(id(tensor))
         if slot is not None and self._references[slot]() is not tensor:
             slot = None
-        if has_graph(tensor) and (self._start is None or slot is None):  # what is seen runs without one, or is known
+        if has_graph(tensor) and (not self._starts or slot is None):  # what is seen runs without one, or is known
             if slot is None or not any(writer.unseen for writer in self.writers[slot]):
                 slot = self._made_unseen(tensor) or slot
         elif slot is None and self._changed_storages and storage_of(tensor) in self._changed_storages:
@@ -182,7 +181,7 @@ class Recorder(TorchFunctionMode):
         version = version_of(target)
         if target is not None and mutates:
             operation.before = target.detach().clone()
-        in_graph = self._start is not None
+        in_graph = bool(self._starts)
         torch._C._set_grad_enabled(in_graph and operation.differentiable)  # noqa: SLF001 # quicker than a context
         try:
             if in_graph:
@@ -217,23 +216,27 @@ class Recorder(TorchFunctionMode):
             self.writers[slot].append(operation)
             return slot
         slot = self._new(tensor, operation, follows=True)
-        if self._start is None and tensor.is_floating_point() and operation.differentiable:
+        if not self._starts and tensor.is_floating_point() and operation.differentiable:
             _mark(tensor)
         return slot
 
     def _begin(self, operation: Operation, result: Any) -> Any:
-        """Have the graph begin with what a softmax or a fused attention returned, and note where it is there."""
+        """Have the graph begin with what a softmax or a fused attention returned, and note where it is there.
+
+        One whose inputs are no part of the graph is another beginning, as the second attention of a first layer.
+        """
         if not isinstance(result, Tensor) or result.dim() < 3:
             return result
-        if self._start is None and operation.differentiable:
-            for slot in self._seen.values():
+        if operation.differentiable and not has_graph(result):
+            for slot in () if self._starts else self._seen.values():
                 _unmark(self.tensor(slot) if self.follows[slot] else None)
-            self._beginning = operation
-            self._start = result.detach().requires_grad_()
+            start = result.detach().requires_grad_()
+            self._starts.append((start, operation))
             torch._C._set_grad_enabled(True)  # noqa: SLF001
-            result = self._start.clone()  # which the model may change in place
+            result = start.clone()  # which the model may change in place
         if has_graph(result):
             operation.edge = get_gradient_edge(result)
+        operation.weights = result.detach() if operation.name in SOFTMAXES else None
         return result
 
     def _new(self, tensor: Tensor, producer: Operation | None, *, follows: bool) -> Slot:
@@ -262,7 +265,8 @@ class Recorder(TorchFunctionMode):
 
     def _origin(self, leaf: Tensor) -> Slot | None:
         """The slot of a leaf of a graph."""
-        return self._beginning.outputs[0] if leaf is self._start else self.slot_of(leaf)
+        made = next((operation for start, operation in self._starts if leaf is start), None)
+        return self.slot_of(leaf) if made is None else made.outputs[0]
 
 
 def _mark(tensor: Tensor) -> None:

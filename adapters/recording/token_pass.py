@@ -267,16 +267,16 @@ class TokenPass:
         writers = [op for op in self.watched.recorder.writers[slot] if op.mutated is None and not op.unseen]
         return writers[0] if writers else None
 
-    def values(self, slots: list[Slot]) -> list[Tensor]:
-        """The values of some tensors on the way from the tokens, without gradients."""
+    def values(self, slots: list[Slot], before: int | None = None) -> list[Tensor]:
+        """The values of some tensors on the way from the tokens, without gradients, as an operation meets them."""
         with torch.inference_mode(False), torch.no_grad():
-            return self.continuation.run(self.continuation.tokens, slots)
+            return self.continuation.run(self.continuation.tokens, slots, before=before)
 
     def arguments_of(self, operation: Operation) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What an operation on the way from the tokens was called with."""
         known = {**self.continuation.externals, self.slot: self.continuation.tokens}
         slots = [slot for slot in dict.fromkeys(operation.inputs) if slot not in known]
-        values = {**known, **dict(zip(slots, self.values(slots), strict=True))}
+        values = {**known, **dict(zip(slots, self.values(slots, operation.index), strict=True))}
         found: tuple[tuple[Any, ...], dict[str, Any]] = substituted(
             (operation.args, operation.kwargs), lambda slot: values[slot]
         )

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from advising import (
+    GRID,
     IMAGES,
     VIT,
     Case,
@@ -64,7 +65,24 @@ def compiled_in_place(model):
     return model
 
 
-PRUNED = pruned()
+class Changing(nn.Module):
+    """Doubles its inputs in place by an operation that is not seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit = VIT
+
+    def forward(self, x):
+        with torch.no_grad():
+            torch.jit.script(doubled)(x)
+        return self.vit(x)
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x.mul_(2.0)
+
+
+PRUNED, CHANGING = pruned(), Changing()
 ONCE = r"more than once.*Pass a layer that runs once, or leave `layer` out and choose by `attention=`"
 TUPLE = r"MultiheadAttention to hold one tensor.*<class 'tuple'>.*returns one, or `attribute_to_layer_input=True`"
 NO_GRID = r"Cannot tell how the tokens.*Ask for `return_tokens=True`"
@@ -137,6 +155,12 @@ PLACES = {
         lambda: explained(VIT, layer=norm_of(VIT)),
         of_vit,
     ),
+    "inputs that are changed unseen": Case(
+        lambda: explained(CHANGING, images=IMAGES.clone()),
+        r"changed its inputs in place.*Explain a function that gives it copies: `lambda x: model\(x.clone\(\)\)`",
+        lambda: explained(lambda x: CHANGING(x.clone())),
+        lambda: at(norm_of(VIT), logit(VIT), 2 * IMAGES, **GRID),
+    ),
     "both": Case(
         lambda: explained(VIT, layer=norm_of(VIT), attention=2),
         "got both: each says where",
@@ -205,6 +229,7 @@ def cam_by_hand(model, layer):
     return (gradient.mean((2, 3), keepdim=True) * seen[0]).sum(1, keepdim=True).detach()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize("case", PLACES.values(), ids=PLACES)
 def test_advice_on_where_the_tokens_are(case):
     check(case)
@@ -223,23 +248,24 @@ def test_a_scripted_layer_has_the_module_from_before_and_one_in_front():
 
 
 class Embedded(nn.Module):
-    """Signals, images or volumes as tokens behind a convolution."""
+    """Signals, images or volumes as tokens behind a convolution; a single sample is an error of its own, or runs."""
 
-    def __init__(self, axes):
+    def __init__(self, axes, runs):
         super().__init__()
         torch.manual_seed(0)
         self.embed = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](2, 16, 4, 4)
-        self.block, self.axes = Transformer(), axes
+        self.block, self.axes = Transformer(), -axes if runs else 2
         self.eval()
 
     def forward(self, x):
-        return self.block.head(self.block.mixed(self.embed(x).flatten(-self.axes).transpose(-1, -2)).mean(-2))
+        return self.block.head(self.block.mixed(self.embed(x).flatten(self.axes).transpose(-1, -2)).mean(-2))
 
 
 @pytest.mark.parametrize(("axes", "kind"), [(1, "signals"), (2, "images"), (3, "volumes")])
 @pytest.mark.parametrize("method", [CDAM, AttentionMap])
-def test_a_single_sample_needs_a_batch_axis(axes, kind, method):
-    model, one = Embedded(axes), torch.randn(2, *[8] * axes)
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_single_sample_needs_a_batch_axis(axes, kind, method, runs):
+    model, one = Embedded(axes, runs), torch.randn(2, *[8] * axes)
     with pytest.raises(ValueError, match=rf"Expected {kind} \(batch, .*got shape \(2, 8.*`inputs.unsqueeze\(0\)`"):
         method(model).attribute(one, 1)
     found = method(model).attribute(one.unsqueeze(0), 1)

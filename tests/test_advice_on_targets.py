@@ -1,11 +1,13 @@
 """What messages advise is done on the case that raises them, and gives what plain autograd gives: targets, outputs."""
 
 import copy
+import functools
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from advising import GRID, IMAGES, VIT, Case, Returning, at, check, explained, logit, norm_of, of_vit, said
 from torch import nn
 
@@ -138,6 +140,20 @@ def last_tensor(found):
     while not isinstance(found, torch.Tensor):
         found = list(found.values())[-1] if isinstance(found, dict) else found[-1]
     return found
+
+
+def test_a_mask_is_bound_by_a_partial():
+    """The way of docs/troubleshooting.md, against the mask given by place and the words alone."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=32)
+    model, ids = transformers.BertForSequenceClassification(config).eval(), torch.randint(5, 50, (2, 7))
+    mask = (torch.arange(7) < 5).long().expand(2, 7)
+    for method in (CDAM, PartialLRP):
+        found = method(functools.partial(model, attention_mask=mask)).attribute(ids, 1)
+        torch.testing.assert_close(found, method(model).attribute(ids, 1, (mask,)))
+        alone = method(model).attribute(ids[:, :5], 1)
+        torch.testing.assert_close(found[:, :5], alone, rtol=1e-3, atol=1e-6)
 
 
 def test_bags_have_their_convergence_delta_one_at_a_time():

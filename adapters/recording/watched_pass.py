@@ -99,8 +99,8 @@ class WatchedPass:
             output = read_output(forward(*given))  # what chooses the output belongs to the model
         if not copies and [version_of(x) for x in tensors] != versions:
             raise ValueError(
-                "The model changed its inputs in place by something that cannot be seen (a compiled operation?). Pass "
-                "copies of them."
+                "The model changed its inputs in place, and so those that were passed, by something that is not seen "
+                "(a compiled operation?). Explain a function that gives it copies: `lambda x: model(x.clone())`."
             )
         self.output_slot = None if has_graph(output) and not graph else self.recorder.slot_of(output)
         self.output = output if graph else output.detach()

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..models.outputs import OutputChoice
 from .network_trace import NetworkTrace, run_once
 
+_NO_MODULE = "No module returns it: have the network pass it through an nn.Identity, which is then the last stage."
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -131,11 +133,16 @@ def _check_last(run: NetworkTrace, name: str) -> None:
     as_it = [n for n in later if run.outputs[n].shape == features.shape]
     if output is features or (not run.pooled and output.shape == features.shape and not as_it):
         return
+    right = [run.pooled] if run.pooled else as_it or _of_shape(run, features)
     raise ValueError(
         f"Expected the last stage to be the map that {type(run.model).__name__} averages, of shape "
-        f"{tuple(features.shape)}, that is {run.pooled or (as_it or ['returned by no module'])[-1]!r}; {name!r} "
-        f"returns shape {tuple(output.shape)}."
+        f"{tuple(features.shape)}; {name!r} returns shape {tuple(output.shape)}. "
+        + (f"Pass {right[-1]!r} as the last one." if right else _NO_MODULE)
     )
+
+
+def _of_shape(run: NetworkTrace, features: Tensor) -> list[str]:
+    return [name for name in run.outputs if run.is_map(name) and run.outputs[name].shape == features.shape]
 
 
 def _known(model: nn.Module) -> list[str]:
@@ -160,9 +167,11 @@ def _up_to_the_pooled(run: NetworkTrace, names: list[str]) -> list[str]:
         return names[: ends[-1] + 1]
     pooled = run.pooled
     if not pooled:
+        right = _of_shape(run, features)
         raise ValueError(
             f"Cannot tell which module returns the map of shape {tuple(features.shape)} that "
-            f"{type(run.model).__name__} averages. Pass the names of its `stages`."
+            f"{type(run.model).__name__} averages. "
+            + (f"Pass the names of its `stages`, the last one {right[-1]!r}." if right else _NO_MODULE)
         )
     before = run.returned[pooled]
     earlier = [name for name in names if run.returned[name] < before and not name.startswith(pooled + ".")]

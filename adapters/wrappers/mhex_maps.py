@@ -122,12 +122,11 @@ def has_maps(model: MHEX, inputs: Tensor) -> bool:
 def _arranged(model: MHEX, scores: list[Tensor], images: Tensor, mask: Tensor | None) -> list[Tensor]:
     """Scores of tokens (batch, tokens): those of patches as maps, those of padding 0."""
     if images.dim() == 4:
-        grid = TokenPass(
-            model.backbone, (images[:1],), output=model.output
-        ).grid()  # one image shows where the tokens of all lie
+        one = images[:1]  # which shows where the tokens of all lie
+        grid = TokenPass(model.backbone, (one,), output=model.output).grid()
         if grid is None:
             raise ValueError(f"The tokens of this {type(model.backbone).__name__} lie on no image grid.")
-        return [grid.arranged(one) for one in scores]
+        return [grid.arranged(score) for score in scores]
     return scores if mask is None else [one * mask.to(one) for one in scores]
 
 

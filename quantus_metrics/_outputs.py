@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from adapters.models import OutputChoice, evaluation_mode, modules_of, output_tensor
 from adapters.models.hooks import watch_outputs
 
+from ._probabilities import Activation, probabilities
+
 Model = Callable[..., Any]
 _LAST = (nn.Softmax, nn.Sigmoid)
 
@@ -66,6 +68,20 @@ class Returned:
                 "`lambda output: output[3].mean()`."
             )
         return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def is_of_final(activation: Activation | None) -> bool:
+    """Is an activation applied to what the model returns, not to logits?"""
+    return callable(activation) or activation == "identity"
+
+
+def samples_in(returned: Returned, activation: Activation | None) -> Any:
+    """What functions are given, by sample: logits, probabilities where an activation is wanted, or a dictionary."""
+    if is_list_of_samples(returned.value):
+        return returned.value
+    outputs = returned.outputs(final=is_of_final(activation))
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    return outputs if activation is None else probabilities(outputs, activation)
 
 
 class _Run:

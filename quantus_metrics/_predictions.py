@@ -11,9 +11,9 @@ from adapters.checks import positive_int
 from adapters.models import placement_of, state_key
 from adapters.models.state_key import Identity
 
-from ._outputs import Model, Returned, is_list_of_samples, running
+from ._outputs import Model, Returned, is_list_of_samples, is_of_final, running, samples_in
 from ._prediction_cache import PredictionCache
-from ._probabilities import Activation, answers, are_probabilities, checked_activation, probabilities
+from ._probabilities import Activation, answers, are_probabilities, checked_activation
 from ._targets import Function, number_of
 
 _TWICE = (
@@ -164,19 +164,14 @@ class Predictions:
         return bool(self.shared("outputs", x[:1], torch.zeros(1, dtype=torch.long), compute)[0] == 1)
 
     def _of_classes(self, returned: Returned, classes: Tensor, activation: Activation | None) -> Tensor:
-        outputs = returned.of_classes(final=_is_of_final(activation))
+        outputs = returned.of_classes(final=is_of_final(activation))
         self._outputs = outputs.shape[1]
         found = answers(outputs, activation)
         _check(found, classes, self._outputs == 1)
         return found.gather(1, classes[:, None].to(found.device))[:, 0].to(classes.device)
 
     def _of_functions(self, returned: Returned, numbers: Tensor, activation: Activation | None) -> Tensor:
-        if is_list_of_samples(returned.value):
-            outputs = returned.value
-        else:
-            outputs = returned.outputs(final=_is_of_final(activation))
-            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-            outputs = outputs if activation is None else probabilities(outputs, activation)
+        outputs = samples_in(returned, activation)
         if len(outputs) != len(numbers):
             raise ValueError(
                 f"Expected the model to return an output for each of {len(numbers)} inputs, got {len(outputs)}."
@@ -186,18 +181,13 @@ class Predictions:
 
     def _notice(self, returned: Returned) -> None:
         """See whether the outputs are what the activation is made for."""
-        if _is_of_final(self._activation) or is_list_of_samples(returned.value):
+        if is_of_final(self._activation) or is_list_of_samples(returned.value):
             return
         if isinstance(returned.last, nn.Sigmoid):
             if self._activation == "softmax" and returned.outputs(final=True).shape[1] > 1:
                 self.noticed.add(_SIGMOID)
         elif are_probabilities(returned.outputs(final=False)):
             self.noticed.add(_TWICE.format(name=self._activation))
-
-
-def _is_of_final(activation: Activation | None) -> bool:
-    """Is it applied to what the model returns, not to logits?"""
-    return callable(activation) or activation == "identity"
 
 
 def _check(found: Tensor, classes: Tensor, one: bool) -> None:

@@ -3,10 +3,10 @@
 import importlib.metadata
 import platform
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,20 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from adapters.models import logits_of, output_tensor, placement_of
+from adapters.models import output_tensor, placement_of
+from quantus_metrics._outputs import Returned
 
 from ._comparison import Comparison
-from ._cost import in_forwards
 from ._data import Sample, Samples
 from ._evaluation import Batch, Evaluation
-from ._methods import Method
+from ._methods import Explain, Method
 from ._metrics import Metric
 from ._models import PlainLogits, Subject, moved, weights_hash
 from ._names import fingerprint
+from ._questioned import Inside, Question
 from ._run_folder import RunFolder
-from ._seeding import seeded_for
 from ._settings import Settings
+from ._trial import check_metrics, costs_of_methods, suit, tell_of_outputs
 from ._workers import Workers, stoppable
 
 _VERSIONS = [
@@ -56,26 +57,26 @@ class Run:
     out: Path
     command: str
     workers: Workers
+    question: Question
 
     def __call__(self) -> Comparison:
         settings = self.settings
         self.count = min(len(self.samples), settings.limit or len(self.samples))
-        self.by_label = settings.targets == "label" or (settings.targets == "" and settings.data == "digits")
+        self.by_label = self.question.by_label
         self.files = RunFolder(self.out)
         self.expected: tuple[torch.Size, int] | None = None
         model = self._plain(moved(self.subject.model, self.workers.device, settings.dtype))
         self.evaluate = Evaluation(
             model,
-            {
-                name: method.explain(settings.options.get(name, {}), settings.batch_size)
-                for name, method in self.methods.items()
-            },
+            {name: Inside(self._explain(name, method), self.question) for name, method in self.methods.items()},
             self.metrics,
-            self.by_label,
+            self.question,
+            self.outputs,
             settings.seed,
             settings.forward_batch,
             settings.gallery,
         )
+        suit(self.evaluate, len(self.question.functions) or max(2, self.outputs))
         problem: Exception | None = None
         todo: list[int] = []
         if self.workers.is_main:
@@ -95,6 +96,10 @@ class Run:
         self.workers.wait()
         return comparison
 
+    def _explain(self, name: str, method: Method) -> Explain:
+        options = self.settings.options.get(name, {})
+        return method.explain(options, self.settings.batch_size, self.subject.output)
+
     def _plain(self, model: nn.Module) -> nn.Module:
         """The model, as one that returns logits as a tensor."""
         first = self._first()
@@ -106,8 +111,14 @@ class Run:
                 f"The {type(model).__name__} cannot run on sample {first.name}, of shape {tuple(first.image.shape)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        self.outputs = 0
+        if self.question.functions and self.subject.output is None:
+            self.expected = first.image.shape, 0
+            return model
         chosen = output_tensor(output, self.subject.output, first.image[None])
-        self.expected = first.image.shape, logits_of(chosen).shape[1]
+        if not self.question.functions:
+            self.outputs = Returned(chosen, first.image[None]).of_classes(final=True).shape[1]
+        self.expected = first.image.shape, max(2, self.outputs)  # one logit answers for two classes
         return model if chosen is output else PlainLogits(model, self.subject.output).eval()
 
     def _first(self) -> Sample:
@@ -153,7 +164,7 @@ class Run:
                 f"{self.out} was begun with {', '.join(old)}; here is {', '.join(new)}, with which numbers may differ. "
                 "Use the versions it was begun with, or another folder with --out."
             )
-        forwards = facts["forwards"] if "forwards" in facts else self._check_methods()
+        forwards = facts["forwards"] if "forwards" in facts else self._check()
         begun = {} if todo else facts  # a finished run only reports again
         self.facts = facts | {
             "command": self.command or facts.get("command", ""),
@@ -182,7 +193,8 @@ class Run:
             settings.pop(name)
         if all(metric.ours for metric in self.metrics.values()):
             settings.pop("forward_batch")  # Quantus' own metrics sample per batch
-        settings["targets"] = "label" if self.by_label else "predicted"
+        settings["targets"] = "label" if self.by_label else fingerprint(self.question.functions) or "predicted"
+        settings["activation"] = fingerprint(self.question.activation)
         if self.subject.output is not None:
             settings["output"] = fingerprint(self.subject.output)
         return {
@@ -199,34 +211,13 @@ class Run:
         pictures = min(self.count, self.settings.gallery)
         return cells * (_BYTES["row"] + _BYTES["curve"]) + pictures * _BYTES["picture"]
 
-    def _check_methods(self) -> dict[str, float]:
-        """Explain one sample by each method; returns what that costs in forward passes.
-
-        Raises:
-            ValueError: if methods do not fit the model; the message says why for each.
-        """
+    def _check(self) -> dict[str, float]:
+        """Try every method and metric; returns what each method costs in forward passes."""
         first = self._first()
-        model = self.evaluate.model
-        x = placement_of(model).moved(first.image[None])
-        y, _ = self.evaluate.classes([first], x)
-        forwards, refused = {}, []
-        names = tqdm(self.evaluate.explains.items(), desc="checking methods", unit="method", leave=False, disable=None)
-        for name, explain in names:
-            try:
-                with seeded_for(self.settings.seed, "check", 0):
-                    if self.methods[name].needs_warm_up:
-                        explain(model, x, y)  # work that is done once is not counted
-                    forwards[name] = in_forwards(lambda explain=explain: explain(model, x, y), model, x)  # type: ignore[misc]
-            except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts
-                refused.append(f"- {name}: {error}")
-            except Exception as error:  # perhaps of this sample only; if not, every cell records it
-                warnings.warn(f"{name} failed on the first sample: {type(error).__name__}: {error}", stacklevel=2)
-                forwards[name] = float("nan")
-        if refused:
-            raise ValueError(
-                f"{len(refused)} of {len(self.methods)} methods do not fit this {type(self.subject.model).__name__}; "
-                "leave them out, or set the options that they ask for:\n" + "\n".join(refused)
-            )
+        tell_of_outputs(self.evaluate, first)
+        forwards = costs_of_methods(self.evaluate, self.methods, first)
+        found = (self._read(index) for index in range(self.count))
+        check_metrics(self.evaluate, islice((one for one in found if isinstance(one, Sample)), 2))
         return forwards
 
     def _work(self, todo: list[int]) -> None:
@@ -267,7 +258,8 @@ class Run:
         subject = self.subject
         known = subject.mean is not None and subject.std is not None
         normalised = {"mean": subject.mean, "std": subject.std} if known else {}
-        comparison.finish(self.settings.resamples, dict(enumerate(subject.labels)), normalised)
+        labels = {-1: "the target function"} | dict(enumerate(subject.labels))
+        comparison.finish(self.settings.resamples, labels, normalised)
 
 
 def _plain_settings(settings: Settings) -> dict[str, Any]:

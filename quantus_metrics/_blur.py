@@ -9,7 +9,7 @@ SIGMA = 14 / 224  # of the shorter side
 
 
 def blurred(images: Tensor, sigma: float | None = None) -> Tensor:
-    """Images (batch, channels, height, width) under a Gaussian blur, mirrored at their edges.
+    """Images (batch, channels, ...) of one to three axes under a Gaussian blur, mirrored at their edges.
 
     Args:
         images: The images.
@@ -23,5 +23,5 @@ def blurred(images: Tensor, sigma: float | None = None) -> Tensor:
     if not sigma > 0:
         raise ValueError(f"Expected `blur_sigma` above 0 pixels, got {sigma}.")
     pixels = images.detach().to("cpu", torch.promote_types(images.dtype, torch.float32)).numpy()
-    smooth: np.ndarray = gaussian_filter(pixels, sigma, axes=(2, 3))
+    smooth: np.ndarray = gaussian_filter(pixels, sigma, axes=tuple(range(2, pixels.ndim)))
     return torch.from_numpy(smooth).to(images)

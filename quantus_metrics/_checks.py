@@ -12,9 +12,9 @@ def checked(x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, texts: bool = Fa
     """Inputs, classes (batch,) and maps with one channel, on the inputs' device.
 
     Args:
-        x: (batch, channels, height, width), or token ids (batch, tokens).
+        x: (batch, channels, ...): signals, images or volumes of one, two or three axes; or token ids (batch, tokens).
         y: (batch,), the class that is evaluated for each sample.
-        a: (batch, height, width) or (batch, 1 or channels, height, width), channels are summed; or (batch, tokens).
+        a: (batch, ...) or (batch, 1 or channels, ...), channels are summed; or (batch, tokens).
         texts: Whether token ids are accepted.
 
     Raises:
@@ -31,25 +31,28 @@ def checked(x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, texts: bool = Fa
     check_finite("inputs", x)
     check_finite("maps", a)
     maps = a.to(x.device).detach()
-    if x.dim() == 4 and a.dim() == 4:
+    if x.dim() > 2 and a.dim() == x.dim():
         maps = maps.sum(1)
-    if x.dim() == 4 and not x.is_floating_point():
+    if x.dim() > 2 and not x.is_floating_point():
         x = x.float()
     return x.detach(), classes.to(x.device, torch.long), maps.to(torch.promote_types(maps.dtype, torch.float32))
 
 
 def check_shapes(x: tuple[int, ...], y: tuple[int, ...], a: tuple[int, ...], *, texts: bool) -> None:
     """Raise a ValueError that names both, if the shapes of inputs, classes and maps do not match."""
-    if len(x) not in ((2, 4) if texts else (4,)) or 0 in x:
-        or_texts = " or token ids (batch, tokens)" if texts else ""
-        raise ValueError(f"Expected images (batch, channels, height, width){or_texts}, got inputs of shape {x}.")
+    if len(x) not in ((2, 3, 4, 5) if texts else (3, 4, 5)) or 0 in x:
+        or_texts = ", or token ids (batch, tokens)" if texts else ""
+        raise ValueError(
+            "Expected images (batch, channels, height, width), signals (batch, channels, length) or volumes (batch, "
+            f"channels, depth, height, width){or_texts}; got inputs of shape {x}."
+        )
     if y != x[:1]:
         raise ValueError(f"Expected one class for each input: inputs have shape {x}, classes {y}.")
-    fitting = {x, (x[0], *x[2:]), (x[0], 1, *x[2:])} if len(x) == 4 else {x}
+    fitting = {x, (x[0], *x[2:]), (x[0], 1, *x[2:])} if len(x) > 2 else {x}
     if a not in fitting:
         raise ValueError(
             f"Expected maps of the inputs' size: inputs have shape {x}, maps {a}."
-            + (" Resize them first, as by captum.attr.LayerAttribution.interpolate." if len(x) == 4 else "")
+            + (" Resize them first, as by captum.attr.LayerAttribution.interpolate." if len(x) > 2 else "")
         )
 
 

@@ -24,9 +24,10 @@ def exchange_curve(
 
     def make(indices: Tensor) -> Tensor:
         image, step = indices // len(counts), indices % len(counts)
+        there = counts[step].view(-1, *[1] * (start.dim() - 1))
         if len(start) == 1:
-            return torch.where(places < counts[step, None, None, None], end, start)  # the same without a copy
-        return torch.where(places[image] < counts[step, None, None, None], end[image], start[image])
+            return torch.where(places < there, end, start)  # the same without a copy
+        return torch.where(places[image] < there, end[image], start[image])
 
     classes = y.repeat_interleave(len(counts))
     return predictions.perturbed(make, classes, probability=probability).view(-1, len(counts))

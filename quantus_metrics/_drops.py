@@ -13,14 +13,14 @@ def before_and_after(predictions: Predictions, x: Tensor, y: Tensor, perturbed: 
 
 
 def relative_drop(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """`max(0, (before - after) / before)`, and where that is undefined, as `before` is 0; it is 0 there."""
-    undefined = before == 0
+    """`max(0, (before - after) / before)`, and where it is undefined: `before` is not above 0; 0 there."""
+    undefined = before <= 0
     drop = (before - after).clamp(min=0) / torch.where(undefined, 1, before)
     return torch.where(undefined, 0, drop), undefined
 
 
 def relative_gain(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """`max(0, (after - before) / (1 - before))`, and where that is undefined, as `before` is 1; it is 0 there."""
-    undefined = before == 1
+    """`max(0, (after - before) / (1 - before))`, and where it is undefined: `before` is not below 1; 0 there."""
+    undefined = before >= 1
     gain = (after - before).clamp(min=0) / torch.where(undefined, 1, 1 - before)
     return torch.where(undefined, 0, gain), undefined

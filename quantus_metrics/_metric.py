@@ -1,7 +1,6 @@
 """The base class of the scores, a Quantus metric."""
 
 import inspect
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,7 +25,10 @@ from adapters.models import channels_first
 from ._checks import check_shapes, checked, not_finite
 from ._prediction_cache import MEMORY, PredictionCache
 from ._predictions import Predictions
+from ._probabilities import Activation, checked_activation
 from ._scores import Scores
+from ._targets import Function, Targets, functions_in
+from ._user_line import tell
 
 Array = npt.NDArray[Any]
 
@@ -45,6 +47,9 @@ class Options(TypedDict, total=False):
         default_plot_func: The function that `plot` calls (None: plot the score's curves).
         disable_warnings: Do not warn about undefined samples (False).
         display_progressbar: Show a progress bar over samples (False).
+        activation: What makes probabilities of the model's outputs ("softmax"): "softmax"; "sigmoid", where classes do
+            not exclude each other; "identity", where the outputs are probabilities or no classes; or a function of the
+            outputs (batch, classes).
     """
 
     abs: bool
@@ -56,6 +61,7 @@ class Options(TypedDict, total=False):
     default_plot_func: Callable[..., Any] | None
     disable_warnings: bool
     display_progressbar: bool
+    activation: Activation
 
 
 class TensorMetric(Metric[list[float]]):
@@ -76,6 +82,7 @@ class TensorMetric(Metric[list[float]]):
     evaluation_category: ClassVar[EvaluationCategory] = EvaluationCategory.FAITHFULNESS
 
     def __init__(self, **options: Unpack[Options]) -> None:
+        self.activation = checked_activation(options.pop("activation", "softmax"))
         defaults: Options = {
             "abs": False,
             "normalise": False,
@@ -95,7 +102,7 @@ class TensorMetric(Metric[list[float]]):
 
     @abstractmethod
     def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
-        """The scores of checked inputs (batch, ...), classes (batch,) and maps (batch, ...)."""
+        """The scores of checked inputs (batch, ...), classes or functions' numbers (batch,) and maps (batch, ...)."""
 
     def passes(self, shape: Sequence[int]) -> int:
         """Approximate number of forward passes for one input (channels, height, width)."""
@@ -122,11 +129,13 @@ class TensorMetric(Metric[list[float]]):
 
         Args:
             model: A torch.nn.Module that returns logits; it runs where its weights are, in evaluation mode.
-            x_batch: (samples, channels, height, width), channels first or last; or token ids (samples, tokens).
-            y_batch: (samples,), the classes that are evaluated.
-            a_batch: Maps of the inputs' height and width, with or without channels. None: `explain_func` makes them.
+            x_batch: (samples, channels, height, width), channels first or last; signals (samples, channels, length)
+                or volumes (samples, channels, depth, height, width); or token ids (samples, tokens).
+            y_batch: (samples,), the classes that are evaluated; or a function of one sample's output that returns a
+                number, as for pytorch-grad-cam, or a list with one for each sample.
+            a_batch: Maps of the inputs' size, with or without channels. None: `explain_func` makes them.
             s_batch: Not used.
-            channel_first: The inputs' layout. None: by their shape.
+            channel_first: The inputs' layout. None: that of images by their shape, channels first for all else.
             explain_func: Called with `model`, `inputs`, `targets` and `explain_func_kwargs`, a batch at a time.
             explain_func_kwargs: Its further arguments.
             model_predict_kwargs: Further arguments of the model.
@@ -154,29 +163,53 @@ class TensorMetric(Metric[list[float]]):
         self.explain_func_kwargs = dict(explain_func_kwargs or {})
         if device is not None:
             self.explain_func_kwargs.setdefault("device", device)
-        x_batch, y_batch = channels_first(np.asarray(x_batch), channel_first), np.asarray(y_batch)
+        x_batch = channels_first(np.asarray(x_batch), channel_first)
+        functions, y_batch = functions_in(y_batch, len(x_batch))
+        y_batch = np.asarray(y_batch)
         if a_batch is not None:
             a_batch = np.asarray(a_batch)
             check_shapes(x_batch.shape, y_batch.shape, a_batch.shape, texts=self._reads_texts)
-        predictions = Predictions(self._runnable(model), batch_size, model_predict_kwargs, self._cache, softmax=softmax)
+        predictions = self._predictions(
+            model, functions, batch_size, options=model_predict_kwargs, cache=self._cache, softmax=softmax
+        )
         with tqdm(total=len(x_batch), desc=self.name, unit="sample", disable=not self.display_progressbar) as bar:
             for start in range(0, len(x_batch), batch_size):
                 batch = slice(start, start + batch_size)
                 x, y = x_batch[batch], y_batch[batch]
                 maps = self._maps(model, predictions, x, y, None if a_batch is None else a_batch[batch], batch)
                 self._evaluate(predictions, start, x, y, maps, bar)
-        self._finish(len(x_batch))
+        self._finish(predictions, len(x_batch))
         return self.evaluation_scores
 
     def evaluate_batch(
         self, model: Any, x_batch: Array, y_batch: Array, a_batch: Array, s_batch: Array | None = None, **kwargs: Any
     ) -> list[float]:
         """The scores of one batch, channels first; as `__call__`, but nothing is recorded."""
-        predictions = Predictions(self._runnable(model), kwargs.get("batch_size", 64), cache=self._cache)
+        functions, y_batch = functions_in(y_batch, len(x_batch))
+        predictions = self._predictions(model, functions, kwargs.get("batch_size", 64), cache=self._cache)
         maps = self._maps(model, predictions, x_batch, y_batch, a_batch, slice(None))
         maps = tuple(self._prepared(a) for a in maps)
         scores: list[float] = self._scored(predictions, x_batch, y_batch, *maps).values.tolist()
         return scores
+
+    def of_tensors(
+        self,
+        model: Any,
+        x: Tensor,
+        y: Targets,
+        *a: Tensor,
+        batch_size: int,
+        softmax: bool = False,
+        cache: PredictionCache | None = None,
+    ) -> Tensor:
+        """The scores (batch,) of tensors, one tensor of maps for each that the score compares."""
+        functions, classes = functions_in(y, len(x) if isinstance(x, Tensor) else 0)
+        predictions = self._predictions(model, functions, batch_size, softmax=softmax, cache=cache)
+        given = [checked(x, classes, maps, texts=self._reads_texts) for maps in a]
+        values = self._compared(predictions, *given[0][:2], *(maps for _, _, maps in given)).values
+        for said in sorted(predictions.noticed):
+            tell(said)
+        return values
 
     def plot(
         self,
@@ -226,13 +259,17 @@ class TensorMetric(Metric[list[float]]):
         self, model: Any, predictions: Predictions, x: Array, y: Array, a: Array | None, batch: slice
     ) -> tuple[Array, ...]:
         """All maps that the score compares, given or made."""
-        return (self._explained(model, x, y) if a is None else a,)
+        return (self._explained(model, predictions, x, y) if a is None else a,)
 
-    def _runnable(self, model: Any) -> Any:
-        return _no_model if model is None and not self.runs_model else _module(model)
+    def _predictions(self, model: Any, functions: list[Function], batch_size: int, **options: Any) -> Predictions:
+        runnable = _no_model if model is None and not self.runs_model else _module(model)
+        return Predictions(runnable, batch_size, functions=functions, activation=self.activation, **options)
 
-    def _explained(self, model: Any, x: Array, y: Array) -> Array:
-        maps = np.asarray(self.explain_func(model=_module(model), inputs=x, targets=y, **self.explain_func_kwargs))
+    def _explained(self, model: Any, predictions: Predictions, x: Array, y: Array) -> Array:
+        targets = [predictions.functions[i] for i in y] if predictions.functions else y
+        maps = np.asarray(
+            self.explain_func(model=_module(model), inputs=x, targets=targets, **self.explain_func_kwargs)
+        )
         check_shapes(x.shape, y.shape, maps.shape, texts=self._reads_texts)
         return maps
 
@@ -278,13 +315,16 @@ class TensorMetric(Metric[list[float]]):
             maps = np.concatenate([cast(Callable[..., Array], self.normalise_func)(one[None]) for one in maps])
         return np.abs(maps) if self.abs else maps
 
-    def _finish(self, count: int) -> None:
-        if self.undefined and not self._disable_warnings:  # the property is true almost everywhere
-            warnings.warn(
+    def _finish(self, predictions: Predictions, count: int) -> None:
+        said = sorted(predictions.noticed)
+        if self.undefined:
+            said.append(
                 f"{self.name} is not defined for {len(self.undefined)} of {count} samples, whose score is a "
-                "convention: see `undefined`, and the class's documentation.",
-                stacklevel=3,
+                "convention: see `undefined`, and the class's documentation."
             )
+        if not self._disable_warnings:  # the property is true almost everywhere
+            for one in said:
+                tell(one)
         if self.return_aggregate:
             self.evaluation_scores = [self.aggregate_func(self.evaluation_scores)]
         self.all_evaluation_scores.extend(self.evaluation_scores)

@@ -1,6 +1,6 @@
 """Predictions that several explanations share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -23,21 +23,21 @@ class PredictionCache:
     def __init__(self, size: int) -> None:
         self._predictions: LRUCache[Any, Tensor] = LRUCache(size, getsizeof=_size)
 
-    def rows(self, key: Any, x: Tensor, y: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    def rows(self, key: Any, x: Tensor, asked: Sequence[Hashable], compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Predictions (batch, ...), of which only the missing ones are computed.
 
         Args:
             key: Everything else that they depend on.
             x: The inputs.
-            y: The classes.
+            asked: What is asked of each, as its class.
             compute: Returns the predictions of some of them, by index.
         """
-        keys = [(key, int(cls), digest_of(one)) for one, cls in zip(x, y, strict=True)]
+        keys = [(key, one, digest_of(row)) for row, one in zip(x, asked, strict=True)]
         found = {k: self._predictions[k] for k in keys if k in self._predictions}
         first = {k: i for i, k in reversed(list(enumerate(keys))) if k not in found}
         if first:
             missing = sorted(first.values())
-            predictions = compute(torch.tensor(missing, device=y.device))
+            predictions = compute(torch.tensor(missing))
             found |= {keys[i]: one for i, one in zip(missing, predictions, strict=True)}
             for i in missing:
                 if _size(found[keys[i]]) <= self._predictions.maxsize:

@@ -1,19 +1,21 @@
 """Average Drop, Gain and Increase: what becomes of the probability when only the salient pixels are kept."""
 
-from collections.abc import Sequence
-
 from quantus.helpers.enums import ScoreDirection
 from torch import Tensor
 
-from ._checks import checked
 from ._drops import before_and_after, relative_drop, relative_gain
 from ._maps import is_constant, unit_range
 from ._metric import TensorMetric
-from ._predictions import Model, Predictions
+from ._outputs import Model
+from ._predictions import Predictions
+from ._probabilities import Activation
 from ._scores import Scores
+from ._targets import Targets
 
 
-def average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, batch_size: int = 64) -> Tensor:
+def average_drop(
+    model: Model, x: Tensor, y: Targets, a: Tensor, *, activation: Activation = "softmax", batch_size: int = 64
+) -> Tensor:
     """The share of the class's probability that is lost when each pixel is multiplied by its saliency.
 
         x~ = x m,    AD = max(0, p(x) - p(x~)) / p(x)
@@ -23,10 +25,11 @@ def average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, 
     no drop.
 
     Args:
-        model: Maps inputs to logits; probabilities are their softmax.
-        x: (batch, channels, height, width).
-        y: (batch,), the class that is evaluated.
-        a: (batch, [1 or channels,] height, width), the maps; channels are summed.
+        model: Maps inputs to logits.
+        x: (batch, channels, height, width); signals (batch, channels, length); or volumes, with a depth before height.
+        y: (batch,), the class that is evaluated; or a function of one sample's output, or one for each sample.
+        a: (batch, [1 or channels,] and the inputs' other axes), the maps; channels are summed.
+        activation: What makes probabilities of the outputs: "softmax", "sigmoid", "identity" or a function of them.
         batch_size: Batch size for perturbed images.
 
     Returns:
@@ -48,10 +51,12 @@ def average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, 
         >>> average_increase(model, image, [0], image.clamp(min=0))
         tensor([1.])
     """
-    return AverageDrop().scores(Predictions(model, batch_size), *checked(x, y, a)).values
+    return AverageDrop(activation=activation).of_tensors(model, x, y, a, batch_size=batch_size)
 
 
-def average_gain(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, batch_size: int = 64) -> Tensor:
+def average_gain(
+    model: Model, x: Tensor, y: Targets, a: Tensor, *, activation: Activation = "softmax", batch_size: int = 64
+) -> Tensor:
     """The fraction of the remaining probability, 1 - p, that is gained when each pixel is multiplied by its saliency.
 
         x~ = x m,    AG = max(0, p(x~) - p(x)) / (1 - p(x))
@@ -59,10 +64,12 @@ def average_gain(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, 
     Source: CA-Stream, table 1 (there in percent). Higher is better; from 0 to 1. `p(x) = 1` is no gain. Arguments,
     result, errors and example: as for `average_drop`.
     """
-    return AverageGain().scores(Predictions(model, batch_size), *checked(x, y, a)).values
+    return AverageGain(activation=activation).of_tensors(model, x, y, a, batch_size=batch_size)
 
 
-def average_increase(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, batch_size: int = 64) -> Tensor:
+def average_increase(
+    model: Model, x: Tensor, y: Targets, a: Tensor, *, activation: Activation = "softmax", batch_size: int = 64
+) -> Tensor:
     """Whether the probability grows when each pixel is multiplied by its saliency.
 
         x~ = x m,    AI = 1 if p(x~) > p(x) else 0
@@ -70,7 +77,7 @@ def average_increase(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tens
     Source: CA-Stream, table 1 (there in percent). Higher is better; 0 or 1. Arguments, result, errors and example: as
     for `average_drop`.
     """
-    return AverageIncrease().scores(Predictions(model, batch_size), *checked(x, y, a)).values
+    return AverageIncrease(activation=activation).of_tensors(model, x, y, a, batch_size=batch_size)
 
 
 class AverageDrop(TensorMetric):

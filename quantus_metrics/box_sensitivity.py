@@ -1,5 +1,7 @@
 """Box sensitivity: do the sums of a map in random boxes correlate with the change that blurring them makes?"""
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Unpack
 
@@ -10,16 +12,18 @@ from torch import Tensor
 from adapters.checks import positive_int
 
 from ._blur import blurred
-from ._checks import checked
 from ._metric import Options, TensorMetric
-from ._predictions import Model, Predictions
+from ._outputs import Model
+from ._predictions import Predictions
+from ._probabilities import Activation
 from ._scores import Scores
+from ._targets import Targets
 
 
 def box_sensitivity(
     model: Model,
     x: Tensor,
-    y: Tensor | Sequence[int],
+    y: Targets,
     a: Tensor,
     *,
     box_sizes: Sequence[int] | None = None,
@@ -28,6 +32,7 @@ def box_sensitivity(
     seed: int = 0,
     normalise_area: bool = True,
     softmax: bool = False,
+    activation: Activation = "softmax",
     batch_size: int = 64,
 ) -> Tensor:
     """The correlation of a map's sums inside random boxes with the logit's change when the box is blurred.
@@ -41,15 +46,16 @@ def box_sensitivity(
 
     Args:
         model: Maps inputs to logits.
-        x: (batch, channels, height, width).
-        y: (batch,), the class that is evaluated.
-        a: (batch, [1 or channels,] height, width), the raw maps, with signs; channels are summed.
+        x: (batch, channels, height, width); signals (batch, channels, length); or volumes, with a depth before height.
+        y: (batch,), the class that is evaluated; or a function of one sample's output, or one for each sample.
+        a: (batch, [1 or channels,] and the inputs' other axes), the raw maps, with signs; channels are summed.
         box_sizes: In pixels, ascending. None: 1/14, 2/14 ... 8/14 of the shorter side, 16 to 128 for 224.
         num_boxes: Boxes of each size, at least 2.
         blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
         seed: Random seed of the boxes.
         normalise_area: Divide the area by the range of sizes.
         softmax: Measure the probability instead of the logit.
+        activation: What makes probabilities of the outputs: "softmax", "sigmoid", "identity" or a function of them.
         batch_size: Batch size for perturbed images.
 
     Returns:
@@ -68,8 +74,8 @@ def box_sensitivity(
         >>> bool(box_sensitivity(model, image, [0], weights[None] * (image - image.mean())) > 0.9)
         True
     """
-    metric = BoxSensitivity(box_sizes, num_boxes, blur_sigma, seed, normalise_area)
-    return metric.scores(Predictions(model, batch_size, softmax=softmax), *checked(x, y, a)).values
+    metric = BoxSensitivity(box_sizes, num_boxes, blur_sigma, seed, normalise_area, activation=activation)
+    return metric.of_tensors(model, x, y, a, batch_size=batch_size, softmax=softmax)
 
 
 class BoxSensitivity(TensorMetric):
@@ -120,10 +126,10 @@ class BoxSensitivity(TensorMetric):
 
     def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
         """See `box_sensitivity`."""
-        height, width = x.shape[2:]
-        sizes = self._sizes(height, width)
-        corners = [_corners(size, height, width, self.num_boxes, self.seed) for size in sizes]
-        boxes = torch.cat([torch.cat([c, c + s], 1) for s, c in zip(sizes, corners, strict=True)]).to(x.device)
+        sides = tuple(x.shape[2:])
+        sizes = self._sizes(sides)
+        corners = [_corners(size, sides, self.num_boxes, self.seed) for size in sizes]
+        boxes = torch.cat([torch.stack([c, c + s], 1) for s, c in zip(sizes, corners, strict=True)]).to(x.device)
         changes, tiny = self._changes(predictions, x, y, boxes, tuple(sizes))
         sums, rounding = _sums(a, boxes)
         by_size = len(sizes), -1
@@ -140,13 +146,15 @@ class BoxSensitivity(TensorMetric):
 
     def passes(self, shape: Sequence[int]) -> int:
         """The number of boxes of all sizes."""
-        return self.num_boxes * len(self._sizes(shape[1], shape[2]))
+        return self.num_boxes * len(self._sizes(shape[1:]))
 
-    def _sizes(self, height: int, width: int) -> list[int]:
-        shorter = min(height, width)
+    def _sizes(self, sides: Sequence[int]) -> list[int]:
+        shorter = min(sides)
         sizes = self.box_sizes or sorted({max(1, round(k * shorter / 14)) for k in range(1, 9)})
         if sizes[-1] > shorter:
-            raise ValueError(f"A box of {sizes[-1]} pixels is larger than the images of {height} x {width} pixels.")
+            raise ValueError(
+                f"A box of {sizes[-1]} pixels is larger than the images of {' x '.join(map(str, sides))} pixels."
+            )
         return sizes
 
     def _changes(
@@ -154,9 +162,7 @@ class BoxSensitivity(TensorMetric):
     ) -> tuple[Tensor, Tensor]:
         """The change (batch, boxes) of the answer by each box, and (batch,) what is less than rounding."""
         probability = predictions.softmax
-        rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
-        top, left, bottom, right = boxes[:, :, None].unbind(1)
-        in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+        along = _along(boxes, x.shape[2:])
 
         def compute(missing: Tensor) -> Tensor:
             images = x[missing]
@@ -164,7 +170,7 @@ class BoxSensitivity(TensorMetric):
 
             def make(indices: Tensor) -> Tensor:
                 image, box = indices // len(boxes), indices % len(boxes)
-                inside = in_rows[box, None, :, None] & in_columns[box, None, None, :]
+                inside = functools.reduce(torch.logical_and, (one[box] for one in along))
                 if len(images) == 1:
                     return torch.where(inside, smooth, images)  # the same without a copy
                 return torch.where(inside, smooth[image], images[image])
@@ -179,10 +185,21 @@ class BoxSensitivity(TensorMetric):
         return before[:, None] - after, 8 * torch.finfo(after.dtype).eps * scale
 
 
-def _corners(size: int, height: int, width: int, count: int, seed: int) -> Tensor:
-    """(count, 2): the upper left corners of boxes, sampled for each size independently."""
+def _corners(size: int, sides: Sequence[int], count: int, seed: int) -> Tensor:
+    """(count, axes): the first (upper left) corners of boxes, sampled for each size independently."""
     draw = np.random.default_rng([seed, size])
-    return torch.from_numpy(draw.integers(0, [height - size + 1, width - size + 1], (count, 2)))
+    return torch.from_numpy(draw.integers(0, [side - size + 1 for side in sides], (count, len(sides))))
+
+
+def _along(boxes: Tensor, sides: Sequence[int]) -> list[Tensor]:
+    """For each axis which places are inside the boxes (boxes, 2, axes): (boxes, 1, ..., side, ...)."""
+    found = []
+    for axis, side in enumerate(sides):
+        places = torch.arange(side, device=boxes.device)
+        low, high = boxes[:, :, axis, None].unbind(1)
+        shape = len(boxes), 1, *(side if other == axis else 1 for other in range(len(sides)))
+        found.append(((places >= low) & (places < high)).view(shape))
+    return found
 
 
 def _sums(maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,11 +207,17 @@ def _sums(maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     flat = maps.double().flatten(1)
     middle = (flat.amin(1) + flat.amax(1)) / 2  # the same for all boxes of a size, which no correlation sees
     largest = flat.abs().amax(1)  # nor a factor, and squares of any map are numbers then
-    centred = (maps.double() - middle[:, None, None]) / torch.where(largest > 0, largest, 1)[:, None, None]
-    table = torch.nn.functional.pad(centred.cumsum(1).cumsum(2), (1, 0, 1, 0))
-    top, left, bottom, right = boxes.unbind(1)
-    sums = table[:, bottom, right] - table[:, top, right] - table[:, bottom, left] + table[:, top, left]
-    return sums, 1e-13 * centred.abs().sum((1, 2))
+    by_map = len(maps), *[1] * (maps.dim() - 1)
+    centred = (maps.double() - middle.view(by_map)) / torch.where(largest > 0, largest, 1).view(by_map)
+    axes = boxes.shape[2]
+    table = torch.nn.functional.pad(centred, (1, 0) * axes)
+    for axis in range(1, axes + 1):
+        table = table.cumsum(axis)
+    sums = torch.zeros(len(maps), len(boxes), dtype=table.dtype, device=table.device)
+    for ends in itertools.product((0, 1), repeat=axes):  # of each axis the lower or upper one
+        corner = [boxes[:, end, axis] for axis, end in enumerate(ends)]
+        sums += (-1.0) ** (axes - sum(ends)) * table.movedim(0, -1)[tuple(corner)].T
+    return sums, 1e-13 * centred.abs().flatten(1).sum(1)
 
 
 def _pearson(s: Tensor, d: Tensor, tiny_s: Tensor, tiny_d: Tensor) -> tuple[Tensor, Tensor]:

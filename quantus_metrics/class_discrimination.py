@@ -10,11 +10,12 @@ from quantus.functions.explanation_func import explain
 from quantus.helpers.enums import EvaluationCategory, ScoreDirection
 from torch import Tensor
 
-from ._checks import checked
 from ._metric import Array, Options, TensorMetric
+from ._outputs import Model
 from ._prediction_cache import MEMORY, PredictionCache
-from ._predictions import Model, Predictions
+from ._predictions import Predictions
 from ._scores import Scores
+from ._targets import Targets
 from .box_sensitivity import BoxSensitivity
 from .fidelity import Fidelity
 
@@ -22,7 +23,7 @@ from .fidelity import Fidelity
 def class_discrimination(
     model: Model,
     x: Tensor,
-    y: Tensor,
+    y: Targets,
     a: Tensor,
     wrong_a: Tensor,
     *,
@@ -34,12 +35,12 @@ def class_discrimination(
         score(f_y, maps of y) - score(f_y, maps of the wrong class)
 
     both of the same class's logit. Source: CDAM, equations 7 and 8. Higher is better; exactly 0 for a map that does not
-    depend on the class.
+    depend on the class; NaN for a model with one output, which has no other class.
 
     Args:
         model: Maps inputs to logits.
-        x: (batch, channels, height, width).
-        y: (batch,), the class that is evaluated.
+        x: (batch, channels, height, width); signals (batch, channels, length); or volumes, with a depth before height.
+        y: (batch,), the class that is evaluated; or a function of one sample's output, or one for each sample.
         a: (batch, [1 or channels,] height, width), its maps.
         wrong_a: Maps of another class, of the same shape.
         metric: The score. None: `BoxSensitivity()`.
@@ -62,20 +63,21 @@ def class_discrimination(
         >>> class_discrimination(model, image, torch.tensor([0]), left, right) > 0.5
         tensor([True])
     """
-    predictions = Predictions(model, batch_size, cache=PredictionCache(MEMORY))
-    _, _, wrong = checked(x, y, wrong_a)
-    return ClassDiscrimination(metric).scores(predictions, *checked(x, y, a), wrong).values
+    score = ClassDiscrimination(metric)
+    return score.of_tensors(model, x, y, a, wrong_a, batch_size=batch_size, cache=PredictionCache(MEMORY))
 
 
 class ClassDiscrimination(TensorMetric):
     """Class discrimination: `score(maps of y) - score(maps of a wrong class)`, both of the logit of y.
 
     Source: CDAM, equations 7 and 8. Higher is better; exactly 0 for a map that does not depend on the class. Undefined
-    where one of the two scores is. The wrong class's maps are given as `wrong_a_batch`, or made by `explain_func`; its
-    class as `wrong_y_batch`, else it is the likeliest other class.
+    where one of the two scores is, and NaN for a model with one output, as it has no other class. The wrong class's
+    maps are given as `wrong_a_batch`, or made by `explain_func`; its class as `wrong_y_batch`, else it is the likeliest
+    other class.
 
     Args:
-        metric: `BoxSensitivity()`, the default, or `Fidelity()`. The predictions of boxes are shared with it.
+        metric: `BoxSensitivity()`, the default, or `Fidelity()`. The predictions of boxes are shared with it, and its
+            `activation` is used.
         **options: As for every Quantus metric.
 
     Example:
@@ -89,9 +91,15 @@ class ClassDiscrimination(TensorMetric):
 
     def __init__(self, metric: BoxSensitivity | Fidelity | None = None, **options: Unpack[Options]) -> None:
         super().__init__(**options)
-        self.metric = BoxSensitivity() if metric is None else metric
+        self.metric = BoxSensitivity(activation=self.activation) if metric is None else metric
         if not isinstance(self.metric, BoxSensitivity | Fidelity):
             raise TypeError(f"Expected `metric` to be a BoxSensitivity or a Fidelity, got {type(metric)}.")
+        if options.get("activation", self.metric.activation) != self.metric.activation:
+            raise ValueError(
+                f"Expected the `activation` of `metric`, {self.metric.activation!r}, got {self.activation!r}: pass it "
+                "to `metric` only."
+            )
+        self.activation = self.metric.activation
         if self.metric.score_direction is not ScoreDirection.HIGHER or self.metric.abs or self.metric.normalise:
             raise ValueError(
                 "Expected a `metric` of raw maps for which higher is better: no order 'MIF'; pass `abs` and "
@@ -156,12 +164,16 @@ class ClassDiscrimination(TensorMetric):
         if wrong_a is None:
             raise ValueError("Expected the maps of the class and of another one, got one map.")
         right, wrong = (self.metric.scores(predictions, x, y, maps) for maps in (a, wrong_a))
+        difference = right.values - wrong.values
+        if predictions.has_one_output(x):
+            difference = torch.full_like(difference, float("nan"))
         curves = {
             f"{name}, maps of {of}": curve
             for of, one in (("the class", right), ("another", wrong))
             for name, curve in one.curves.items()
         }
-        return Scores(right.values - wrong.values, right.undefined | wrong.undefined, curves, right.axis)
+        undefined = right.undefined | wrong.undefined | difference.isnan()
+        return Scores(difference, undefined, curves, right.axis)
 
     def passes(self, shape: Sequence[int]) -> int:
         """The forward passes of the score."""
@@ -181,4 +193,4 @@ class ClassDiscrimination(TensorMetric):
         else:
             inputs, classes = (torch.as_tensor(np.array(value)).to(predictions.device) for value in (x, y))
             other = predictions.other_class(inputs, classes.long()).cpu().numpy()
-        return *right, self._explained(model, x, other)
+        return *right, self._explained(model, predictions, x, other)

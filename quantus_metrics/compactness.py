@@ -27,7 +27,7 @@ def compactness(
 
     Args:
         model: Not used, like `x` and `y`; the signature is that of the other scores.
-        x: (batch, channels, height, width).
+        x: (batch, channels, height, width); signals (batch, channels, length); or volumes, with a depth before height.
         y: (batch,), the classes.
         a: (batch, [1 or channels,] height, width), channels are summed; or (batch, tokens).
         threshold: The share of the maximum up to which a pixel counts as blank, from 0 to 1.

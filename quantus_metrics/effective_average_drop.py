@@ -1,16 +1,18 @@
 """Effective Average Drop (EAD): the drop by removal, weighted by the marked area."""
 
-from collections.abc import Sequence
 from typing import Unpack
 
 from torch import Tensor
 
-from ._checks import checked, unit_fraction
+from ._checks import unit_fraction
 from ._drops import before_and_after, relative_drop
 from ._maps import is_constant, unit_range
 from ._metric import Options, TensorMetric
-from ._predictions import Model, Predictions
+from ._outputs import Model
+from ._predictions import Predictions
+from ._probabilities import Activation
 from ._scores import Scores
+from ._targets import Targets
 from .removal_drop import Fill, removed
 
 
@@ -36,12 +38,13 @@ def area_weight(area: Tensor) -> Tensor:
 def effective_average_drop(
     model: Model,
     x: Tensor,
-    y: Tensor | Sequence[int],
+    y: Targets,
     a: Tensor,
     *,
     threshold: float = 0.5,
     area_threshold: float = 0.2,
     fill: Fill = 0.0,
+    activation: Activation = "softmax",
     batch_size: int = 64,
 ) -> Tensor:
     """The drop by removal times a weight that is 1 for maps that mark a quarter of the image.
@@ -52,13 +55,14 @@ def effective_average_drop(
     A constant map and `p(x) = 0` score 0.
 
     Args:
-        model: Maps inputs to logits; probabilities are their softmax.
-        x: (batch, channels, height, width).
-        y: (batch,), the class that is evaluated.
-        a: (batch, [1 or channels,] height, width), the maps; channels are summed.
+        model: Maps inputs to logits.
+        x: (batch, channels, height, width); signals (batch, channels, length); or volumes, with a depth before height.
+        y: (batch,), the class that is evaluated; or a function of one sample's output, or one for each sample.
+        a: (batch, [1 or channels,] and the inputs' other axes), the maps; channels are summed.
         threshold: Pixels whose `m` is above it are removed, from 0 to 1.
         area_threshold: Pixels whose `m` is above it count for the area, from 0 to 1.
         fill: What removed pixels become: a number, one for each channel, or an image (channels, height, width).
+        activation: What makes probabilities of the outputs: "softmax", "sigmoid", "identity" or a function of them.
         batch_size: Batch size for perturbed images.
 
     Returns:
@@ -76,8 +80,8 @@ def effective_average_drop(
         >>> effective_average_drop(model, image, [0], image)  # a quarter of the image: as the drop by removal
         tensor([0.4908])
     """
-    metric = EffectiveAverageDrop(threshold, area_threshold, fill)
-    return metric.scores(Predictions(model, batch_size), *checked(x, y, a)).values
+    metric = EffectiveAverageDrop(threshold, area_threshold, fill, activation=activation)
+    return metric.of_tensors(model, x, y, a, batch_size=batch_size)
 
 
 class EffectiveAverageDrop(TensorMetric):
@@ -111,7 +115,7 @@ class EffectiveAverageDrop(TensorMetric):
 
     def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
         """See `effective_average_drop`."""
-        area = (unit_range(a) > self.area_threshold).double().mean((1, 2))
+        area = (unit_range(a) > self.area_threshold).double().flatten(1).mean(1)
         before, after = before_and_after(predictions, x, y, removed(x, a, self.threshold, self.fill))
         drop, undefined = relative_drop(before, after)
         return Scores(area_weight(area).to(drop.dtype) * drop, undefined | is_constant(a))

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import itemgetter
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters.checks import positive_int
-from adapters.models import OutputChoice, channels_first, evaluation_mode, placement_of, with_output
+from adapters.models import OutputChoice, channels_first, evaluation_mode, placement_of
+
+from ._explainers import Asked, as_images, by_cam, read_as_images
+from ._targets import functions_in
 
 Array = npt.NDArray[Any]
 Channels = Literal["sum", "keep"]
+_AXES = {3: ["length"], 4: ["height", "width"], 5: ["depth", "height", "width"]}
 
 
 def explain_func(
@@ -39,8 +43,10 @@ def explain_func(
             that returns an instance of one, as `lambda model: NoiseTunnel(Saliency(model))`.
         batch_size: Samples per batch, at least 1.
         channels: "sum": maps have one channel, the sum; "keep": as many as the images, where the method has them.
-        channel_first: The images' layout; maps always have channels first. None: by their shape.
-        mode: How maps of layers are resized, as in `torch.nn.functional.interpolate`.
+        channel_first: The images' layout; maps always have channels first. None: by their shape; signals and volumes
+            have them first.
+        mode: How maps of layers are resized, as in `torch.nn.functional.interpolate`; "bilinear" is linear for signals
+            and trilinear for volumes.
         output: Which tensor to explain, where the model returns several: a name, an index, a tuple of them or a
             function of what it returns. None: by name, as `logits`.
         **options: Arguments of the class and of its `attribute`. `layer` and `target_layers` may be names of modules,
@@ -49,7 +55,9 @@ def explain_func(
 
     Returns:
         The function. It takes `model` (a torch.nn.Module), `inputs` (samples, ...) and `targets` (samples,), arrays or
-        tensors, and returns an array (samples, 1 or channels, height, width), or (samples, tokens). Of further keyword
+        tensors, and returns an array (samples, 1 or channels, height, width), or (samples, tokens). Targets are
+        classes, of a model with one logit 1 for the logit and 0 for minus the logit; or a function of one sample's
+        output that returns a number, as for pytorch-grad-cam, or a list with one for each sample. Of further keyword
         arguments `batch_size` replaces the one above; the others, which `quantus.evaluate` passes from one method to
         the next, are ignored: each function keeps its own options. The model runs where its weights are, in
         evaluation mode; its training flags and gradients are restored afterwards.
@@ -88,67 +96,79 @@ class _Explain:
 
     def __call__(self, model: nn.Module, inputs: Any, targets: Any, **kwargs: Any) -> Array:
         batch_size = positive_int("batch_size", kwargs.get("batch_size", self.batch_size))
-        x, y = _as_tensors(model, inputs, targets, self.channel_first)
+        x = _as_tensor(model, inputs, self.channel_first)
+        functions, classes = functions_in(targets, len(x))
+        y = torch.as_tensor(classes).to(x.device, torch.long)
+        if y.shape != x.shape[:1]:
+            raise ValueError(f"Expected one target for each input: inputs {tuple(x.shape)}, targets {tuple(y.shape)}.")
         with _left_as_found(model):
-            parts = [self._maps(model, *batch) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
+            parts = [
+                self._sized(self._maps(model, rows, Asked(asked, functions, self.output)).detach(), rows)
+                for rows, asked in zip(x.split(batch_size), y.split(batch_size), strict=True)
+            ]
         return np.concatenate(parts)
 
-    def _maps(self, model: nn.Module, x: Tensor, y: Tensor) -> Array:
+    def _maps(self, model: nn.Module, x: Tensor, asked: Asked) -> Tensor:
         accepted = inspect.signature(self.method).parameters
         made = {k: _found(model, k, v) for k, v in self.options.items() if k in accepted}
         rest = {k: v for k, v in self.options.items() if k not in accepted}
-        if "output" in accepted:
-            made["output"] = self.output
-        else:
-            model = with_output(model, self.output)
-        explainer = self.method(model, **made)
+        pixels = x.clone().requires_grad_() if x.is_floating_point() else x  # or Captum warns as it does so itself
+        if "output" in accepted:  # this project's: they take functions as targets
+            of = self.output if asked.functions else partial(asked.of, inputs=x)
+            target = asked.each() if asked.functions else asked.classes
+            return _only(self.method(model, output=of, **made).attribute(pixels, target=target, **rest))
+        explainer = self.method(asked.module(model), **made)
         if hasattr(explainer, "attribute"):
-            pixels = x.clone().requires_grad_() if x.is_floating_point() else x  # or Captum warns as it does so itself
-            given = explainer.attribute(pixels, target=y, **rest)
-            maps = given[0] if isinstance(given, tuple) else given
-        elif hasattr(explainer, "target_layers"):
-            logits = [itemgetter((..., int(c))) for c in y]
-            with explainer as cam:
-                maps = torch.as_tensor(cam(input_tensor=x.clone(), targets=logits, **rest))
-        else:
+            if asked.functions:
+                explainer = self.method(asked.table(model), **made)
+            return _only(explainer.attribute(pixels, target=asked.classes, **rest))
+        if not hasattr(explainer, "target_layers"):
             raise TypeError(
                 f"Expected {self.method} to make an object with `attribute` (Captum) or `target_layers` "
                 f"(pytorch-grad-cam), got {type(explainer)}."
             )
-        return self._sized(maps.detach(), x)
+        if x.dim() != 3 or not hasattr(explainer.activations_and_grads, "reshape_transform"):
+            return by_cam(explainer, asked, x, **rest)
+        explainer = self.method(as_images(asked.module(model)), **made)
+        read_as_images(explainer)
+        return by_cam(explainer, asked, x[..., None], **rest)[..., 0]
 
     def _sized(self, maps: Tensor, x: Tensor) -> Array:
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        if x.dim() == 4:
+        if x.dim() > 2:
             maps = maps[:, None] if maps.shape[1:] == x.shape[2:] else maps
-            if maps.dim() != 4:
+            if maps.dim() != x.dim():
                 raise ValueError(
-                    f"Expected maps (batch, channels, height, width) from {self.method}, got {tuple(maps.shape)}. "
-                    "Scores of tokens are no image: use a method that arranges them, e.g. CDAM, or write a function."
+                    f"Expected maps (batch, channels, {', '.join(_AXES[x.dim()])}) from {self.method}, got "
+                    f"{tuple(maps.shape)}. Scores of tokens are no image: use a method that arranges them, e.g. CDAM, "
+                    "or write a function."
                 )
             if self.channels == "sum" or maps.shape[1:] != x.shape[1:]:
                 maps = maps.sum(1, keepdim=True)
             if maps.shape[2:] != x.shape[2:]:
-                maps = F.interpolate(maps, tuple(x.shape[2:]), mode=self.mode)
+                linear = {3: "linear", 4: "bilinear", 5: "trilinear"}
+                mode = linear[x.dim()] if self.mode in linear.values() else self.mode
+                maps = F.interpolate(maps, tuple(x.shape[2:]), mode=mode)
         elif maps.dim() == 3 and maps.shape[:2] == x.shape:
             maps = maps.sum(2)  # over the channels of embeddings
         result: Array = maps.cpu().numpy()
         return result
 
 
-def _as_tensors(model: nn.Module, inputs: Any, targets: Any, channel_first: bool | None) -> tuple[Tensor, Tensor]:
+def _only(given: Any) -> Tensor:
+    """The maps of the first input."""
+    maps: Tensor = given[0] if isinstance(given, tuple) else given
+    return maps
+
+
+def _as_tensor(model: nn.Module, inputs: Any, channel_first: bool | None) -> Tensor:
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected `model` to be a torch.nn.Module, got {type(model)}.")
-    placement = placement_of(model)
     x = channels_first(
         inputs.detach() if isinstance(inputs, Tensor) else torch.as_tensor(np.array(inputs)), channel_first
     )
-    x = x.float() if x.dim() == 4 and not x.is_floating_point() else x
-    x = placement.moved(x if x.is_floating_point() else x.long())
-    y = torch.as_tensor(targets).to(x.device, torch.long)
-    if y.shape != x.shape[:1]:
-        raise ValueError(f"Expected one target for each input: inputs {tuple(x.shape)}, targets {tuple(y.shape)}.")
-    return x, y
+    x = x.float() if x.dim() > 2 and not x.is_floating_point() else x
+    return placement_of(model).moved(x if x.is_floating_point() else x.long())
 
 
 def _found(model: nn.Module, name: str, value: Any) -> Any:

@@ -10,12 +10,14 @@ from torch import Tensor
 from adapters.checks import positive_int
 
 from ._blur import blurred
-from ._checks import checked
 from ._curves import area, exchange_curve
 from ._maps import is_constant
 from ._metric import Options, TensorMetric
-from ._predictions import Model, Predictions
+from ._outputs import Model
+from ._predictions import Predictions
+from ._probabilities import Activation
 from ._scores import Scores
+from ._targets import Targets
 
 Order = Literal["LIF-MIF", "LIF", "MIF"]
 
@@ -23,13 +25,14 @@ Order = Literal["LIF-MIF", "LIF", "MIF"]
 def fidelity(
     model: Model,
     x: Tensor,
-    y: Tensor | Sequence[int],
+    y: Targets,
     a: Tensor,
     *,
     order: Order = "LIF-MIF",
     blur_sigma: float | None = None,
     steps: int = 100,
     softmax: bool = False,
+    activation: Activation = "softmax",
     batch_size: int = 64,
 ) -> Tensor:
     """How much more logit is left when the least instead of the most important pixels are blurred first.
@@ -41,13 +44,14 @@ def fidelity(
 
     Args:
         model: Maps inputs to logits.
-        x: (batch, channels, height, width).
-        y: (batch,), the class that is evaluated.
-        a: (batch, [1 or channels,] height, width), the maps with their signs; channels are summed.
+        x: (batch, channels, height, width); signals (batch, channels, length); or volumes, with a depth before height.
+        y: (batch,), the class that is evaluated; or a function of one sample's output, or one for each sample.
+        a: (batch, [1 or channels,] and the inputs' other axes), the maps with their signs; channels are summed.
         order: "LIF-MIF", or one of the areas: "LIF" (higher is better) or "MIF" (lower is better).
         blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
         steps: The number of steps in which all pixels are blurred.
         softmax: Measure the probability instead of the logit.
+        activation: What makes probabilities of the outputs: "softmax", "sigmoid", "identity" or a function of them.
         batch_size: Batch size for perturbed images.
 
     Returns:
@@ -65,8 +69,8 @@ def fidelity(
         >>> fidelity(model, image, [0], image, steps=4, blur_sigma=1.0) > 0
         tensor([True])
     """
-    metric = Fidelity(order, blur_sigma, steps)
-    return metric.scores(Predictions(model, batch_size, softmax=softmax), *checked(x, y, a)).values
+    metric = Fidelity(order, blur_sigma, steps, activation=activation)
+    return metric.of_tensors(model, x, y, a, batch_size=batch_size, softmax=softmax)
 
 
 class Fidelity(TensorMetric):

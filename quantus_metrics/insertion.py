@@ -10,23 +10,26 @@ from torch import Tensor
 from adapters.checks import positive_int
 
 from ._blur import blurred
-from ._checks import checked
 from ._curves import area, exchange_curve
 from ._maps import is_constant
 from ._metric import Options, TensorMetric
-from ._predictions import Model, Predictions
+from ._outputs import Model
+from ._predictions import Predictions
+from ._probabilities import Activation
 from ._scores import Scores
+from ._targets import Targets
 from .removal_drop import Fill, filled
 
 
 def insertion(
     model: Model,
     x: Tensor,
-    y: Tensor | Sequence[int],
+    y: Targets,
     a: Tensor,
     *,
     blur_sigma: float | None = None,
     steps: int = 100,
+    activation: Activation = "softmax",
     batch_size: int = 64,
 ) -> Tensor:
     """The area under the class's probability as pixels are inserted into the blurred image, most salient first.
@@ -35,12 +38,13 @@ def insertion(
     and MHEX, B.2 (there in percent). Higher is better; from 0 to 1. Ties are broken row by row.
 
     Args:
-        model: Maps inputs to logits; probabilities are their softmax.
-        x: (batch, channels, height, width).
-        y: (batch,), the class that is evaluated.
-        a: (batch, [1 or channels,] height, width), the maps; channels are summed.
+        model: Maps inputs to logits.
+        x: (batch, channels, height, width); signals (batch, channels, length); or volumes, with a depth before height.
+        y: (batch,), the class that is evaluated; or a function of one sample's output, or one for each sample.
+        a: (batch, [1 or channels,] and the inputs' other axes), the maps; channels are summed.
         blur_sigma: The blur's standard deviation in pixels. None: 14 at 224 pixels, in proportion to the shorter side.
         steps: The number of steps in which all pixels are inserted.
+        activation: What makes probabilities of the outputs: "softmax", "sigmoid", "identity" or a function of them.
         batch_size: Batch size for perturbed images.
 
     Returns:
@@ -60,19 +64,20 @@ def insertion(
         >>> bool(insertion(model, image, [0], image, steps=4) > 0.9)
         True
     """
-    metric = Insertion(blur_sigma, steps)
-    return metric.scores(Predictions(model, batch_size), *checked(x, y, a)).values
+    metric = Insertion(blur_sigma, steps, activation=activation)
+    return metric.of_tensors(model, x, y, a, batch_size=batch_size)
 
 
 def deletion(
     model: Model,
     x: Tensor,
-    y: Tensor | Sequence[int],
+    y: Targets,
     a: Tensor,
     *,
     fill: Fill = 0.0,
     blur_sigma: float | None = None,
     steps: int = 100,
+    activation: Activation = "softmax",
     batch_size: int = 64,
 ) -> Tensor:
     """The area under the class's probability while pixels are replaced by 0, most salient first.
@@ -81,8 +86,8 @@ def deletion(
     errors and example: as for `insertion`, and `fill`: what removed pixels become: a number, one for each channel, or
     an image (channels, height, width). With `blur_sigma` they are blurred instead.
     """
-    metric = Deletion(fill, blur_sigma, steps)
-    return metric.scores(Predictions(model, batch_size), *checked(x, y, a)).values
+    metric = Deletion(fill, blur_sigma, steps, activation=activation)
+    return metric.of_tensors(model, x, y, a, batch_size=batch_size)
 
 
 class _Curve(TensorMetric):

@@ -7,12 +7,15 @@ import torch
 from quantus.helpers.enums import DataType
 from torch import Tensor
 
-from ._checks import checked, unit_fraction
+from ._checks import unit_fraction
 from ._drops import before_and_after, relative_drop
 from ._maps import is_constant, order, unit_range
 from ._metric import Options, TensorMetric
-from ._predictions import Model, Predictions
+from ._outputs import Model
+from ._predictions import Predictions
+from ._probabilities import Activation
 from ._scores import Scores
+from ._targets import Targets
 
 Fill = float | Sequence[float] | Tensor
 
@@ -20,7 +23,7 @@ Fill = float | Sequence[float] | Tensor
 def removal_drop(
     model: Model,
     x: Tensor,
-    y: Tensor | Sequence[int],
+    y: Targets,
     a: Tensor,
     *,
     threshold: float = 0.5,
@@ -29,6 +32,7 @@ def removal_drop(
     mask_id: int | None = None,
     pad_id: int | None = None,
     relative: bool = True,
+    activation: Activation = "softmax",
     batch_size: int = 64,
 ) -> Tensor:
     """The share of the class's probability that is lost when salient pixels, or the most salient tokens, are removed.
@@ -41,9 +45,10 @@ def removal_drop(
     nothing from an image, and `p(x) = 0` is no drop: both score 0. Ties between tokens are broken in reading order.
 
     Args:
-        model: Maps inputs to logits; probabilities are their softmax. With `pad_id` it is given `attention_mask`.
-        x: (batch, channels, height, width), or token ids (batch, tokens).
-        y: (batch,), the class that is evaluated.
+        model: Maps inputs to logits. With `pad_id` it is given `attention_mask`.
+        x: (batch, channels, height, width); signals (batch, channels, length); volumes, with a depth before height; or
+            token ids (batch, tokens).
+        y: (batch,), the class that is evaluated; or a function of one sample's output, or one for each sample.
         a: (batch, [1 or channels,] height, width), channels are summed; or (batch, tokens).
         threshold: Pixels whose `m` is above it are removed, from 0 to 1.
         fill: What removed pixels become: a number, one for each channel, or an image (channels, height, width).
@@ -51,6 +56,7 @@ def removal_drop(
         mask_id: The mask token; needed for texts.
         pad_id: The padding token, which is never removed, and no real token. None: all tokens are real.
         relative: Divide by `p(x)`; False, as in the paper's table of texts: `max(0, p(x) - p(x~))`.
+        activation: What makes probabilities of the outputs: "softmax", "sigmoid", "identity" or a function of them.
         batch_size: Batch size for perturbed inputs.
 
     Returns:
@@ -68,8 +74,8 @@ def removal_drop(
         >>> removal_drop(model, image, [0], image)  # from the sigmoid of 4 to that of 0
         tensor([0.4908])
     """
-    metric = RemovalDrop(threshold, fill, fraction, mask_id, pad_id, relative)
-    return metric.scores(Predictions(model, batch_size), *checked(x, y, a, texts=True)).values
+    metric = RemovalDrop(threshold, fill, fraction, mask_id, pad_id, relative, activation=activation)
+    return metric.of_tensors(model, x, y, a, batch_size=batch_size)
 
 
 class RemovalDrop(TensorMetric):
@@ -160,7 +166,7 @@ def filled(x: Tensor, fill: Fill) -> Tensor:
     """
     value = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
     if value.dim() == 1:
-        value = value[:, None, None]
+        value = value.view(-1, *[1] * (x.dim() - 2))
     try:
         return value.expand_as(x)
     except RuntimeError:

@@ -1,19 +1,21 @@
 """Soft Average Drop (SAD): how much probability is lost as salient pixels fade to the image's mean."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ._checks import checked
 from ._drops import before_and_after, relative_drop
 from ._maps import is_constant, unit_range
 from ._metric import TensorMetric
-from ._predictions import Model, Predictions
+from ._outputs import Model
+from ._predictions import Predictions
+from ._probabilities import Activation
 from ._scores import Scores
+from ._targets import Targets
 
 
-def soft_average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Tensor, *, batch_size: int = 64) -> Tensor:
+def soft_average_drop(
+    model: Model, x: Tensor, y: Targets, a: Tensor, *, activation: Activation = "softmax", batch_size: int = 64
+) -> Tensor:
     """The share of the class's probability that is lost as pixels fade to the mean in proportion to their saliency.
 
         x~ = x (1 - m) + mean_hw(x) m,    SAD = max(0, (p(x) - p(x~)) / p(x))
@@ -22,10 +24,11 @@ def soft_average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Ten
     from 0 to 1. A constant map becomes all zeros, and `p(x) = 0` is no drop: both score 0.
 
     Args:
-        model: Maps inputs to logits; probabilities are their softmax.
-        x: (batch, channels, height, width).
-        y: (batch,), the class that is evaluated.
-        a: (batch, [1 or channels,] height, width), the maps; channels are summed.
+        model: Maps inputs to logits.
+        x: (batch, channels, height, width); signals (batch, channels, length); or volumes, with a depth before height.
+        y: (batch,), the class that is evaluated; or a function of one sample's output, or one for each sample.
+        a: (batch, [1 or channels,] and the inputs' other axes), the maps; channels are summed.
+        activation: What makes probabilities of the outputs: "softmax", "sigmoid", "identity" or a function of them.
         batch_size: Batch size for perturbed images.
 
     Returns:
@@ -43,7 +46,7 @@ def soft_average_drop(model: Model, x: Tensor, y: Tensor | Sequence[int], a: Ten
         >>> soft_average_drop(model, image, [0], image)  # 3 of the sum of 4 are taken away
         tensor([0.2556])
     """
-    return SoftAverageDrop().scores(Predictions(model, batch_size), *checked(x, y, a)).values
+    return SoftAverageDrop(activation=activation).of_tensors(model, x, y, a, batch_size=batch_size)
 
 
 class SoftAverageDrop(TensorMetric):
@@ -63,6 +66,6 @@ class SoftAverageDrop(TensorMetric):
     def scores(self, predictions: Predictions, x: Tensor, y: Tensor, a: Tensor) -> Scores:
         """See `soft_average_drop`."""
         m = unit_range(a)[:, None].to(x.dtype)
-        faded = torch.lerp(x, x.mean((2, 3), keepdim=True).expand_as(x), m)
+        faded = torch.lerp(x, x.flatten(2).mean(2).view(*x.shape[:2], *[1] * (x.dim() - 2)).expand_as(x), m)
         drop, undefined = relative_drop(*before_and_after(predictions, x, y, faded))
         return Scores(drop, undefined | is_constant(a))

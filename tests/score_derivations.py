@@ -88,7 +88,7 @@ def box(model, x, y, a, box_sizes, num_boxes, blur_sigma=None, seed=0, normalise
     correlations = []
     for size in box_sizes:
         sums, changes = [], []
-        for i, j in _corners(size, H, W, num_boxes, seed).tolist():
+        for i, j in _corners(size, (H, W), num_boxes, seed).tolist():
             image, inside = x.copy(), np.s_[..., i : i + size, j : j + size]
             image[inside] = blur(x, blur_sigma)[inside]
             sums.append(a[inside].sum())

@@ -109,12 +109,12 @@ def test_a_score_is_the_area_under_its_curve(name, curve):
 
 
 def test_boxes_lie_anywhere_inside_and_depend_on_seed_and_size():
-    corners, counts = _corners(3, 6, 8, 24_000, 5), np.zeros((4, 6), int)
+    corners, counts = _corners(3, (6, 8), 24_000, 5), np.zeros((4, 6), int)
     np.add.at(counts, tuple(corners.T.numpy()), 1)  # an error outside
     assert abs(counts - 1000).max() < 160  # five standard deviations
-    assert torch.equal(corners, _corners(3, 6, 8, 24_000, 5))
-    assert not torch.equal(corners, _corners(3, 6, 8, 24_000, 6))
-    assert not torch.equal(_corners(2, 6, 8, 50, 5), _corners(3, 7, 9, 50, 5))  # in the same range
+    assert torch.equal(corners, _corners(3, (6, 8), 24_000, 5))
+    assert not torch.equal(corners, _corners(3, (6, 8), 24_000, 6))
+    assert not torch.equal(_corners(2, (6, 8), 50, 5), _corners(3, (7, 9), 50, 5))  # in the same range
 
 
 def test_defaults_are_those_of_the_papers():

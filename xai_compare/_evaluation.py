@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters.models import logits_of, placement_of, unchanged
+from adapters.models import placement_of, unchanged
 
 from ._data import Sample, stacked
-from ._isolation import free_memory, in_halves, isolated, out_of_memory, said
+from ._isolation import free_memory, isolated, out_of_memory, said
 from ._methods import Explain
-from ._metrics import Metric
-from ._models import PlainLogits
+from ._metrics import Metric, one_each
+from ._questioned import Question, for_quantus
 from ._seeding import seeded_for
 
 Array = npt.NDArray[Any]
@@ -58,7 +58,8 @@ class Evaluation:
         model: In evaluation mode, on its device.
         explains: The methods' functions of model, inputs and targets.
         metrics: The scores.
-        by_label: Whether to explain the label instead of the predicted class.
+        question: What is asked of each sample.
+        outputs: How many outputs the model has.
         seed: The seed of all random numbers.
         forward_batch: Batch size for perturbed images.
         gallery: Samples with an index below it are kept for the report.
@@ -67,13 +68,17 @@ class Evaluation:
     model: nn.Module
     explains: Mapping[str, Explain]
     metrics: Mapping[str, Metric]
-    by_label: bool
+    question: Question
+    outputs: int
     seed: int
     forward_batch: int
     gallery: int
 
     def __call__(
-        self, samples: Sequence[Sample], cells: Mapping[str, Sequence[str]], tell: Callable[[str], None]
+        self,
+        samples: Sequence[Sample],
+        cells: Mapping[str, Sequence[str]],
+        tell: Callable[[str], None] = lambda _: None,
     ) -> Batch:
         """Rows of some samples.
 
@@ -88,16 +93,20 @@ class Evaluation:
         x = placement_of(self.model).moved(stacked(samples))
         y, other = self.classes(samples, x)
         shown = [i for i, sample in enumerate(samples) if sample.index < self.gallery]
-        pictures = [_picture(sample, int(y[i]), int(other[i])) for i, sample in enumerate(samples) if i in shown]
+        pictures = [
+            _picture(sample, self.question.shown(y[i]), self.question.shown(other[i]))
+            for i, sample in enumerate(samples)
+            if i in shown
+        ]
         for name, wanted in cells.items():
             tell(name)
             explain, metrics = self.explains[name], {metric: self.metrics[metric] for metric in wanted}
             maps = self.explained(explain, samples, x, y)
             against = shown if not any(m.compares_classes for m in metrics.values()) else list(range(len(samples)))
-            others = self.explained(explain, [samples[i] for i in against], x[against], other[against])
+            others = self._of_others(explain, [samples[i] for i in against], x[against], other[against], maps)
             _add_maps(pictures, name, shown, maps, others, against)
             batch.explanations += [
-                (s.index, s.name, int(cls), name, error, maps.seconds)
+                (s.index, s.name, self.question.shown(cls), name, error, maps.seconds)
                 for s, cls, error in zip(samples, y, maps.errors, strict=True)
             ]
             self._score(batch, name, metrics, samples, x, y, maps, others, tell)
@@ -106,21 +115,25 @@ class Evaluation:
 
     def classes(self, samples: Sequence[Sample], x: Tensor) -> tuple[Tensor, Tensor]:
         """The class that is explained of each sample, and the likeliest other one."""
-        with torch.no_grad():
-            logits = logits_of(in_halves(self.model, x))
-        given = torch.tensor([-1 if s.label is None else s.label for s in samples], device=logits.device)
-        y = given if self.by_label else logits.argmax(1)
-        bad = sorted({int(cls) for cls in y if not 0 <= cls < logits.shape[1]})
-        if bad:
-            raise ValueError(f"Expected labels below {logits.shape[1]}, the number of the model's classes; got {bad}.")
-        return y, logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+        found: tuple[Tensor, Tensor] = self.question.classes(
+            self.model, x, [sample.label for sample in samples], [sample.index for sample in samples]
+        )
+        return found
+
+    def _of_others(self, explain: Explain, samples: Sequence[Sample], x: Tensor, other: Tensor, maps: Maps) -> Maps:
+        """Maps of other classes, which functions do not have."""
+        if not self.question.functions:
+            return self.explained(explain, samples, x, other)
+        nothing = np.full((len(samples), *maps.values.shape[1:]), np.nan, np.float32)
+        said = "ValueError: there is no other class to compare with, as the targets are functions"
+        return Maps(nothing, [said] * len(samples), 0.0)
 
     def explained(self, explain: Explain, samples: Sequence[Sample], x: Tensor, y: Tensor) -> Maps:
         """One method's maps; seeded alike for all methods and classes."""
 
         def compute(rows: slice) -> list[Array]:
             with seeded_for(self.seed, "explanation", samples[rows][0].index):
-                return list(explain(self.model, x[rows], y[rows]))
+                return list(explain(self.model, x[rows], self.question.targets(y[rows])))
 
         start = time.perf_counter()
         parts, errors = isolated(compute, len(samples))
@@ -160,9 +173,23 @@ class Evaluation:
                 value, error = found.get(i, (None, missing[i]))
                 score = float("nan") if value is None else value[0]
                 if error is None and not np.isfinite(score):
-                    score, error = float("nan"), f"the score is {score}"
+                    undefined = metric.compares_classes and self.outputs == 1
+                    said = (
+                        "undefined: the model has one output, so no other class"
+                        if undefined
+                        else f"the score is {score}"
+                    )
+                    score, error = float("nan"), said
                 batch.scores.append(
-                    (sample.index, int(y[i]), method, name, score, error, seconds if i in found else 0.0)
+                    (
+                        sample.index,
+                        self.question.shown(y[i]),
+                        method,
+                        name,
+                        score,
+                        error,
+                        seconds if i in found else 0.0,
+                    )
                 )
                 if error is None and value is not None:
                     batch.curves += [(sample.index, method, name, *curve) for curve in value[1]]
@@ -225,24 +252,21 @@ class _Call:
         if self.metric.compares_classes:
             further["wrong_a_batch"] = self.others[rows].copy()
         if not self.metric.ours:
-            model = plain(model)
+            further |= for_quantus(model, score, self.of.question, self.of.outputs)
+            model = further.pop("model")
             further |= {"explain_func": self.explain, "explain_func_kwargs": {}, "s_batch": self._masks(rows)}
         with unchanged(self.of.model), seeded_for(self.of.seed, self.name, self.samples[0].index):
             found = score(
                 model=model,
                 x_batch=self.x[rows].to(torch.promote_types(self.x.dtype, torch.float32)).cpu().numpy(),
-                y_batch=self.y[rows].cpu().numpy(),
+                y_batch=self.y[rows].cpu().numpy() if not self.metric.ours else self._targets(rows),
                 a_batch=self.maps[rows].copy(),
                 **({"s_batch": None} | further),
                 channel_first=True,
                 device=str(placement_of(model).device or "cpu"),
                 batch_size=forward_batch,
             )
-        values = np.asarray(found, dtype=float)
-        if values.shape != (len(rows),):
-            raise ValueError(
-                f"Expected {len(rows)} scores from {self.metric.title}, one for each sample, got shape {values.shape}."
-            )
+        values = one_each(found, len(rows), self.metric.title)
         label, points = getattr(score, "axis", ("", ()))
         curves = getattr(score, "curves", {})
         return [
@@ -250,16 +274,15 @@ class _Call:
             for i, value in enumerate(values)
         ]
 
+    def _targets(self, rows: list[int]) -> Any:
+        targets = self.of.question.targets(self.y[rows])
+        return targets.cpu().numpy() if isinstance(targets, Tensor) else targets
+
     def _masks(self, rows: list[int]) -> Array | None:
         masks = [self.samples[i].mask for i in rows]
-        if not self.of.by_label or any(mask is None for mask in masks):
+        if not self.of.question.by_label or any(mask is None for mask in masks):
             return None
         return torch.stack([m for m in masks if m is not None])[:, None].numpy()
-
-
-def plain(model: nn.Module) -> nn.Module:
-    """A model that Quantus can run: float32 in and out."""
-    return model if placement_of(model).dtype in (None, torch.float32) else PlainLogits(model).eval()
 
 
 def _picture(sample: Sample, target: int, other: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import captum_ext
 from adapters import CAStream, reshape_transform_for, target_layer_for
+from adapters.models import OutputChoice
 from adapters.wrappers.cnn_anatomy import cnn_anatomy
 from quantus_metrics import explain_func
 
@@ -41,9 +42,10 @@ class Method:
     title: str = ""
     needs_warm_up: bool = True
 
-    def explain(self, options: Mapping[str, Any], batch_size: int) -> Explain:
+    def explain(self, options: Mapping[str, Any], batch_size: int, output: OutputChoice = None) -> Explain:
         """A function `(model, inputs, targets)` that returns maps of the inputs' size, one channel."""
-        return explain_func(self.make, **({"batch_size": batch_size} | dict(self.options) | dict(options)))
+        given: dict[str, Any] = {"batch_size": batch_size, "output": output, "channel_first": True}
+        return explain_func(self.make, **(given | dict(self.options) | dict(options)))
 
 
 def methods() -> dict[str, Method]:

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adapters.models import OutputChoice, add_tensor, logits_of, output_tensor, placement_of
+from adapters.models import OutputChoice, add_tensor, placement_of
+from quantus_metrics._outputs import read
 
 FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION"
 Transform = Callable[[Image.Image], Tensor]
@@ -86,17 +87,16 @@ def moved(model: nn.Module, device: str, dtype: str) -> nn.Module:
 
 
 class PlainLogits(nn.Module):
-    """A model's logits in float32, from inputs of any float type: what Captum and Quantus expect."""
+    """The outputs of a model in float32, from inputs of any float type: what Captum and Quantus expect."""
 
     def __init__(self, model: nn.Module, output: OutputChoice = None) -> None:
         super().__init__()
         self.model, self.output = model, output
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The logits (batch, classes)."""
-        returned = self.model(placement_of(self.model).moved(inputs))
-        logits = logits_of(output_tensor(returned, self.output, inputs))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        """The outputs (batch, ...)."""
+        outputs = read(self.model(placement_of(self.model).moved(inputs)), inputs, self.output)
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def _digits(_: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:

@@ -95,7 +95,7 @@ def fingerprint(value: Any) -> Any:
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     try:
-        kept = {"abs", "normalise", *inspect.signature(type(value)).parameters} & set(dir(value))
+        kept = {"abs", "normalise", "activation", *inspect.signature(type(value)).parameters} & set(dir(value))
     except ValueError:  # of a type that is not written in Python, as torch.dtype
         return str(value)
     return {"class": fingerprint(type(value)), **{name: fingerprint(getattr(value, name)) for name in sorted(kept)}}

@@ -1,14 +1,13 @@
 """Compare methods by metrics on a model and data: resumable, isolated cell by cell, on one process or many."""
 
 import contextlib
-import functools
 import importlib.metadata
 import platform
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,20 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from adapters.models import logits_of, output_tensor, placement_of
+from adapters.models import output_tensor, placement_of
+from quantus_metrics._outputs import Returned
 
 from ._comparison import Comparison
-from ._cost import in_forwards
 from ._data import Sample, Samples
 from ._evaluation import Batch, Evaluation
-from ._methods import Method
+from ._methods import Explain, Method
 from ._metrics import Metric
 from ._models import PlainLogits, Subject, moved, weights_hash
 from ._names import fingerprint
+from ._questioned import Inside, Question
 from ._run_folder import RunFolder
-from ._seeding import seeded_for
 from ._settings import Settings
+from ._trial import check_metrics, costs_of_methods, suit, tell_of_outputs
 from ._workers import Workers, stoppable
 
 _VERSIONS = [
@@ -59,6 +59,7 @@ class Run:
     out: Path
     command: str
     workers: Workers
+    question: Question
 
     def __call__(self) -> Comparison:
         self.files = RunFolder(self.out)
@@ -77,21 +78,20 @@ class Run:
     def _run(self) -> Comparison:
         settings = self.settings
         self.count = min(len(self.samples), settings.limit or len(self.samples))
-        self.by_label = settings.targets == "label" or (settings.targets == "" and settings.data == "digits")
+        self.by_label = self.question.by_label
         self.expected: tuple[torch.Size, int] | None = None
         model = self._plain(moved(self.subject.model, self.workers.device, settings.dtype))
         self.evaluate = Evaluation(
             model,
-            {
-                name: method.explain(settings.options.get(name, {}), settings.batch_size)
-                for name, method in self.methods.items()
-            },
+            {name: Inside(self._explain(name, method), self.question) for name, method in self.methods.items()},
             self.metrics,
-            self.by_label,
+            self.question,
+            self.outputs,
             settings.seed,
             settings.forward_batch,
             settings.gallery,
         )
+        suit(self.evaluate, len(self.question.functions) or max(2, self.outputs))
         problem: Exception | None = None
         todo: dict[int, dict[str, list[str]]] = {}
         if self.workers.is_main:
@@ -111,6 +111,10 @@ class Run:
         self.workers.wait()
         return comparison
 
+    def _explain(self, name: str, method: Method) -> Explain:
+        options = self.settings.options.get(name, {})
+        return method.explain(options, self.settings.batch_size, self.subject.output)
+
     def _plain(self, model: nn.Module) -> nn.Module:
         """The model, as one that returns logits as a tensor."""
         first = self._first()
@@ -122,8 +126,14 @@ class Run:
                 f"The {type(model).__name__} cannot run on sample {first.name}, of shape {tuple(first.image.shape)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        self.outputs = 0
+        if self.question.functions and self.subject.output is None:
+            self.expected = first.image.shape, 0
+            return model
         chosen = output_tensor(output, self.subject.output, first.image[None])
-        self.expected = first.image.shape, logits_of(chosen).shape[1]
+        if not self.question.functions:
+            self.outputs = Returned(chosen, first.image[None]).of_classes(final=True).shape[1]
+        self.expected = first.image.shape, max(2, self.outputs)  # one logit answers for two classes
         return model if chosen is output else PlainLogits(model, self.subject.output).eval()
 
     def _first(self) -> Sample:
@@ -172,7 +182,11 @@ class Run:
                 "Use the versions it was begun with, or another folder with --out."
             )
         forwards = facts.get("forwards", {})
-        forwards |= self._check_methods([name for name in self.methods if name not in forwards])
+        known = facts.get("metrics", {})
+        forwards |= self._check(
+            {name: method for name, method in self.methods.items() if name not in forwards},
+            {name: metric for name, metric in self.metrics.items() if name not in known},
+        )
         begun = {} if todo else facts  # a finished run only reports again
         self.facts = facts | {
             "command": self.command or facts.get("command", ""),
@@ -203,7 +217,8 @@ class Run:
         for name in (*_NOT_IN_NUMBERS, "methods", "metrics", "limit"):
             settings.pop(name)
         settings["options"] = {name: options[name] for name in ("model", "data") if name in options}
-        settings["targets"] = "label" if self.by_label else "predicted"
+        settings["targets"] = "label" if self.by_label else fingerprint(self.question.functions) or "predicted"
+        settings["activation"] = fingerprint(self.question.activation)
         if self.subject.output is not None:
             settings["output"] = fingerprint(self.subject.output)
         return {
@@ -226,36 +241,15 @@ class Run:
         pictures = min(self.count, self.settings.gallery)
         return cells * (_BYTES["row"] + _BYTES["curve"]) + pictures * _BYTES["picture"]
 
-    def _check_methods(self, names: Sequence[str]) -> dict[str, float]:
-        """Explain one sample by each of these methods; returns what that costs in forward passes.
-
-        Raises:
-            ValueError: if methods do not fit the model; the message says why for each.
-        """
-        if not names:
+    def _check(self, methods: dict[str, Method], metrics: dict[str, Metric]) -> dict[str, float]:
+        """Try methods and metrics; returns what each method costs in forward passes."""
+        if not methods and not metrics:
             return {}
         first = self._first()
-        model = self.evaluate.model
-        x = placement_of(model).moved(first.image[None])
-        y, _ = self.evaluate.classes([first], x)
-        forwards, refused = {}, []
-        for name in tqdm(names, desc="checking methods", unit="method", leave=False, disable=None):
-            explain = self.evaluate.explains[name]
-            try:
-                with seeded_for(self.settings.seed, "check", 0):
-                    if self.methods[name].needs_warm_up:
-                        explain(model, x, y)  # work that is done once is not counted
-                    forwards[name] = in_forwards(functools.partial(explain, model, x, y), model, x)
-            except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts
-                refused.append(f"- {name}: {error}")
-            except Exception as error:  # perhaps of this sample only; if not, every cell records it
-                warnings.warn(f"{name} failed on the first sample: {type(error).__name__}: {error}", stacklevel=2)
-                forwards[name] = float("nan")
-        if refused:
-            raise ValueError(
-                f"{len(refused)} of {len(self.methods)} methods do not fit this {type(self.subject.model).__name__}; "
-                "leave them out, or set the options that they ask for:\n" + "\n".join(refused)
-            )
+        tell_of_outputs(self.evaluate, first)
+        forwards = costs_of_methods(self.evaluate, methods, first)
+        found = (self._read(index) for index in range(self.count))
+        check_metrics(self.evaluate, metrics, islice((one for one in found if isinstance(one, Sample)), 2))
         return forwards
 
     def _work(self, todo: dict[int, dict[str, list[str]]]) -> None:
@@ -301,7 +295,8 @@ class Run:
         subject = self.subject
         known = subject.mean is not None and subject.std is not None
         normalised = {"mean": subject.mean, "std": subject.std} if known else {}
-        comparison.finish(self.settings.resamples, dict(enumerate(subject.labels)), normalised)
+        labels = {-1: "the target function"} | dict(enumerate(subject.labels))
+        comparison.finish(self.settings.resamples, labels, normalised)
 
 
 def _plain_settings(settings: Settings) -> dict[str, Any]:

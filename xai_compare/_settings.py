@@ -70,7 +70,19 @@ class Settings:
         default_factory=dict,
         metadata={"help": "argument of a method, a metric, or the function that makes the model or data; repeatable"},
     )
-    targets: str = _setting("", "class to explain", "label for digits, else predicted", choices=("predicted", "label"))
+    targets: str = _setting(
+        "",
+        "class to explain, or python:MODULE:FUNCTION, a function of one sample's output",
+        "label for digits, else predicted",
+        choices=("predicted", "label"),
+        or_function=True,
+    )
+    activation: str = _setting(
+        "softmax",
+        "what makes probabilities of the outputs, or python:MODULE:FUNCTION",
+        choices=("softmax", "sigmoid", "identity"),
+        or_function=True,
+    )
     limit: int | None = _setting(None, "number of samples", "all; 100 for digits", least=1)
     seed: int = _setting(0, "random seed", least=0)
     device: str = _setting("", "torch device, e.g. cpu or cuda:0", "the best available")
@@ -98,7 +110,8 @@ def _check(name: str, value: Any, one: dataclasses.Field[Any]) -> None:
     least, choices = one.metadata.get("least"), one.metadata.get("choices")
     if one.type in (str, bool) and not isinstance(value, one.type):
         raise TypeError(f"Expected {name} to be {_KINDS[one.type]}, got {value!r}.")
-    if choices and value not in ("", *choices):
+    is_function = one.metadata.get("or_function", False) and str(value).startswith("python:")
+    if choices and value not in ("", *choices) and not is_function:
         *others, last = map(repr, choices)
         raise ValueError(f"Expected {name} to be {', '.join(others)} or {last}, got {value!r}.")
     optional = value is None and one.default is None

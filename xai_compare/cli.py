@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ._comparison import Comparison
+from ._marks import mark
 from ._methods import methods
 from ._metrics import metrics, our_metrics
 from ._names import slug
@@ -83,7 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", type=Path, default=None, help="TOML or YAML file of settings; command-line options take precedence"
     )
-    parser.add_argument("--list", action="store_true", default=False, help="list all methods and metrics, and exit")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        default=False,
+        help="list all methods and metrics, and what metrics need, and exit",
+    )
     return parser
 
 
@@ -125,8 +131,8 @@ def _listed() -> str:
     ours = set(our_metrics())
     found = metrics()
     for name in [*(n for n in found if n in ours), *(n for n in found if n not in ours)]:
-        cls = found[name]
-        lines.append(f"  {name:32} {cls.__module__.split('.')[0]}.{cls.__name__}")
+        cls, said = found[name], mark(name)
+        lines.append(f"  {name:32} {cls.__module__.split('.')[0]}.{cls.__name__}" + f" ({said})" * bool(said))
     return "\n".join(lines)
 
 

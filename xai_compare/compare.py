@@ -8,12 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapters.models import OutputChoice, evaluation_mode, placement_of
+from quantus_metrics._probabilities import Activation, checked_activation
+from quantus_metrics._targets import Function
 
 from ._comparison import Comparison
 from ._data import as_samples
 from ._methods import Method, methods_named
 from ._metrics import Metric, metrics_named
-from ._models import Subject, load_model
+from ._models import Subject, load_model, python_function
+from ._questioned import Question
 from ._runner import Run
 from ._seeding import seeded_for
 from ._settings import METHODS, METRICS, Settings, from_mapping
@@ -30,6 +33,8 @@ def compare(
     transform: Callable[..., Tensor] | None = None,
     labels: Sequence[str] = (),
     output: OutputChoice = None,
+    targets: str | Function | Sequence[Function] = "",
+    activation: Activation = "softmax",
     command: str = "",
     **settings: Any,
 ) -> Comparison:
@@ -51,8 +56,13 @@ def compare(
         labels: The classes' names, for the report.
         output: Where the model returns several tensors, which one its logits are: a name, an index, a tuple of them, a
             name with dots for what is nested, or a function of what it returns. None: by name.
+        targets: "predicted", the likeliest class, or "label", the sample's; or a function of one sample's output that
+            returns a number, as for pytorch-grad-cam, or a list with one for each sample: for several labels, masks,
+            detections or numbers. Scores of probabilities hand it probabilities.
+        activation: What makes probabilities of the outputs: "softmax"; "sigmoid", where classes do not exclude each
+            other; "identity", where the outputs are probabilities or no classes; or a function of the outputs.
         command: The command shown in the report.
-        **settings: As in `Settings`: options, targets, limit, seed, device, dtype, batch_size, forward_batch, gallery,
+        **settings: As in `Settings`: options, limit, seed, device, dtype, batch_size, forward_batch, gallery,
             resamples, pretrained, checkpoint.
 
     Returns:
@@ -81,10 +91,13 @@ def compare(
         {"model": model if isinstance(model, str) else type(model).__name__, "out": str(out)}
         | ({"data": str(data)} if isinstance(data, str | Path) else {})
         | named
+        | {name: value for name, value in (("targets", targets), ("activation", activation)) if isinstance(value, str)}
         | settings
     )
+    functions = _functions(targets)
+    activation = checked_activation(_named(activation))
     chosen = methods_named(methods if isinstance(methods, Mapping) else given.methods)
-    scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options)
+    scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options, activation)
     _check_options(given, chosen, scores)
     if isinstance(model, str):
         with seeded_for(given.seed, "model", 0):  # weights that are not loaded are random
@@ -104,9 +117,34 @@ def compare(
             "Expected `data`: a folder of images, 'digits', or a dataset. On the command line: --data FOLDER"
         )
     samples = as_samples(data, subject.transform, given.limit, given.seed, given.options.get("data", {}))
+    if len(functions) not in (0, 1, len(samples)):
+        raise ValueError(f"Expected one function for each of {len(samples)} samples, or one, got {len(functions)}.")
+    by_label = not functions and (given.targets == "label" or (given.targets == "" and given.data == "digits"))
+    question = Question(by_label, functions, activation)
     workers = Workers(given.device or ("" if isinstance(model, str) else str(placement_of(model).device or "cpu")))
     with evaluation_mode(subject.model):
-        return Run(given, subject, samples, chosen, scores, Path(out), command, workers)()
+        return Run(given, subject, samples, chosen, scores, Path(out), command, workers, question)()
+
+
+def _named(value: Any) -> Any:
+    """The value, or the function that a name stands for."""
+    given = isinstance(value, str) and value.startswith("python:")
+    return python_function(value.removeprefix("python:")) if given else value
+
+
+def _functions(targets: Any) -> list[Function]:
+    """The functions among targets, one or many; none where these are classes."""
+    found = _named(targets)
+    if isinstance(found, str):
+        return []
+    many = [found] if callable(found) else list(found) if isinstance(found, list | tuple) else []
+    wrong = next((one for one in many if not callable(one)), None if many else found)
+    if wrong is not None:
+        raise TypeError(
+            "Expected `targets` to be 'predicted', 'label', a function of one sample's output or a list of functions, "
+            f'got {wrong!r}. Classes of your own are labels: pass (images, classes) as `data` and targets="label".'
+        )
+    return many
 
 
 def _check_options(settings: Settings, methods: Mapping[str, Method], metrics: Mapping[str, Metric]) -> None:

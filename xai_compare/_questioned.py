@@ -1,0 +1,107 @@
+"""What is asked of a model in a run, and the model as Quantus' own metrics can ask it."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters.models import placement_of
+from quantus_metrics._outputs import is_of_final, running, samples_in
+from quantus_metrics._probabilities import Activation, answers
+from quantus_metrics._targets import Function, number_of
+
+from ._isolation import in_halves
+from ._models import PlainLogits
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of each sample.
+
+    Attributes:
+        by_label: The label, instead of the predicted class.
+        functions: Functions of one sample's output in place of classes: one for all samples, or one for each.
+        activation: What makes probabilities of outputs.
+    """
+
+    by_label: bool
+    functions: Sequence[Function] = ()
+    activation: Activation = "softmax"
+
+    def classes(self, model: nn.Module, x: Tensor, labels: Sequence[int | None], indices: Sequence[int]) -> Any:
+        """The class of each sample and the likeliest other one, (samples,) each; functions by their numbers."""
+        if self.functions:
+            one = len(self.functions) == 1
+            numbers = torch.tensor([0 if one else index for index in indices], device=x.device)
+            return numbers, numbers
+        with running(model) as run:
+            logits = answers(in_halves(lambda part: run(part).of_classes(final=False), x), None)
+        given = torch.tensor([-1 if label is None else label for label in labels], device=logits.device)
+        y = given if self.by_label else logits.argmax(1)
+        bad = sorted({int(cls) for cls in y if not 0 <= cls < logits.shape[1]})
+        if bad:
+            raise ValueError(f"Expected labels below {logits.shape[1]}, the number of the model's classes; got {bad}.")
+        return y, logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+
+    def targets(self, y: Tensor) -> Any:
+        """What a method or a metric is given: classes, or functions."""
+        return [self.functions[i] for i in y] if self.functions else y
+
+    def shown(self, cls: Tensor) -> int:
+        """The target in the tables: the class, or -1 for a function."""
+        return -1 if self.functions else int(cls)
+
+
+class Columns(nn.Module):
+    """A model that returns, in float32, what is asked in columns: for each class, or each function.
+
+    A module around the model, so that it can be copied, as metrics of randomisation do. Quantus' own metrics read it.
+    """
+
+    def __init__(self, model: nn.Module, functions: Sequence[Function], activation: Activation | None) -> None:
+        super().__init__()
+        self.model, self.functions, self.activation = model, functions, activation
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, columns)."""
+        with running(self.model) as run:
+            returned = run(placement_of(self.model).moved(inputs))
+        if not self.functions:
+            return answers(returned.of_classes(final=is_of_final(self.activation)), self.activation)
+        samples = samples_in(returned, self.activation)
+        return torch.stack([torch.stack([number_of(one, sample) for one in self.functions]) for sample in samples])
+
+
+@dataclass(frozen=True)
+class Inside:
+    """An explanation function that is given the user's model itself, not what is around it: names of layers fit."""
+
+    explain: Any
+    question: Question
+
+    def __call__(self, model: Any, inputs: Any, targets: Any, **options: Any) -> Any:
+        """The maps."""
+        if isinstance(model, Columns):
+            targets = self.question.targets(torch.as_tensor(targets))
+        while isinstance(model, Columns | PlainLogits):
+            model = model.model
+        return self.explain(model, inputs, targets, **options)
+
+
+def for_quantus(model: nn.Module, score: Any, question: Question, outputs: int) -> dict[str, Any]:
+    """Arguments of a metric of Quantus' own: a model whose columns are asked for, if its classes are not enough."""
+    softmax = inspect.signature(score.__call__).parameters.get("softmax")
+    reads_probabilities = softmax is not None and softmax.default is True
+    ready = question.activation == "softmax" or not reads_probabilities
+    if outputs > 1 and not question.functions and ready:
+        return {"model": plain(model)}
+    columns = Columns(model, question.functions, question.activation if reads_probabilities else None)
+    return {"model": columns.eval(), "softmax": False}
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A model that Quantus can run: float32 in and out."""
+    return model if placement_of(model).dtype in (None, torch.float32) else PlainLogits(model).eval()

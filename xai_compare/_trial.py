@@ -1,0 +1,103 @@
+"""Before the work: every method explains one sample, every metric scores one."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from tqdm.auto import tqdm
+
+from adapters.models import placement_of
+from quantus_metrics._predictions import Predictions
+from quantus_metrics._user_line import tell
+
+from ._cost import in_forwards
+from ._data import Sample
+from ._evaluation import Evaluation
+from ._methods import Method
+from ._metrics import Metric
+from ._seeding import seeded_for
+
+_MISFITS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
+
+
+def tell_of_outputs(evaluate: Evaluation, first: Sample) -> None:
+    """Warn of outputs that are probabilities already, which no metric says by itself."""
+    if not any(metric.ours for metric in evaluate.metrics.values()):
+        return
+    question = evaluate.question
+    x = placement_of(evaluate.model).moved(first.image[None])
+    y, _ = evaluate.classes([first], x)
+    predictions = Predictions(evaluate.model, activation=question.activation, functions=question.functions)
+    predictions.of(x, y, probability=True)
+    for said in sorted(predictions.noticed):
+        tell(said)
+
+
+def costs_of_methods(evaluate: Evaluation, methods: Mapping[str, Method], first: Sample) -> dict[str, float]:
+    """Explain one sample by each method; returns what that costs in forward passes.
+
+    Raises:
+        ValueError: if methods do not fit the model; the message says why for each.
+    """
+    x = placement_of(evaluate.model).moved(first.image[None])
+    y, _ = evaluate.classes([first], x)
+    targets = evaluate.question.targets(y)
+    forwards, refused = {}, []
+    for name, method in tqdm(methods.items(), desc="checking methods", unit="method", leave=False, disable=None):
+        explain = evaluate.explains[name]
+        try:
+            with seeded_for(evaluate.seed, "check", 0):
+                if method.needs_warm_up:
+                    explain(evaluate.model, x, targets)  # work that is done once is not counted
+                work = lambda explain=explain: explain(evaluate.model, x, targets)  # noqa: E731
+                forwards[name] = in_forwards(work, evaluate.model, x)
+        except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts
+            refused.append(f"- {name}: {error}")
+        except Exception as error:  # perhaps of this sample only; if not, every cell records it
+            tell(f"{name} failed on the first sample: {type(error).__name__}: {error}")
+            forwards[name] = float("nan")
+    if refused:
+        raise ValueError(
+            f"{len(refused)} of {len(methods)} methods do not fit this {type(evaluate.model).__name__}; "
+            "leave them out, or set the options that they ask for:\n" + "\n".join(refused)
+        )
+    return forwards
+
+
+def check_metrics(evaluate: Evaluation, metrics: Mapping[str, Metric], samples: Iterable[Sample]) -> None:
+    """Score maps of the first method by each of these metrics, on one sample or, where that fails, on each of these.
+
+    Raises:
+        ValueError: if metrics fail on all of them; the message says why for each.
+    """
+    method = next(iter(evaluate.explains))
+    failing, said = dict(metrics), {}
+    for sample in samples:
+        trial = replace(evaluate, metrics=failing, gallery=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run says them
+            batch = trial([sample], {method: list(failing)})
+        if any(error for *_, error, _ in batch.explanations):
+            continue
+        said = {metric: error for _, _, _, metric, _, error, _ in batch.scores if error is not None}
+        failing = {name: metric for name, metric in failing.items() if name in said}
+        if not failing:
+            return
+    misfits = tuple(kind.__name__ for kind in _MISFITS)
+    refused = [f"- {name}: {error}" for name, error in said.items() if error.split(":")[0] in misfits]
+    for name, error in said.items():
+        if error.split(":")[0] not in misfits:
+            tell(f"{name} failed on the first sample: {error}")
+    if refused:
+        raise ValueError(
+            f"{len(refused)} of {len(metrics)} metrics give no number for this "
+            f"{type(evaluate.model).__name__} and these data; leave them out, or set the options that they ask for:\n"
+            + "\n".join(refused)
+        )
+
+
+def suit(evaluate: Evaluation, columns: int) -> None:
+    """Tell the metrics that ask for it how many classes there are."""
+    for metric in evaluate.metrics.values():
+        if not metric.given and getattr(metric.score, "num_classes", 0) > columns > 0:
+            vars(metric.score)["num_classes"] = columns

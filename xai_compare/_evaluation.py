@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from adapters.models import logits_of, placement_of, unchanged
 
-from ._data import Sample, stacked
 from ._methods import Explain
 from ._metrics import Metric
 from ._models import PlainLogits
+from ._samples import Sample, stacked
 from ._seeding import seeded_for
 
 Array = npt.NDArray[Any]
@@ -100,15 +100,24 @@ class Evaluation:
         return batch
 
     def classes(self, samples: Sequence[Sample], x: Tensor) -> tuple[Tensor, Tensor]:
-        """The class that is explained of each sample, and the likeliest other one."""
+        """The class that is explained of each sample, and the likeliest other one.
+
+        Of several labels the likeliest is explained; the other one is none of them.
+        """
         with torch.no_grad():
             logits = logits_of(self.model(x))
-        given = torch.tensor([-1 if s.label is None else s.label for s in samples], device=logits.device)
-        y = given if self.by_label else logits.argmax(1)
-        bad = sorted({int(cls) for cls in y if not 0 <= cls < logits.shape[1]})
+        if not self.by_label:
+            y = logits.argmax(1)
+            return y, logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+        bad = sorted({label for s in samples for label in s.labels if not 0 <= label < logits.shape[1]})
         if bad:
             raise ValueError(f"Expected labels below {logits.shape[1]}, the number of the model's classes; got {bad}.")
-        return y, logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+        mine = torch.zeros_like(logits, dtype=torch.bool)
+        for row, sample in zip(mine, samples, strict=True):
+            row[list(sample.labels)] = True
+        y = logits.masked_fill(~mine, float("-inf")).argmax(1)
+        mine = mine & ~mine.all(1, keepdim=True)  # where a sample has all classes, any other than the explained one
+        return y, logits.masked_fill(mine, float("-inf")).scatter(1, y[:, None], float("-inf")).argmax(1)
 
     def explained(self, explain: Explain, samples: Sequence[Sample], x: Tensor, y: Tensor) -> Maps:
         """One method's maps; seeded alike for all methods and classes."""
@@ -209,10 +218,16 @@ class _Call:
         ]
 
     def _masks(self, rows: list[int]) -> Array | None:
-        masks = [self.samples[i].mask for i in rows]
-        if not self.of.by_label or any(mask is None for mask in masks):
-            return None
-        return torch.stack([m for m in masks if m is not None])[:, None].numpy()
+        """Where the samples' objects are, whichever class is explained."""
+        masks = [mask for i in rows if (mask := self.samples[i].mask) is not None]
+        if len(masks) == len(rows):
+            return torch.stack(masks)[:, None].numpy()
+        if self.metric.localises:
+            raise ValueError(
+                f"{self.metric.title} needs to know where the object is: return (image, label, mask) or a dictionary "
+                "of image, label and mask or box; in a table, the columns mask or box."
+            )
+        return None
 
 
 def isolated(compute: Callable[[slice], list[Any]], count: int) -> tuple[list[Any], list[str | None]]:

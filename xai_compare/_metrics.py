@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import quantus
+from quantus.helpers.enums import EvaluationCategory
 from quantus.metrics.base import Metric as Score
 
 import quantus_metrics
@@ -29,6 +30,7 @@ class Metric:
         direction: "higher", "lower" or "": which scores are better.
         ours: Whether it is one of this project, which normalise nothing and reuse predictions across explanations.
         compares_classes: Whether it compares the maps of two classes.
+        localises: Whether it compares a map with the mask of an object.
     """
 
     score: Score[Any]
@@ -36,6 +38,7 @@ class Metric:
     direction: str
     ours: bool
     compares_classes: bool
+    localises: bool
 
     @property
     def source(self) -> Any:
@@ -104,6 +107,7 @@ def _described(score: Score[Any]) -> Metric:
         direction=direction if direction in ("higher", "lower") else "",
         ours=_is_ours(type(score)),
         compares_classes=_tells(type(score)),
+        localises=score.evaluation_category == EvaluationCategory.LOCALISATION,
     )
 
 

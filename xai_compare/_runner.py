@@ -18,13 +18,14 @@ from adapters.models import logits_of, output_tensor, placement_of
 
 from ._comparison import Comparison
 from ._cost import in_forwards
-from ._data import Sample, Samples
 from ._evaluation import Batch, Evaluation
+from ._input_layout import input_layout
 from ._methods import Method
 from ._metrics import Metric
 from ._models import PlainLogits, Subject, moved, weights_hash
 from ._names import fingerprint
 from ._run_folder import RunFolder
+from ._samples import Sample, Samples
 from ._seeding import seeded_for
 from ._settings import Settings
 from ._workers import Workers, stoppable
@@ -63,6 +64,10 @@ class Run:
         self.by_label = settings.targets == "label" or (settings.targets == "" and settings.data == "digits")
         self.files = RunFolder(self.out)
         self.expected: tuple[torch.Size, int] | None = None
+        if self.by_label:
+            self.samples.check_labels()
+        elif self.samples.advice:
+            warnings.warn(self.samples.advice, stacklevel=3)
         model = self._plain(moved(self.subject.model, self.workers.device, settings.dtype))
         self.evaluate = Evaluation(
             model,
@@ -104,10 +109,12 @@ class Run:
         except Exception as error:
             raise ValueError(
                 f"The {type(model).__name__} cannot run on sample {first.name}, of shape {tuple(first.image.shape)}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error} (its first convolution takes {input_layout(model)})"
             ) from error
         chosen = output_tensor(output, self.subject.output, first.image[None])
         self.expected = first.image.shape, logits_of(chosen).shape[1]
+        if self.by_label:
+            self.samples.check_labels(self.expected[1])
         return model if chosen is output else PlainLogits(model, self.subject.output).eval()
 
     def _first(self) -> Sample:
@@ -126,8 +133,8 @@ class Run:
             sample = self.samples.read(index)
         except Exception as error:
             return index, self.samples.name(index), f"{type(error).__name__}: {error}"[:500]
-        if self.by_label and sample.label is None:
-            return index, sample.name, "it has no label"
+        if self.by_label and not sample.labels:
+            return index, sample.name, sample.unlabelled
         problem = self._unexpected(sample)
         return (index, sample.name, problem) if problem else sample
 
@@ -136,8 +143,12 @@ class Run:
         shape, classes = self.expected or (sample.image.shape, None)
         if sample.image.shape != shape:
             return f"its shape is {tuple(sample.image.shape)}, the first one's {tuple(shape)}: let the transform resize"
-        if self.by_label and classes is not None and sample.label is not None and not 0 <= sample.label < classes:
-            return f"its label is {sample.label}, but the model has {classes} classes"
+        if not self.by_label or classes is None:
+            return ""
+        if sample.hot not in (0, classes):
+            return f"its label is {sample.hot} zeros and ones, but the model has {classes} classes"
+        if any(not 0 <= label < classes for label in sample.labels):
+            return f"its label is {', '.join(map(str, sample.labels))}, but the model has {classes} classes"
         return ""
 
     def _begin(self) -> list[int]:
@@ -164,6 +175,7 @@ class Run:
             "model": self.subject.name,
             "weights": facts["identity"]["weights"],
             "data": self.samples.description,
+            "classes": {} if self._misfit() else dict(self.samples.classes.numbers),
             "device": begun.get("device", _device_name(self.workers.device, self.workers.count)),
             "processes": begun.get("processes", self.workers.count),
             "started": facts.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
@@ -175,10 +187,13 @@ class Run:
         self.files.write_facts(self.facts)
         return todo
 
+    def _misfit(self) -> str:
+        return self.samples.classes.misfit(self.expected[1]) if self.expected else ""
+
     def _identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
         settings = _plain_settings(self.settings)
-        for name in ("device", "pretrained", "checkpoint", "resamples", "data", "output"):
+        for name in ("device", "pretrained", "checkpoint", "resamples", "data", "output", "split"):
             settings.pop(name)
         if all(metric.ours for metric in self.metrics.values()):
             settings.pop("forward_batch")  # Quantus' own metrics sample per batch

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from adapters.models import OutputChoice, evaluation_mode, placement_of
 
 from ._comparison import Comparison
-from ._data import as_samples
+from ._data import Request, as_samples
+from ._input_layout import input_layout
 from ._methods import Method, methods_named
 from ._metrics import Metric, metrics_named
 from ._models import Subject, load_model
+from ._pictures import Pictures
 from ._runner import Run
 from ._seeding import seeded_for
 from ._settings import METHODS, METRICS, Settings, from_mapping
@@ -41,19 +43,21 @@ def compare(
     Args:
         model: A model that maps images to logits, or a name as on the command line. It runs in evaluation mode and is
             left unchanged.
-        data: A folder of images, "digits", or a dataset: images (channels, height, width), or tuples of image, label
-            and mask; or (images, labels).
+        data: A folder of images; a table (.csv, .parquet or a pandas.DataFrame) with columns file, label, mask, box
+            and split; "hf:NAME[:CONFIG][:SPLIT]"; "digits"; or a dataset or DataLoader: images (channels, height,
+            width), tuples of image, label and mask, or dictionaries of these; or (images, labels). Signals (channels,
+            length) and volumes (channels, depth, height, width) are images, too.
         out: The run's folder.
         methods: Names; or a mapping from names of your choice to method names, classes of Captum or pytorch-grad-cam,
             or functions of the model that return an instance of one.
         metrics: Names, or a mapping from names of your choice to Quantus metrics.
         transform: Preprocesses a PIL image for the model; None: the model's own, or the data are tensors.
-        labels: The classes' names, for the report.
+        labels: The names of the model's classes, with which those in the data are matched, and for the report.
         output: Where the model returns several tensors, which one its logits are: a name, an index, a tuple of them, a
             name with dots for what is nested, or a function of what it returns. None: by name.
         command: The command shown in the report.
-        **settings: As in `Settings`: options, targets, limit, seed, device, dtype, batch_size, forward_batch, gallery,
-            resamples, pretrained, checkpoint.
+        **settings: As in `Settings`: split, options, targets, limit, seed, device, dtype, batch_size, forward_batch,
+            gallery, resamples, pretrained, checkpoint.
 
     Returns:
         The results.
@@ -93,20 +97,28 @@ def compare(
         subject = Subject(model, type(model).__name__)
     else:
         raise TypeError(f"Expected `model` to be a torch.nn.Module or a name, got {type(model)}.")
+    options = dict(given.options.get("data", {}))
     subject = replace(
         subject,
         transform=transform or subject.transform,
-        labels=list(labels) or subject.labels,
+        labels=_checked_labels(labels or options.pop("labels", ())) or subject.labels,
         output=None if output == "" else output,
     )
     if isinstance(data, str) and not data:
         raise ValueError(
             "Expected `data`: a folder of images, 'digits', or a dataset. On the command line: --data FOLDER"
         )
-    samples = as_samples(data, subject.transform, given.limit, given.seed, given.options.get("data", {}))
+    pictures = Pictures(subject.transform, input_layout(subject.model))
+    samples = as_samples(data, Request(pictures, subject.labels, given.split, given.limit, given.seed, options))
     workers = Workers(given.device or ("" if isinstance(model, str) else str(placement_of(model).device or "cpu")))
     with evaluation_mode(subject.model):
         return Run(given, subject, samples, chosen, scores, Path(out), command, workers)()
+
+
+def _checked_labels(labels: Any) -> list[str]:
+    if isinstance(labels, str) or not isinstance(labels, Sequence) or not all(isinstance(one, str) for one in labels):
+        raise TypeError(f"Expected `labels` to be a list of the classes' names, got {labels!r}.")
+    return list(labels)
 
 
 def _check_options(settings: Settings, methods: Mapping[str, Method], metrics: Mapping[str, Metric]) -> None:

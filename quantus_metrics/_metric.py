@@ -122,11 +122,11 @@ class TensorMetric(Metric[list[float]]):
 
         Args:
             model: A torch.nn.Module that returns logits; it runs where its weights are, in evaluation mode.
-            x_batch: (samples, channels, height, width), channels first or last; or token ids (samples, tokens).
+            x_batch: (samples, channels, height, width); or token ids (samples, tokens).
             y_batch: (samples,), the classes that are evaluated.
             a_batch: Maps of the inputs' height and width, with or without channels. None: `explain_func` makes them.
             s_batch: Not used.
-            channel_first: The inputs' layout. None: by their shape.
+            channel_first: False: the inputs have channels last; None: first.
             explain_func: Called with `model`, `inputs`, `targets` and `explain_func_kwargs`, a batch at a time.
             explain_func_kwargs: Its further arguments.
             model_predict_kwargs: Further arguments of the model.

@@ -39,7 +39,7 @@ def explain_func(
             that returns an instance of one, as `lambda model: NoiseTunnel(Saliency(model))`.
         batch_size: Samples per batch, at least 1.
         channels: "sum": maps have one channel, the sum; "keep": as many as the images, where the method has them.
-        channel_first: The images' layout; maps always have channels first. None: by their shape.
+        channel_first: False: the images have channels last; maps always have them first.
         mode: How maps of layers are resized, as in `torch.nn.functional.interpolate`.
         output: Which tensor to explain, where the model returns several: a name, an index, a tuple of them or a
             function of what it returns. None: by name, as `logits`.

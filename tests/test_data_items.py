@@ -67,12 +67,11 @@ def test_batches_and_loaders(tmp_path, data):
 
 def test_streams_are_read_up_to_the_limit(tmp_path):
     def stream():
-        for row in ROWS["transformers"]:
-            yield row
+        yield from ROWS["transformers"]
         raise AssertionError("read too far")
 
     assert explained(stream(), tmp_path, limit=4) == Y
-    with pytest.raises(ValueError, match="Expected a limit for data that are read one after the other.*limit=100"):
+    with pytest.raises(ValueError, match=r"Expected a limit for data that are read one after the other.*limit=100"):
         compared(stream(), tmp_path / "none")
 
 

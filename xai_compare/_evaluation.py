@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from adapters.models import logits_of, placement_of, unchanged
 
+from ._display import flat, shown_map
 from ._methods import Explain
 from ._metrics import Metric
 from ._models import PlainLogits
@@ -20,7 +20,6 @@ from ._samples import Sample, stacked
 from ._seeding import seeded_for
 
 Array = npt.NDArray[Any]
-SIDE = 56  # of the gallery's maps, at most
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Maps:
     """One method's maps of some samples.
 
     Attributes:
-        values: (samples, 1, height, width), NaN where it is missing.
+        values: (samples, 1, ...) of the samples' axes, NaN where it is missing.
         errors: Why a map is missing, or None.
         seconds: Time for one of them.
     """
@@ -268,7 +267,7 @@ def _picture(sample: Sample, target: int, other: int) -> dict[str, Any]:
     return {
         "index": sample.index,
         "name": sample.name,
-        "image": sample.image.float().cpu().numpy(),
+        "image": flat(sample.image.float().cpu().numpy()),
         "classes": list(dict.fromkeys([target, other])),
         "maps": {},
     }
@@ -281,13 +280,4 @@ def _add_maps(
         j = against.index(i)
         for cls, given, row in zip(picture["classes"], (maps, others), (i, j), strict=False):
             if given.errors[row] is None:
-                picture["maps"][method, cls] = smaller(given.values[row, 0])
-
-
-def smaller(heat: Array) -> Array:
-    """A map averaged down to at most 56 rows and columns."""
-    scale = SIDE / max(heat.shape)
-    if scale >= 1:
-        return heat.astype(np.float32)
-    size = max(1, round(heat.shape[0] * scale)), max(1, round(heat.shape[1] * scale))
-    return F.adaptive_avg_pool2d(torch.as_tensor(heat, dtype=torch.float32)[None, None], size)[0, 0].numpy()
+                picture["maps"][method, cls] = shown_map(given.values[row, 0])

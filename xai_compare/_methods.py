@@ -104,10 +104,10 @@ def _smooth_grad(model: nn.Module) -> Any:
     return attr.NoiseTunnel(attr.Saliency(model))
 
 
-def _patch(x: Tensor) -> tuple[int, int, int]:
-    """A square of an eighth of the image's shorter side, in all channels."""
+def _patch(x: Tensor) -> tuple[int, ...]:
+    """A square (of signals a stretch, of volumes a cube) of an eighth of the shortest side, in all channels."""
     side = max(1, min(x.shape[2:]) // 8)
-    return x.shape[1], side, side
+    return x.shape[1], *[side] * (x.dim() - 2)
 
 
 class _Patchwise:

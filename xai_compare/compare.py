@@ -98,9 +98,10 @@ def compare(
     else:
         raise TypeError(f"Expected `model` to be a torch.nn.Module or a name, got {type(model)}.")
     options = dict(given.options.get("data", {}))
+    if transform is not None:  # which need not normalise as the model's own does
+        subject = replace(subject, transform=transform, mean=None, std=None)
     subject = replace(
         subject,
-        transform=transform or subject.transform,
         labels=_checked_labels(labels or options.pop("labels", ())) or subject.labels,
         output=None if output == "" else output,
     )

@@ -15,15 +15,12 @@ def is_image(inputs: Tensor) -> bool:
 
 
 def channels_first(images: Images, first: bool | None = None) -> Images:
-    """Images (batch, channels, height, width) from either layout; inputs of other dimensions as they are.
+    """Images (batch, channels, height, width), signals or volumes from either layout; token ids as they are.
 
     Args:
-        images: A tensor or array of four dimensions, the channels second or last.
-        first: Are the channels second? None: they are last if that axis is shorter than the two others.
+        images: A tensor or array of three to five dimensions.
+        first: False: the channels are last. Else they are second; sizes tell nothing.
     """
-    if images.ndim != 4:
+    if first is not False or images.ndim not in (3, 4, 5):
         return images
-    last = images.shape[3] < min(images.shape[1:3]) if first is None else not first
-    if not last:
-        return images
-    return images.movedim(3, 1) if isinstance(images, Tensor) else np.moveaxis(images, 3, 1)
+    return images.movedim(-1, 1) if isinstance(images, Tensor) else np.moveaxis(images, -1, 1)

@@ -33,6 +33,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         taken.append(f"the prefix {prefix!r} of {len(state)} weights")
         if others:
             taken.append(f"{len(others)} others, as {others[0]!r}")
+    _check_names(state, model)
     model.load_state_dict(state)
     if taken:
         warnings.warn(f"{path}: taken off are {', and '.join(taken)}.", stacklevel=2)
@@ -51,9 +52,18 @@ def _unwrapped(state: Any) -> tuple[Mapping[str, Any], list[str]]:
             break
         state = state[name]
         names.append(name)
-    if not isinstance(state, Mapping):
-        raise ValueError(f"expected a dictionary of weights, got {type(state)}: save model.state_dict()")
+    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        got = f"one of {', '.join(map(str, list(state)[:8]))}" if isinstance(state, Mapping) else type(state)
+        raise ValueError(f"expected a dictionary of weights, got {got}: save model.state_dict()")
     return state, [f"the dictionary {'.'.join(names)!r}"] if names else []
+
+
+def _check_names(state: Mapping[str, Any], model: nn.Module) -> None:
+    expected = model.state_dict().keys()
+    both = {"are missing": expected - state.keys(), "are not the model's": state.keys() - expected}
+    said = [f"{len(names)} {what}, as {', '.join(sorted(names)[:3])}" for what, names in both.items() if names]
+    if said:
+        raise ValueError(f"of {len(expected)} weights of the {type(model).__name__} {'; '.join(said)}")
 
 
 def _prefixes(state: Mapping[str, Any], model: nn.Module) -> list[str]:

@@ -2,11 +2,13 @@
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ._items import KEYS
 
 FORM = "hf:NAME[:CONFIG][:SPLIT]"
+_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
 
 
 def load_named(text: str, split: str, options: Mapping[str, Any]) -> Any:
@@ -32,10 +34,14 @@ def load_named(text: str, split: str, options: Mapping[str, Any]) -> Any:
     columns = {key: options[key] for key in KEYS if key in options}
     further = {key: value for key, value in options.items() if key not in KEYS}
     try:
-        if len(rest) == 1 and rest[0] in library.get_dataset_split_names(name):
-            rest = ["", *rest]  # a split, not a configuration
-        config, named = [*rest, "", ""][:2]
-        found = library.load_dataset(name, config or None, split=named or split or None, **further)
+        if any(Path(name, file).is_file() for file in _SAVED):
+            found = library.load_from_disk(name)
+            found = found[wanted] if (wanted := rest[-1] if rest else split) else found
+        else:
+            if len(rest) == 1 and rest[0] in library.get_dataset_split_names(name):
+                rest = ["", *rest]  # a split, not a configuration
+            config, named = [*rest, "", ""][:2]
+            found = library.load_dataset(name, config or None, split=named or split or None, **further)
     except Exception as error:
         raise ValueError(f"Data 'hf:{text}' cannot be loaded: {type(error).__name__}: {error}") from error
     if isinstance(found, Mapping):

@@ -53,7 +53,8 @@ def methods() -> dict[str, Method]:
         known[name] = Method(make, f"captum.attr: {title}", options, title, needs_warm_up=False)
     known |= _grad_cams()
     known["random"] = Method(_Random, "normal noise, a control", title="random")
-    known |= {name: Method(make, _named(make), title=name) for name, make in from_entry_points(GROUP).items()}
+    made = {name: method.make for name, method in known.items()}
+    known |= {name: Method(make, _named(make), title=name) for name, make in from_entry_points(GROUP, made).items()}
     return known
 
 

@@ -49,7 +49,7 @@ class Metric:
 def metrics() -> dict[str, type[Score[Any]]]:
     """All metrics registered with Quantus, including this project's, and those of entry points."""
     known = {slug(name): cls for group in quantus.AVAILABLE_METRICS.values() for name, cls in group.items()}
-    return known | from_entry_points(GROUP)
+    return known | from_entry_points(GROUP, known)
 
 
 def our_metrics() -> list[str]:

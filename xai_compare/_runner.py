@@ -23,7 +23,7 @@ from ._input_layout import input_layout
 from ._methods import Method
 from ._metrics import Metric
 from ._models import PlainLogits, Subject, moved, weights_hash
-from ._names import fingerprint
+from ._names import distinct, fingerprint
 from ._run_folder import RunFolder
 from ._samples import Sample, Samples
 from ._seeding import seeded_for
@@ -166,6 +166,8 @@ class Run:
             )
         forwards = facts["forwards"] if "forwards" in facts else self._check_methods()
         begun = {} if todo else facts  # a finished run only reports again
+        titles = distinct({name: method.title or name for name, method in self.methods.items()})
+        scores = distinct({name: metric.title for name, metric in self.metrics.items()})
         self.facts = facts | {
             "command": self.command or facts.get("command", ""),
             "settings": _plain_settings(self.settings),
@@ -180,8 +182,8 @@ class Run:
             "processes": begun.get("processes", self.workers.count),
             "started": facts.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
             "interruptions": facts.get("interruptions", -1) + bool(todo),
-            "methods": {name: {"title": m.title or name, "source": m.source} for name, m in self.methods.items()},
-            "metrics": {name: {"title": m.title, "direction": m.direction} for name, m in self.metrics.items()},
+            "methods": {name: {"title": titles[name], "source": m.source} for name, m in self.methods.items()},
+            "metrics": {name: {"title": scores[name], "direction": m.direction} for name, m in self.metrics.items()},
             "forwards": forwards,
         }
         self.files.write_facts(self.facts)

@@ -29,10 +29,10 @@ def under(prefix, model):
 WRAPPED = {
     "Lightning": (
         lambda m: {"epoch": 3, "state_dict": under("model.", m)},
-        "'state_dict', and the prefix 'model.' of 4",
+        "'state_dict', the prefix 'model.' of 4",
     ),
     "DataParallel": (lambda m: under("module.", m), "the prefix 'module.' of 4 weights"),
-    "compiled": (lambda m: {"model": under("module._orig_mod.", m)}, "'model', and the prefix 'module._orig_mod.'"),
+    "compiled": (lambda m: {"model": under("module._orig_mod.", m)}, "'model', the prefix 'module._orig_mod.'"),
     "deep": (lambda m: {"model": {"state_dict": under("", m)}, "lr": 0.1}, "the dictionary 'model.state_dict'"),
     "own": (
         lambda m: under("backbone.net.", m) | {"loss.weight": torch.ones(3)},
@@ -66,7 +66,7 @@ def test_a_model_with_a_part_called_model_is_not_unwrapped(tmp_path):
     outer = nn.Sequential()
     outer.add_module("model", net())
     torch.save({"state_dict": outer.state_dict()}, tmp_path / "a.pt")
-    with pytest.warns(UserWarning, match=r"taken off are the dictionary 'state_dict'\.$"):
+    with pytest.warns(UserWarning, match=r"pt: taken off: the dictionary 'state_dict'\.$"):
         load_weights(outer, tmp_path / "a.pt")
 
 

@@ -1,5 +1,7 @@
 """Pictures that are not 8-bit RGB: what reaches the model, and what is skipped with a reason."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tifffile
@@ -10,7 +12,7 @@ from data_runs import compared, net, plain, save
 from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-DEEP = np.random.default_rng(0).integers(900, 1500, (12, 12))
+DEEP = np.random.default_rng(0).integers(9000, 15000, (12, 12))
 
 
 def read(path, out, transform=plain, channels=3, **settings):
@@ -37,6 +39,16 @@ def test_sixteen_bits_keep_their_range_and_depth(tmp_path, transform, channels):
     assert len(found.unique()) == len(np.unique(DEEP)) > 80
 
 
+def test_a_picture_that_is_nearly_black_is_said(tmp_path):
+    dark = save(tmp_path / "dark" / "ct.png", (DEEP // 8).astype(np.uint16))
+    with pytest.warns(UserWarning, match="nearly black, as its largest value is less than a sixteenth"):
+        read(dark, tmp_path / "run")
+    bright = save(tmp_path / "bright" / "ct.png", DEEP.astype(np.uint16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(bright, tmp_path / "other")
+
+
 def test_what_a_transform_takes_for_white_is_found_out(tmp_path):
     path = save(tmp_path / "data" / "ct.png", DEEP.astype(np.uint16))
     by_hand = lambda image: torchvision.transforms.v2.functional.pil_to_tensor(image) / 255  # noqa: E731
@@ -56,10 +68,10 @@ def test_what_a_transform_takes_for_white_is_found_out(tmp_path):
     ("name", "pixels", "expected"),
     [
         ("a.tif", np.linspace(0, 1, 144, dtype=np.float32).reshape(12, 12), 1),
-        ("a.tif", DEEP.astype(np.int32) * 1_000_000, 2**31 - 1),
+        ("a.tif", DEEP.astype(np.int32) * 100_000, 2**31 - 1),
         ("a.npy", DEEP.astype(np.uint16), 65535),
         ("a.npy", (DEEP % 256).astype(np.uint8), 255),
-        ("a.npy", DEEP / 1500, 1),
+        ("a.npy", DEEP / 15000, 1),
     ],
 )
 def test_other_numbers_keep_their_range(tmp_path, name, pixels, expected):
@@ -74,7 +86,7 @@ def test_other_numbers_keep_their_range(tmp_path, name, pixels, expected):
     ("pixels", "said"),
     [
         (DEEP.astype(np.float32), "floats from 0 to 1 or of positive integers, got mode F from 9"),
-        ((DEEP - 1200).astype(np.int32), "got mode I from -"),
+        ((DEEP - 12000).astype(np.int32), "got mode I from -"),
         (np.full((12, 12), np.nan, np.float32), "got mode F from nan"),
     ],
 )

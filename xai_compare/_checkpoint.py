@@ -36,7 +36,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     _check_names(state, model)
     model.load_state_dict(state)
     if taken:
-        warnings.warn(f"{path}: taken off are {', and '.join(taken)}.", stacklevel=2)
+        warnings.warn(f"{path}: taken off: {', '.join(taken)}.", stacklevel=2)
 
 
 def _read(path: Path) -> Any:

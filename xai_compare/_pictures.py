@@ -1,6 +1,7 @@
 """Pictures and arrays as what the model takes."""
 
 import importlib
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ Picture = Image.Image | Array
 _TIFF = (".tif", ".tiff")
 _ONE_IMAGE = ("MPO", "PSD")  # formats whose further frames are previews or layers of the first
 _OF_16_BITS = ("PNG", "PPM")  # formats whose integers have 16 bits where Pillow keeps them in 32
+_DARK = 1 / 16  # of white
 _SIDE = 64  # of the pictures on which a transform is tried
 
 
@@ -148,6 +150,12 @@ class Pictures:
             raise ValueError(
                 "it has more than 8 bits, and the transform takes only 8-bit pictures: use one that takes tensors "
                 "(torchvision.transforms.v2, without ToTensor), or pass a dataset of tensors"
+            )
+        if grey.max() < _DARK:
+            warnings.warn(
+                "A picture of more than 8 bits is nearly black, as its largest value is less than a sixteenth of its "
+                "type's: if its white is lower, as 4095 of 12 bits, multiply in the transform, or save it scaled.",
+                stacklevel=2,
             )
         as_tensor, white = self._way
         return self._floats(grey * np.float32(white), as_tensor)

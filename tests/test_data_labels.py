@@ -123,6 +123,17 @@ def test_classes_of_a_dataset_are_matched_too(tmp_path):
     assert isinstance(theirs[0][0], Image.Image)
 
 
+def test_parts_of_a_dataset_keep_its_names_and_their_number_is_checked(tmp_path):
+    theirs = torchvision.datasets.ImageFolder(folders(tmp_path / "data", "fox", "cat"))
+    part, both = torch.utils.data.Subset(theirs, [1]), torch.utils.data.ConcatDataset([theirs, theirs])
+    assert targets(compared(part, tmp_path / "part", targets="label", labels=LABELS)) == {"0": 2}
+    found = targets(compared(both, tmp_path / "both", targets="label", labels=LABELS))
+    assert list(found.values()) == [0, 2, 0, 2]
+    with pytest.raises(ValueError, match=r"have 2 classes and the model has 3.*cat -> 0, fox -> 1"):
+        compared(theirs, tmp_path / "run", targets="label")
+    assert targets(compared(theirs, tmp_path / "two", net(classes=2), targets="label")) == {"0": 0, "1": 1}
+
+
 @pytest.mark.parametrize("labels", ["cat", [1, 2, 3], 5])
 def test_labels_are_a_list_of_names(tmp_path, labels):
     with pytest.raises(TypeError, match="Expected `labels` to be a list of the classes' names"):

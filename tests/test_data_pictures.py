@@ -8,6 +8,7 @@ import tifffile
 import timm
 import torch
 import torchvision
+import transformers
 from data_runs import compared, net, plain, save
 from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
@@ -170,6 +171,20 @@ def test_phones_pictures_have_previews_and_are_read(tmp_path, ending):
         assert file.n_frames == 2
         expected = plain(file.convert("RGB"))
     assert torch.allclose(read(path, tmp_path / "run"), expected)
+
+
+def test_a_processor_of_transformers_is_a_transform(tmp_path):
+    save(tmp_path / "data" / "a.png", RGB)
+    save(tmp_path / "data" / "b.png", DEEP.astype(np.uint16))
+    processor = transformers.ViTImageProcessor(do_resize=False, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    found = read(tmp_path / "data" / "a.png", tmp_path / "run", processor)
+    assert np.allclose(found, (RGB.transpose(2, 0, 1) / 255 - 0.5) / 0.25, atol=1e-5)
+    batched = lambda image: processor(image, return_tensors="pt")  # noqa: E731
+    (tmp_path / "data" / "a.png").unlink()
+    found = read(tmp_path / "data" / "b.png", tmp_path / "batched", batched)
+    assert np.allclose(found, (np.broadcast_to(DEEP / 65535, (3, 12, 12)) - 0.5) / 0.25, atol=1e-4)
+    with pytest.raises(ValueError, match=r"Expected a tensor \(3, height, width\) from the transform, got .*str"):
+        compared(tmp_path / "data", tmp_path / "none", transform=lambda image: "image")
 
 
 def test_grey_pictures_for_a_timm_model_of_one_channel(tmp_path):

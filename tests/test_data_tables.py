@@ -156,6 +156,19 @@ def test_tables_that_are_none_are_said_before_any_work(tmp_path, text, said):
     assert not (tmp_path / "run").exists()
 
 
+def test_tables_of_spreadsheets_and_folders_of_parts(tmp_path):
+    path = written(tmp_path, [{"file": "a.png", "label": 1}, {"file": "b.png", "label": 2}])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(targets(compared(path, tmp_path / "run", targets="label")).values()) == [1, 2]
+    (tmp_path / "many.parquet").mkdir()
+    for i in range(2):
+        pd.DataFrame({"file": [f"../{'ab'[i]}.png"], "label": [i]}).to_parquet(
+            tmp_path / "many.parquet" / f"{i}.parquet"
+        )
+    run = compared(tmp_path / "many.parquet", tmp_path / "parts", targets="label")
+    assert list(targets(run).values()) == [0, 1]
+
+
 def test_missing_files_are_skipped_and_the_line_reads_tables(tmp_path, capsys):
     path = written(tmp_path / "set", [{"file": "a.png", "label": 1}, {"file": "b.png", "label": 2}])
     (tmp_path / "set" / "b.png").unlink()

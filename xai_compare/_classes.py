@@ -18,7 +18,7 @@ class Classes:
 
     Attributes:
         numbers: The class of each name; empty if some names are the model's labels and others are not.
-        labels: How many labels the model has, where the names are some of them; 0: the names are numbered as sorted.
+        labels: How many labels the model has, where the names are some of them; 0: the names are numbered.
         problem: Why the names cannot be used, or "".
     """
 
@@ -34,21 +34,20 @@ class Classes:
             return f"Expected the names of all {count} classes of the model as `labels`, got {self.labels}."
         return (
             f"The data have {len(self.numbers)} classes and the model has {count}, so that nothing tells which class "
-            f"each name means. Numbered as they are sorted: {_table(self.numbers)}. {_REMEDY}"
+            f"each name means. In their order: {_table(self.numbers)}. {_REMEDY}"
         )
 
 
 def classes_of(names: Iterable[str], labels: Sequence[str]) -> Classes:
     """The class of each name: the label of the model that it is.
 
-    If no name is a label, or no labels are known, the sorted names are numbered, as by
-    torchvision.datasets.ImageFolder.
+    If no name is a label, or no labels are known, the names are numbered in their order.
 
     Args:
-        names: All names in the data, as those of its folders.
+        names: All names in the data. Sorted names are numbered as by torchvision.datasets.ImageFolder.
         labels: The model's labels, or none.
     """
-    names = sorted(set(names))
+    names = list(dict.fromkeys(names))
     found = _matched(names, labels)
     unknown = [name for name in names if len(found[name]) != 1]
     if not any(found.values()):

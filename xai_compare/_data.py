@@ -80,7 +80,7 @@ def _named(name: str, request: Request) -> Samples:
         found = load_named(name.removeprefix("hf:"), request.split, request.options)
         return _items(found, request, name)
     path = Path(name)
-    if path.suffix.lower() in ENDINGS and path.is_file():
+    if path.suffix.lower() in ENDINGS and (path.is_file() or (path.suffix.lower() == ".parquet" and path.is_dir())):
         return read_table(path, request.pictures, request.labels, request.split)
     if name not in ("digits",) and not name.startswith("python:"):
         return Folder(path, request.pictures, request.labels, request.split)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from ._cells import box_in, box_mask
 from ._classes import classes_of
@@ -24,7 +25,7 @@ KEYS = {
 class Items(Samples):
     """A dataset, whose items are images, tuples (image, label, mask), or dictionaries of these.
 
-    Where the dataset names its classes, and these are labels of the model, they are matched.
+    Where the dataset names its classes, they are matched with the model's labels.
     """
 
     def __init__(
@@ -34,9 +35,7 @@ class Items(Samples):
             raise ValueError("Expected `data` with at least one sample, got none.")
         self._items, self._pictures, self.description = items, pictures, description
         self._names, self._lists = class_names(source)
-        found = classes_of(self._names, labels)
-        if found.labels or found.problem:
-            self.classes = found
+        self.classes = classes_of(self._names, labels)
 
     def __len__(self) -> int:
         """The number of items."""
@@ -90,6 +89,8 @@ class Items(Samples):
             return (self.classes.numbers[label],), 0
         numbers, hot = label_numbers(label, image, self._lists)
         if self.classes.numbers:
+            if any(not 0 <= number < len(self._names) for number in numbers):
+                raise ValueError(f"its label is {label!r}, but its dataset names {len(self._names)} classes")
             numbers, hot = tuple(self.classes.numbers[self._names[number]] for number in numbers), 0
         return numbers, hot
 
@@ -99,6 +100,11 @@ def class_names(items: Any) -> tuple[list[str], bool]:
 
     Also whether its labels are lists of numbers of classes.
     """
+    if isinstance(items, Subset):
+        return class_names(items.dataset)
+    if isinstance(items, ConcatDataset):
+        first, *others = map(class_names, items.datasets)
+        return first if all(one == first for one in others) else ([], False)
     names, lists = getattr(items, "classes", None), False
     features = getattr(items, "features", None)
     if isinstance(features, Mapping):

@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +133,14 @@ class Pictures:
     def _transformed(self, picture: Any) -> Tensor:
         if self.transform is None:
             raise TypeError("Expected tensors, as no transform is known; got a PIL image.")
-        return torch.as_tensor(self.transform(picture))
+        made: Any = self.transform(picture)
+        if isinstance(made, Mapping):  # of a processor of transformers
+            made = made.get("pixel_values", made.get("image"))
+            made = made[0] if made is not None and len(made) == 1 else made
+        try:
+            return torch.as_tensor(made)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"Expected a tensor {self.layout} from the transform, got {type(made)}.") from error
 
     def _of_array(self, array: Array) -> Tensor:
         axes, channels = self.layout.axes or 2, self.layout.channels

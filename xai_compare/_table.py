@@ -36,7 +36,7 @@ class Table(Samples):
         self._labels = [labels_in(cell) for cell in table["label"]] if "label" in table else [[]] * len(table)
         names = {label for cell in self._labels for label in cell}
         numbered = all(_NUMBER.fullmatch(label) for label in names) and not names <= set(map(str, labels))
-        self.classes = classes_of([] if numbered else names, labels)
+        self.classes = classes_of([] if numbered else sorted(names), labels)
         self._table = _rows(table, source, split)
         self._root, self._pictures, self._numbered = root, pictures, numbered
         if pictures.transform is None and any(not str(file).lower().endswith(".npy") for file in self._table["file"]):
@@ -99,7 +99,9 @@ def read_table(path: Path, pictures: Pictures, labels: Sequence[str], split: str
             table = pd.read_parquet(path)
         else:  # texts as they are: a class may be called NA or 007
             separator = "\t" if path.suffix.lower() == ".tsv" else ","
-            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
+            table = pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
+            )
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return Table(table, path.parent, str(path), pictures, labels, split)

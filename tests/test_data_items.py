@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from data_runs import LABELS, compared, net, plain, targets
+from data_runs import LABELS, compared, net, plain, save, targets
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler, default_collate
 
@@ -51,6 +51,8 @@ def collated(items):
 BATCHES = {
     "a batch": {"pixel_values": X, "labels": torch.tensor(Y)},
     "images and labels": (X.numpy(), np.array(Y)),
+    "lists": (list(X), Y),
+    "more than is known": {"image": X, "label": Y, "mask": None, "epoch": 3},
     "a loader": DataLoader(TensorDataset(X, torch.tensor(Y)), batch_size=3, shuffle=True),
     "a collator": DataLoader(list(zip(X, Y, strict=True)), batch_size=2, collate_fn=collated),
     "a list of columns": DataLoader(
@@ -84,9 +86,10 @@ def test_streams_are_read_up_to_the_limit(tmp_path):
             "dictionary with image or pixel_values.*got the keys pixels, label",
         ),
         ([(X[0], 1, X[0, 0], 5)], ValueError, r"Expected an image, \(image, label\) or .*got 4 parts"),
-        ((X, Y[:3]), ValueError, "Expected one of each for each sample, got 4 images, 3 labels"),
-        ({"image": X, "label": Y[:3]}, ValueError, "got 4 image, 3 label"),
+        ((X, Y[:3]), ValueError, "Expected as many of each as there are samples, got 4 of image, 3 of label"),
+        ({"image": X, "label": Y[:3]}, ValueError, "got 4 of image, 3 of label"),
         (DataLoader(list(X), sampler=WeightedRandomSampler([1.0] * 4, 4)), TypeError, "WeightedRandom.*Subset"),
+        (TensorDataset, TypeError, "Expected `data` to be a folder, a .csv or .parquet table"),
         (5, TypeError, "Expected `data` to be a folder, a .csv or .parquet table, a dataset, a DataLoader"),
         ([], ValueError, "at least one sample"),
         ([object()], ValueError, "The first one: 0: TypeError: Expected an image as a tensor, an array or a PIL image"),
@@ -135,6 +138,10 @@ def test_names_of_classes_as_labels(tmp_path):
     data.classes = ["c", "b"]
     run = compared(data, tmp_path / "run", targets="label", labels=["a", "b", "c"])
     assert list(targets(run).values()) == [1, 2, 2]
+    words = [(X[0], "DOG"), {"image": X[1], "label": "cat"}, (X[2], "cow")]
+    run = compared(words, tmp_path / "words", targets="label", labels=dict(enumerate(LABELS)))
+    assert list(targets(run).values()) == [1, 0]
+    assert run.skipped().error.item() == "its label is 'cow': return the number of the class, or give labels=[...]"
     bare = compared(Dataset([(X[0], 1), (X[1], 0)]), tmp_path / "bare", targets="label", labels=LABELS)
     assert list(targets(bare).values()) == [1, 0]
 
@@ -184,3 +191,13 @@ def test_masks_of_pictures_pass_their_transform(tmp_path):
     assert scores.score.tolist() == [1, 1]
     scores = hits(data, tmp_path / "flipped", transform=lambda image: plain(image.resize((10, 10)).rotate(180)))
     assert scores.score.tolist() == [0, 0]
+
+
+def test_images_may_be_files(tmp_path):
+    files = [save(tmp_path / f"{i}.png", seed=i) for i in range(2)]
+    run = compared([(files[0], 2), {"image": str(files[1]), "label": 0}], tmp_path / "run", targets="label")
+    assert list(targets(run).values()) == [2, 0]
+    expected = compared(torch.stack([plain(Image.open(file)) for file in files]), tmp_path / "read").scores().score
+    assert np.allclose(compared(files, tmp_path / "files").scores().score, expected)
+    with pytest.raises(ValueError, match=r"a list of images, got the file .*0.png: pass \['.*0.png'\]"):
+        compared(files[0], tmp_path / "file")

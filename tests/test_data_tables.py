@@ -162,9 +162,8 @@ def test_tables_of_spreadsheets_and_folders_of_parts(tmp_path):
     assert list(targets(compared(path, tmp_path / "run", targets="label")).values()) == [1, 2]
     (tmp_path / "many.parquet").mkdir()
     for i in range(2):
-        pd.DataFrame({"file": [f"../{'ab'[i]}.png"], "label": [i]}).to_parquet(
-            tmp_path / "many.parquet" / f"{i}.parquet"
-        )
+        part = pd.DataFrame({"file": ["ab"[i] + ".png"], "label": [i]})
+        part.to_parquet(tmp_path / "many.parquet" / f"{i}.parquet")
     run = compared(tmp_path / "many.parquet", tmp_path / "parts", targets="label")
     assert list(targets(run).values()) == [0, 1]
 

@@ -5,9 +5,9 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 _ORDERS = (SequentialSampler, RandomSampler)
 
@@ -43,6 +43,8 @@ def is_batch(data: Any) -> bool:
     if not isinstance(data, tuple) or len(data) not in (2, 3):
         return False
     first, second = data[:2]
+    if isinstance(first, list):  # of images, and one of labels
+        return bool(first) and all(isinstance(one, Tensor | np.ndarray | Image.Image) for one in first)
     return isinstance(first, Tensor | np.ndarray) and first.ndim > 2 and getattr(second, "ndim", 1) < 3
 
 
@@ -52,12 +54,13 @@ def rows_of(data: Any) -> list[Any]:
     Raises:
         ValueError: if the columns differ in length.
     """
-    columns = data if isinstance(data, Mapping) else dict(zip(("images", "labels", "masks"), data, strict=False))
-    sizes = {name: len(column) if hasattr(column, "__len__") else 0 for name, column in columns.items()}
+    named = data if isinstance(data, Mapping) else dict(zip(("image", "label", "mask"), data, strict=False))
+    columns = {name: column for name, column in named.items() if hasattr(column, "__len__")}
+    sizes = {name: len(column) for name, column in columns.items()}
     if len(set(sizes.values())) > 1:
-        said = ", ".join(f"{count} {name}" for name, count in sizes.items())
-        raise ValueError(f"Expected one of each for each sample, got {said}.")
-    return [_row(data, index) for index in range(next(iter(sizes.values()), 0))]
+        said = ", ".join(f"{count} of {name}" for name, count in sizes.items())
+        raise ValueError(f"Expected as many of each as there are samples, got {said}.")
+    return [{name: column[i] for name, column in columns.items()} for i in range(next(iter(sizes.values()), 0))]
 
 
 def first_items(data: Any, limit: int | None) -> list[Any]:
@@ -83,11 +86,9 @@ def _row(batch: Any, index: int) -> Any:
         return {key: _row(column, index) for key, column in batch.items()}
     if isinstance(batch, tuple) or (isinstance(batch, list) and batch and isinstance(batch[0], Tensor | np.ndarray)):
         return tuple(_row(column, index) for column in batch)
-    return None if batch is None else batch[index]
+    return batch[index]
 
 
 def is_stream(data: Any) -> bool:
     """Whether data have no items by index."""
-    return isinstance(data, torch.utils.data.IterableDataset) or not (
-        hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    )
+    return isinstance(data, IterableDataset | type) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__"))

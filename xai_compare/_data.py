@@ -82,6 +82,8 @@ def _named(name: str, request: Request) -> Samples:
     path = Path(name)
     if path.suffix.lower() in ENDINGS and (path.is_file() or (path.suffix.lower() == ".parquet" and path.is_dir())):
         return read_table(path, request.pictures, request.labels, request.split)
+    if path.is_file():
+        raise ValueError(f"Expected `data` to be a folder, or a list of images, got the file {name}: pass [{name!r}].")
     if name not in ("digits",) and not name.startswith("python:"):
         return Folder(path, request.pictures, request.labels, request.split)
     if request.split:

@@ -1,6 +1,7 @@
 """The samples of a dataset."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from ._cells import box_in, box_mask
 from ._classes import classes_of
-from ._pictures import Pictures
+from ._pictures import Pictures, opened
 from ._samples import Sample, Samples
 
 KEYS = {
@@ -23,7 +24,7 @@ KEYS = {
 
 
 class Items(Samples):
-    """A dataset, whose items are images, tuples (image, label, mask), or dictionaries of these.
+    """A dataset, whose items are images, tuples (image, label, mask), or dictionaries of these; an image may be a file.
 
     Where the dataset names its classes, they are matched with the model's labels.
     """
@@ -34,6 +35,7 @@ class Items(Samples):
         if len(items) == 0:
             raise ValueError("Expected `data` with at least one sample, got none.")
         self._items, self._pictures, self.description = items, pictures, description
+        self._labels = labels
         self._names, self._lists = class_names(source)
         self.classes = classes_of(self._names, labels)
 
@@ -54,6 +56,7 @@ class Items(Samples):
         """The item, preprocessed."""
         parts = item_parts(self._items[index])
         picture = parts["image"]
+        picture = opened(Path(picture)) if isinstance(picture, str | Path) else picture
         image = self._ready(picture)
         mask = parts.get("mask")
         if mask is None and parts.get("box") is not None:
@@ -84,9 +87,10 @@ class Items(Samples):
     def _numbers(self, label: Any, image: Tensor) -> tuple[tuple[int, ...], int]:
         """The classes of a label, as the model numbers them, and how many zeros and ones it is, if it is these."""
         if isinstance(label, str):
-            if label not in self.classes.numbers:
-                raise ValueError(f"its label is {label!r}: return the number of the class")
-            return (self.classes.numbers[label],), 0
+            found = self.classes if self._names else classes_of([label], self._labels)
+            if label not in found.numbers or not (self._names or found.labels):
+                raise ValueError(f"its label is {label!r}: return the number of the class, or give labels=[...]")
+            return (found.numbers[label],), 0
         numbers, hot = label_numbers(label, image, self._lists)
         if self.classes.numbers:
             if any(not 0 <= number < len(self._names) for number in numbers):

@@ -30,7 +30,7 @@ def compare(
     methods: Iterable[str] | Mapping[str, Any] = METHODS,
     metrics: Iterable[str] | Mapping[str, Any] = METRICS,
     transform: Callable[..., Tensor] | None = None,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | Mapping[int, str] = (),
     output: OutputChoice = None,
     command: str = "",
     **settings: Any,
@@ -52,7 +52,8 @@ def compare(
             or functions of the model that return an instance of one.
         metrics: Names, or a mapping from names of your choice to Quantus metrics.
         transform: Preprocesses a PIL image for the model; None: the model's own, or the data are tensors.
-        labels: The names of the model's classes, with which those in the data are matched, and for the report.
+        labels: The names of the model's classes in their order, or by number, with which those in the data are matched;
+            also for the report.
         output: Where the model returns several tensors, which one its logits are: a name, an index, a tuple of them, a
             name with dots for what is nested, or a function of what it returns. None: by name.
         command: The command shown in the report.
@@ -102,7 +103,7 @@ def compare(
         subject = replace(subject, transform=transform, mean=None, std=None)
     subject = replace(
         subject,
-        labels=_checked_labels(labels or options.pop("labels", ())) or subject.labels,
+        labels=_checked_labels(labels) or _checked_labels(options.pop("labels", ())) or subject.labels,
         output=None if output == "" else output,
     )
     if isinstance(data, str) and not data:
@@ -117,9 +118,12 @@ def compare(
 
 
 def _checked_labels(labels: Any) -> list[str]:
-    if isinstance(labels, str) or not isinstance(labels, Sequence) or not all(isinstance(one, str) for one in labels):
+    if isinstance(labels, Mapping) and sorted(labels) == list(range(len(labels))):  # as transformers' id2label
+        labels = [labels[index] for index in range(len(labels))]
+    listed = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [None]
+    if not all(isinstance(one, str) for one in listed):
         raise TypeError(f"Expected `labels` to be a list of the classes' names, got {labels!r}.")
-    return list(labels)
+    return list(map(str, listed))
 
 
 def _check_options(settings: Settings, methods: Mapping[str, Method], metrics: Mapping[str, Metric]) -> None:

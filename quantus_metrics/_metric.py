@@ -129,13 +129,13 @@ class TensorMetric(Metric[list[float]]):
 
         Args:
             model: A torch.nn.Module that returns logits; it runs where its weights are, in evaluation mode.
-            x_batch: (samples, channels, height, width), channels first or last; signals (samples, channels, length)
-                or volumes (samples, channels, depth, height, width); or token ids (samples, tokens).
+            x_batch: (samples, channels, height, width); signals (samples, channels, length) or volumes (samples,
+                channels, depth, height, width); or token ids (samples, tokens).
             y_batch: (samples,), the classes that are evaluated; or a function of one sample's output that returns a
                 number, as for pytorch-grad-cam, or a list with one for each sample.
             a_batch: Maps of the inputs' size, with or without channels. None: `explain_func` makes them.
             s_batch: Not used.
-            channel_first: The inputs' layout. None: that of images by their shape, channels first for all else.
+            channel_first: False: the inputs have channels last; None: first.
             explain_func: Called with `model`, `inputs`, `targets` and `explain_func_kwargs`, a batch at a time.
             explain_func_kwargs: Its further arguments.
             model_predict_kwargs: Further arguments of the model.

@@ -43,8 +43,7 @@ def explain_func(
             that returns an instance of one, as `lambda model: NoiseTunnel(Saliency(model))`.
         batch_size: Samples per batch, at least 1.
         channels: "sum": maps have one channel, the sum; "keep": as many as the images, where the method has them.
-        channel_first: The images' layout; maps always have channels first. None: by their shape; signals and volumes
-            have them first.
+        channel_first: False: the images have channels last; maps always have them first.
         mode: How maps of layers are resized, as in `torch.nn.functional.interpolate`; "bilinear" is linear for signals
             and trilinear for volumes.
         output: Which tensor to explain, where the model returns several: a name, an index, a tuple of them or a

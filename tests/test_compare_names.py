@@ -62,3 +62,39 @@ def test_own_names_have_options_of_their_own(tmp_path):
     options = {"twice": {"n_steps": 20}, "ig": {"n_steps": 10}}
     forwards = compare(model, images, methods="ig, twice=ig", options=options, **few).run["forwards"]
     assert forwards["twice"] == pytest.approx(2 * forwards["ig"], rel=0.1)
+
+
+def test_methods_that_stand_for_the_same_have_titles_of_their_own(tmp_path):
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), torch.rand(3, 1, 6, 6)
+    few = {"out": tmp_path / "run", "gallery": 1, "resamples": 100}
+    names = {"methods": ["ixg", "x2=ixg", "saliency"], "metrics": ["compactness", "again=compactness"]}
+    facts = compare(model, images, **names, **few).run
+    assert [one["title"] for one in facts["methods"].values()] == [
+        "Input x Gradient (ixg)",
+        "Input x Gradient (x2)",
+        "Saliency",
+    ]
+    assert len({one["title"] for one in facts["metrics"].values()}) == 2
+
+
+@pytest.mark.parametrize("name", ["", "!!!", "\u00c4", "\u65b9\u6cd5"])
+def test_names_of_which_nothing_is_left_are_refused(tmp_path, name):
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), torch.rand(2, 1, 6, 6)
+    said = f"Expected names with a letter from a to z or a digit, got '{name}': rename it"
+    with pytest.raises(ValueError, match=said):
+        compare(model, images, out=tmp_path / "run", methods={name: "ixg"}, metrics=["compactness"])
+    with pytest.raises(ValueError, match=said):
+        compare(model, images, out=tmp_path / "run", methods=["ixg"], metrics={name: quantus_metrics.Compactness()})
+    with pytest.raises(TypeError, match="Expected names as text, got 5"):
+        compare(model, images, out=tmp_path / "run", methods={5: "ixg"}, metrics=["compactness"])
+
+
+@pytest.mark.parametrize(("group", "name"), [("methods", "GradCAM"), ("metrics", "compactness")])
+def test_third_parties_do_not_replace_what_is_there(monkeypatch, tmp_path, group, name):
+    point = importlib.metadata.EntryPoint(name, "captum.attr:Saliency", f"xai_compare.{group}")
+    real = importlib.metadata.entry_points
+    ours = {f"xai_compare.{group}": [point]}
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **by: ours.get(by.get("group")) or real(**by))
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), torch.rand(2, 1, 6, 6)
+    with pytest.raises(ValueError, match=f"'{name}', which .* offers .*, is also the name of another one here"):
+        compare(model, images, out=tmp_path / "run", methods=["ixg"], metrics=["compactness"])

@@ -125,6 +125,7 @@ def test_folders_are_labels_and_images_without_one_are_skipped(toy, folder, tmp_
         targets="label",
         gallery=0,
         resamples=100,
+        labels=["cat", "dog", "fox"],
     )
     explained = found.explanations().set_index("name").target
     assert explained.to_dict() == {"cat/a.png": 0, "cat/b.JPG": 0, "dog/a.png": 1}

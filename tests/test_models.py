@@ -87,11 +87,14 @@ def test_inputs_are_moved_to_the_type_of_the_weights_and_token_ids_keep_theirs()
     assert placement_of(len).moved(torch.ones(2).half()).dtype is torch.float16
 
 
-def test_images_of_either_layout_become_channels_first():
-    image = torch.arange(2 * 3 * 5 * 7).view(2, 3, 5, 7)
-    assert torch.equal(channels_first(image), image)
-    assert torch.equal(torch.from_numpy(channels_first(image.movedim(1, 3).numpy())), image)
-    assert torch.equal(channels_first(image, first=False), image.movedim(3, 1))
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 12, 500, 1), (2, 9, 4), (2, 8, 7, 6, 2)])
+def test_channels_are_first_unless_they_are_said_to_be_last(shape):
+    image = torch.rand(shape)
+    assert channels_first(image) is image
+    assert channels_first(image, first=True) is image
+    last = channels_first(image.numpy(), first=False)
+    assert last.shape == (shape[0], shape[-1], *shape[1:-1])
+    assert torch.equal(channels_first(image.movedim(1, -1), first=False), image)
     assert channels_first(np.ones((2, 9))).shape == (2, 9)
 
 

@@ -1,6 +1,7 @@
 """Scores among those of Quantus, and methods as its `explain_func`."""
 
 import copy
+import dataclasses
 import functools
 import pickle
 
@@ -91,7 +92,8 @@ def test_an_explain_func_is_what_its_method_computes(name):
         close(explain(model=model, inputs=inputs, targets=Y, method="Saliency", device="cpu"), expected, 1e-6)
         assert max(seen) == {"IG": 2 * 3, "layer": 5, "GradCAM": 3}[name]
         close(explain(copy.deepcopy(model), torch.tensor(X), Y.tolist(), batch_size=1), expected, 1e-6)
-        close(explain(model, X.transpose(0, 2, 3, 1), Y), expected, 1e-6)  # channels last
+        last = dataclasses.replace(explain, channel_first=False)
+        close(last(model, X.transpose(0, 2, 3, 1), Y), expected, 1e-6)
     model.append(Breaks(RuntimeError("mine")))
     with left_as_found(model), pytest.raises(RuntimeError, match="mine"):
         explain(model, X, Y)

@@ -62,7 +62,7 @@ SAME = {  # models, and how they are called, with the same scores
     "softmax inside": (net(inner=[nn.Softmax(1)]), net(inner=[Calls(lambda x: x.softmax(1))]), {}),
     "logits": (Calls(lambda x, part: SimpleNamespace(logits=part(x)), net(nn.Softmax(1))), net(), {}),
     "bfloat16": (HALF, lambda x: HALF(x.bfloat16()), {}),
-    "channels last": (net(), net(), {"x": X.transpose(0, 2, 3, 1)}),
+    "channels last": (net(), net(), {"x": X.transpose(0, 2, 3, 1), "channel_first": False}),
     "wrapped": (quantus.helpers.utils.get_wrapped_model(net(), True, None), net(), {}),
 }
 

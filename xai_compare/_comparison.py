@@ -5,10 +5,10 @@ from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ._display import visible
 from ._report import Curve, Picture, render
 from ._run_folder import RunFolder
 from ._statistics import curve_means, pairwise, summarise
@@ -134,20 +134,8 @@ def _picture(kept: dict[str, Any], labels: Mapping[int, str], normalised: Mappin
         maps[cls][method] = heat
     return Picture(
         sample=kept["name"],
-        image=_visible(kept["image"], normalised),
+        image=visible(kept["image"], normalised),
         target=int(kept["classes"][0]),
         classes={int(cls): labels.get(int(cls), f"class {cls}") for cls in kept["classes"]},
         maps=maps,
     )
-
-
-def _visible(image: npt.NDArray[Any], normalised: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-    """A tensor (channels, height, width) as a picture (height, width, 3)."""
-    if normalised:
-        mean, std = (np.asarray(normalised[key], dtype=float).reshape(-1, 1, 1) for key in ("mean", "std"))
-        image = image * std + mean
-    elif image.min() < 0 or image.max() > 1.5:
-        image = (image - image.min()) / max(float(image.max() - image.min()), 1e-12)
-    image = image[:3] if len(image) >= 3 else image[:1].repeat(3, 0)
-    drawn: npt.NDArray[np.uint8] = (255 * np.clip(image, 0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
-    return drawn

@@ -9,19 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from adapters.models import placement_of, unchanged
 
-from ._data import Sample, stacked
+from ._display import flat, shown_map
 from ._isolation import free_memory, isolated, out_of_memory, said
 from ._methods import Explain
 from ._metrics import Metric, one_each
 from ._questioned import Question, for_quantus
+from ._samples import Sample, stacked
 from ._seeding import seeded_for
 
 Array = npt.NDArray[Any]
-SIDE = 56  # of the gallery's maps, at most
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Maps:
     """One method's maps of some samples.
 
     Attributes:
-        values: (samples, 1, height, width), NaN where it is missing.
+        values: (samples, 1, ...) of the samples' axes, NaN where it is missing.
         errors: Why a map is missing, or None.
         seconds: Time for one of them.
     """
@@ -116,7 +115,7 @@ class Evaluation:
     def classes(self, samples: Sequence[Sample], x: Tensor) -> tuple[Tensor, Tensor]:
         """The class that is explained of each sample, and the likeliest other one."""
         found: tuple[Tensor, Tensor] = self.question.classes(
-            self.model, x, [sample.label for sample in samples], [sample.index for sample in samples]
+            self.model, x, [sample.labels for sample in samples], [sample.index for sample in samples]
         )
         return found
 
@@ -279,17 +278,23 @@ class _Call:
         return targets.cpu().numpy() if isinstance(targets, Tensor) else targets
 
     def _masks(self, rows: list[int]) -> Array | None:
-        masks = [self.samples[i].mask for i in rows]
-        if not self.of.question.by_label or any(mask is None for mask in masks):
-            return None
-        return torch.stack([m for m in masks if m is not None])[:, None].numpy()
+        """Where the samples' objects are, whichever class is explained."""
+        masks = [mask for i in rows if (mask := self.samples[i].mask) is not None]
+        if len(masks) == len(rows):
+            return torch.stack(masks)[:, None].numpy()
+        if self.metric.localises:
+            raise ValueError(
+                f"{self.metric.title} needs to know where the object is: return (image, label, mask) or a dictionary "
+                "of image, label and mask or box; in a table, the columns mask or box."
+            )
+        return None
 
 
 def _picture(sample: Sample, target: int, other: int) -> dict[str, Any]:
     return {
         "index": sample.index,
         "name": sample.name,
-        "image": sample.image.float().cpu().numpy(),
+        "image": flat(sample.image.float().cpu().numpy()),
         "classes": list(dict.fromkeys([target, other])),
         "maps": {},
     }
@@ -302,13 +307,4 @@ def _add_maps(
         j = against.index(i)
         for cls, given, row in zip(picture["classes"], (maps, others), (i, j), strict=False):
             if given.errors[row] is None:
-                picture["maps"][method, cls] = smaller(given.values[row, 0])
-
-
-def smaller(heat: Array) -> Array:
-    """A map averaged down to at most 56 rows and columns."""
-    scale = SIDE / max(heat.shape)
-    if scale >= 1:
-        return heat.astype(np.float32)
-    size = max(1, round(heat.shape[0] * scale)), max(1, round(heat.shape[1] * scale))
-    return F.adaptive_avg_pool2d(torch.as_tensor(heat, dtype=torch.float32)[None, None], size)[0, 0].numpy()
+                picture["maps"][method, cls] = shown_map(given.values[row, 0])

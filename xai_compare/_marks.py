@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._data import Sample
 from ._evaluation import Evaluation
 from ._methods import methods_named
 from ._metrics import metrics_named
 from ._questioned import Inside, Question
+from ._samples import Sample
 from ._seeding import seeded_for
 from ._trial import suit
 
@@ -54,5 +54,5 @@ def _error(name: str, *, masked: bool) -> str:
         explains = {"ixg": Inside(methods_named(["ixg"])["ixg"].explain({}, 1), question)}
         evaluate = Evaluation(model, explains, metrics_named([name], _SMALL), question, 3, 0, 64, 0)
         suit(evaluate, 3)
-        ((*_, error, _),) = evaluate([Sample(0, "toy", image, 1, mask if masked else None)], {"ixg": [name]}).scores
+        ((*_, error, _),) = evaluate([Sample(0, "toy", image, (1,), mask if masked else None)], {"ixg": [name]}).scores
     return "" if error is None else str(error).splitlines()[0]

@@ -55,7 +55,8 @@ def methods() -> dict[str, Method]:
         known[name] = Method(make, f"captum.attr: {title}", options, title, needs_warm_up=False)
     known |= _grad_cams()
     known["random"] = Method(_Random, "normal noise, a control", title="random")
-    known |= {name: Method(make, _named(make), title=name) for name, make in from_entry_points(GROUP).items()}
+    made = {name: method.make for name, method in known.items()}
+    known |= {name: Method(make, _named(make), title=name) for name, make in from_entry_points(GROUP, made).items()}
     return known
 
 
@@ -106,10 +107,10 @@ def _smooth_grad(model: nn.Module) -> Any:
     return attr.NoiseTunnel(attr.Saliency(model))
 
 
-def _patch(x: Tensor) -> tuple[int, int, int]:
-    """A square of an eighth of the image's shorter side, in all channels."""
+def _patch(x: Tensor) -> tuple[int, ...]:
+    """A square (of signals a stretch, of volumes a cube) of an eighth of the shortest side, in all channels."""
     side = max(1, min(x.shape[2:]) // 8)
-    return x.shape[1], side, side
+    return x.shape[1], *[side] * (x.dim() - 2)
 
 
 class _Patchwise:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import quantus
+from quantus.helpers.enums import EvaluationCategory
 from quantus.metrics.base import Metric as Score
 
 import quantus_metrics
@@ -31,6 +32,7 @@ class Metric:
         ours: Whether it is one of this project, which normalise nothing and reuse predictions across explanations.
         compares_classes: Whether it compares the maps of two classes.
         given: Whether the user made the object.
+        localises: Whether it compares a map with the mask of an object.
     """
 
     score: Score[Any]
@@ -38,6 +40,7 @@ class Metric:
     direction: str
     ours: bool
     compares_classes: bool
+    localises: bool
     given: bool = False
 
     @property
@@ -49,7 +52,7 @@ class Metric:
 def metrics() -> dict[str, type[Score[Any]]]:
     """All metrics registered with Quantus, including this project's, and those of entry points."""
     known = {slug(name): cls for group in quantus.AVAILABLE_METRICS.values() for name, cls in group.items()}
-    return known | from_entry_points(GROUP)
+    return known | from_entry_points(GROUP, known)
 
 
 def our_metrics() -> list[str]:
@@ -135,6 +138,7 @@ def _described(score: Score[Any]) -> Metric:
         direction=direction if direction in ("higher", "lower") else "",
         ours=_is_ours(type(score)),
         compares_classes=_tells(type(score)),
+        localises=score.evaluation_category == EvaluationCategory.LOCALISATION,
     )
 
 

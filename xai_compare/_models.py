@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adapters.models import OutputChoice, add_tensor, placement_of
 from quantus_metrics._outputs import read
+
+from ._checkpoint import load_weights
 
 FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION"
 Transform = Callable[[Image.Image], Tensor]
@@ -59,7 +60,7 @@ def load_model(name: str, pretrained: bool, checkpoint: str, options: Mapping[st
     try:
         subject = makers[kind](rest, pretrained, options)
         if checkpoint:
-            subject.model.load_state_dict(_state(Path(checkpoint)))
+            load_weights(subject.model, Path(checkpoint))
     except ModuleNotFoundError as error:
         raise ValueError(f"Model {name!r} needs {error.name}, which is not installed.") from error
     except Exception as error:
@@ -121,6 +122,8 @@ def _timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
     model = timm.create_model(name, pretrained=pretrained, **options)
     data: Any = timm.data
     config = data.resolve_model_data_config(model)
+    if config["input_size"][0] != (channels := options.get("in_chans", config["input_size"][0])):
+        config |= {name: (sum(config[name]) / len(config[name]),) * channels for name in ("mean", "std")}
     return Subject(model, f"timm {name}", data.create_transform(**config), config["mean"], config["std"])
 
 
@@ -179,10 +182,3 @@ def _python(path: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
     if not isinstance(model, nn.Module):
         raise TypeError(f"the function returned {type(model)}, not a torch.nn.Module or one with a transform")
     return Subject(model, path, transform)
-
-
-def _state(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state.get("model", state))  # type: ignore[no-any-return]

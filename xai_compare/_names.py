@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -24,14 +25,26 @@ def by_slug(names: Iterable[str]) -> dict[str, str]:
     """Names by their slugs.
 
     Raises:
-        ValueError: if two names have the same slug.
+        TypeError: if a name is no text.
+        ValueError: if two names have the same slug, or a name has none.
     """
     found: dict[str, str] = {}
-    for name in map(str.strip, names):
+    for given in names:
+        if not isinstance(given, str):
+            raise TypeError(f"Expected names as text, got {given!r}.")
+        name = given.strip()
         other = found.setdefault(slug(name), name)
         if other != name:
             raise ValueError(f"{other!r} and {name!r} are the same name, {slug(name)!r}, once normalised: rename one.")
+    if "" in found:
+        raise ValueError(f"Expected names with a letter from a to z or a digit, got {found['']!r}: rename it.")
     return found
+
+
+def distinct(titles: Mapping[str, str]) -> dict[str, str]:
+    """Titles by name; those of several names with their name."""
+    shared = {title for title, count in Counter(titles.values()).items() if count > 1}
+    return {name: f"{title} ({name})" if title in shared else title for name, title in titles.items()}
 
 
 def parse_aliases(wanted: Iterable[str]) -> dict[str, str]:
@@ -101,22 +114,32 @@ def fingerprint(value: Any) -> Any:
     return {"class": fingerprint(type(value)), **{name: fingerprint(getattr(value, name)) for name in sorted(kept)}}
 
 
-def from_entry_points(group: str) -> dict[str, Any]:
+def from_entry_points(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """What installed distributions declare as entry points of a group.
 
+    Args:
+        group: The group.
+        known: What is known already, by name.
+
     Raises:
-        ValueError: if one of them cannot be loaded; the message names its distribution.
+        ValueError: if one of them cannot be loaded or has the name of something else; the message names its
+            distribution.
     """
-    found = {}
+    found: dict[str, Any] = {}
     entries = importlib.metadata.entry_points(group=group)
     by_slug(entry.name for entry in entries)
     for entry in entries:
+        name, distribution = slug(entry.name), entry.dist.name if entry.dist is not None else "an unknown distribution"
         try:
-            found[slug(entry.name)] = entry.load()
+            found[name] = entry.load()
         except Exception as error:
-            distribution = entry.dist.name if entry.dist is not None else "an unknown distribution"
             raise ValueError(
                 f"{entry.name!r}, which {distribution} offers to xai-compare as {entry.value}, cannot be loaded: "
                 f"{type(error).__name__}: {error}. Repair or remove that distribution."
             ) from error
+        if known.get(name, found[name]) is not found[name]:
+            raise ValueError(
+                f"{entry.name!r}, which {distribution} offers to xai-compare as {entry.value}, is also the name of "
+                "another one here: rename the entry point, or remove that distribution."
+            )
     return found

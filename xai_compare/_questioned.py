@@ -31,20 +31,29 @@ class Question:
     functions: Sequence[Function] = ()
     activation: Activation = "softmax"
 
-    def classes(self, model: nn.Module, x: Tensor, labels: Sequence[int | None], indices: Sequence[int]) -> Any:
-        """The class of each sample and the likeliest other one, (samples,) each; functions by their numbers."""
+    def classes(self, model: nn.Module, x: Tensor, labels: Sequence[Sequence[int]], indices: Sequence[int]) -> Any:
+        """The class of each sample and the likeliest other one, (samples,) each; functions by their numbers.
+
+        Of several labels the likeliest is explained; the other one is none of them.
+        """
         if self.functions:
             one = len(self.functions) == 1
             numbers = torch.tensor([0 if one else index for index in indices], device=x.device)
             return numbers, numbers
         with running(model) as run:
             logits = answers(in_halves(lambda part: run(part).of_classes(final=False), x), None)
-        given = torch.tensor([-1 if label is None else label for label in labels], device=logits.device)
-        y = given if self.by_label else logits.argmax(1)
-        bad = sorted({int(cls) for cls in y if not 0 <= cls < logits.shape[1]})
+        if not self.by_label:
+            y = logits.argmax(1)
+            return y, logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+        bad = sorted({label for several in labels for label in several if not 0 <= label < logits.shape[1]})
         if bad:
             raise ValueError(f"Expected labels below {logits.shape[1]}, the number of the model's classes; got {bad}.")
-        return y, logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+        mine = torch.zeros_like(logits, dtype=torch.bool)
+        for row, several in zip(mine, labels, strict=True):
+            row[list(several)] = True
+        y = logits.masked_fill(~mine, float("-inf")).argmax(1)
+        mine = mine & ~mine.all(1, keepdim=True)  # where a sample has all classes, any other than the explained one
+        return y, logits.masked_fill(mine, float("-inf")).scatter(1, y[:, None], float("-inf")).argmax(1)
 
     def targets(self, y: Tensor) -> Any:
         """What a method or a metric is given: classes, or functions."""

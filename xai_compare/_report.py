@@ -139,6 +139,9 @@ def _provenance(
         Table("skipped", "Skipped images", ("Image", "Error"), skipped),
         Table("failed", "Failed scores", ("Method", "Metric", "Count", "Error"), errors, numeric=("Count",)),
         Table("run", "Run", ("", ""), facts),
+        Table(
+            "classes", "Classes", ("Name in the data", "Class"), list((run.get("classes") or {}).items()), ("Class",)
+        ),
         *(Table(name, name.title(), ("", ""), _listed(run.get(name) or {})) for name in ("settings", "versions")),
         Table("methods", "Methods", ("Title", "Name", "Source"), made),
         Table("metrics", "Metrics", ("Title", "Better", "Name", "Seconds per map"), described, ("Seconds per map",)),

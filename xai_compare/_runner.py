@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,14 +20,15 @@ from adapters.models import output_tensor, placement_of
 from quantus_metrics._outputs import Returned
 
 from ._comparison import Comparison
-from ._data import Sample, Samples
 from ._evaluation import Batch, Evaluation
+from ._input_layout import input_layout
 from ._methods import Explain, Method
 from ._metrics import Metric
 from ._models import PlainLogits, Subject, moved, weights_hash
-from ._names import fingerprint
+from ._names import distinct, fingerprint
 from ._questioned import Inside, Question
 from ._run_folder import RunFolder
+from ._samples import Sample, Samples
 from ._settings import Settings
 from ._trial import check_metrics, costs_of_methods, suit, tell_of_outputs
 from ._workers import Workers, stoppable
@@ -80,6 +82,10 @@ class Run:
         self.count = min(len(self.samples), settings.limit or len(self.samples))
         self.by_label = self.question.by_label
         self.expected: tuple[torch.Size, int] | None = None
+        if self.by_label:
+            self.samples.check_labels()
+        elif self.samples.advice:
+            warnings.warn(self.samples.advice, stacklevel=3)
         model = self._plain(moved(self.subject.model, self.workers.device, settings.dtype))
         self.evaluate = Evaluation(
             model,
@@ -124,7 +130,7 @@ class Run:
         except Exception as error:
             raise ValueError(
                 f"The {type(model).__name__} cannot run on sample {first.name}, of shape {tuple(first.image.shape)}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error} (its first convolution takes {input_layout(model)})"
             ) from error
         self.outputs = 0
         if self.question.functions and self.subject.output is None:
@@ -134,6 +140,8 @@ class Run:
         if not self.question.functions:
             self.outputs = Returned(chosen, first.image[None]).of_classes(final=True).shape[1]
         self.expected = first.image.shape, max(2, self.outputs)  # one logit answers for two classes
+        if self.by_label:
+            self.samples.check_labels(self.expected[1])
         return model if chosen is output else PlainLogits(model, self.subject.output).eval()
 
     def _first(self) -> Sample:
@@ -152,8 +160,8 @@ class Run:
             sample = self.samples.read(index)
         except Exception as error:
             return index, self.samples.name(index), f"{type(error).__name__}: {error}"[:500]
-        if self.by_label and sample.label is None:
-            return index, sample.name, "it has no label"
+        if self.by_label and not sample.labels:
+            return index, sample.name, sample.unlabelled
         problem = self._unexpected(sample)
         return (index, sample.name, problem) if problem else sample
 
@@ -162,8 +170,12 @@ class Run:
         shape, classes = self.expected or (sample.image.shape, None)
         if sample.image.shape != shape:
             return f"its shape is {tuple(sample.image.shape)}, the first one's {tuple(shape)}: let the transform resize"
-        if self.by_label and classes is not None and sample.label is not None and not 0 <= sample.label < classes:
-            return f"its label is {sample.label}, but the model has {classes} classes"
+        if not self.by_label or classes is None:
+            return ""
+        if sample.hot not in (0, classes):
+            return f"its label is {sample.hot} zeros and ones, but the model has {classes} classes"
+        if any(not 0 <= label < classes for label in sample.labels):
+            return f"its label is {', '.join(map(str, sample.labels))}, but the model has {classes} classes"
         return ""
 
     def _begin(self) -> dict[int, dict[str, list[str]]]:
@@ -188,6 +200,8 @@ class Run:
             {name: metric for name, metric in self.metrics.items() if name not in known},
         )
         begun = {} if todo else facts  # a finished run only reports again
+        titles = distinct({name: method.title or name for name, method in self.methods.items()})
+        scores = distinct({name: metric.title for name, metric in self.metrics.items()})
         self.facts = facts | {
             "command": self.command or facts.get("command", ""),
             "settings": _plain_settings(self.settings),
@@ -197,24 +211,28 @@ class Run:
             "model": self.subject.name,
             "weights": facts["identity"]["weights"],
             "data": self.samples.description,
+            "classes": {} if self._misfit() else dict(self.samples.classes.numbers),
             "device": begun.get("device", _device_name(self.workers.device, self.workers.count)),
             "processes": begun.get("processes", self.workers.count),
             "started": facts.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
             "interruptions": facts.get("interruptions", -1) + bool(todo),
             "methods": facts.get("methods", {})
-            | {name: {"title": m.title or name, "source": m.source} for name, m in self.methods.items()},
+            | {name: {"title": titles[name], "source": m.source} for name, m in self.methods.items()},
             "metrics": facts.get("metrics", {})
-            | {name: {"title": m.title, "direction": m.direction} for name, m in self.metrics.items()},
+            | {name: {"title": scores[name], "direction": m.direction} for name, m in self.metrics.items()},
             "forwards": forwards,
         }
         self.files.write_facts(self.facts)
         return todo
 
+    def _misfit(self) -> str:
+        return self.samples.classes.misfit(self.expected[1]) if self.expected else ""
+
     def _identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on; methods, metrics and samples may be added later."""
         settings = _plain_settings(self.settings)
         options = settings.pop("options")
-        for name in (*_NOT_IN_NUMBERS, "methods", "metrics", "limit"):
+        for name in (*_NOT_IN_NUMBERS, "methods", "metrics", "limit", "split"):
             settings.pop(name)
         settings["options"] = {name: options[name] for name in ("model", "data") if name in options}
         settings["targets"] = "label" if self.by_label else fingerprint(self.question.functions) or "predicted"

@@ -58,8 +58,11 @@ class Settings:
     checkpoint: str = _setting("", "weights file to load: .safetensors, or saved by torch.save", "none")
     output: str = _setting("", "which tensor of a model that returns several, as logits or 1", "by name")
     data: str = _setting(
-        "", "image folder, digits or python:MODULE:FUNCTION", "digits for the model digits, else required"
+        "",
+        "folder of images, .csv or .parquet table, hf:NAME[:CONFIG][:SPLIT], digits or python:MODULE:FUNCTION",
+        "digits for the model digits, else required",
     )
+    split: str = _setting("", "which split of a table, folder or Hugging Face dataset", "all rows; a folder has none")
     methods: tuple[str, ...] = _setting(
         METHODS, "comma-separated names; NAME=METHOD runs a method under another name", ", ".join(METHODS)
     )

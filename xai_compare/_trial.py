@@ -11,10 +11,10 @@ from quantus_metrics._predictions import Predictions
 from quantus_metrics._user_line import tell
 
 from ._cost import in_forwards
-from ._data import Sample
 from ._evaluation import Evaluation
 from ._methods import Method
 from ._metrics import Metric
+from ._samples import Sample
 from ._seeding import seeded_for
 
 _MISFITS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)

@@ -12,10 +12,12 @@ from quantus_metrics._probabilities import Activation, checked_activation
 from quantus_metrics._targets import Function
 
 from ._comparison import Comparison
-from ._data import as_samples
+from ._data import Request, as_samples
+from ._input_layout import input_layout
 from ._methods import Method, methods_named
 from ._metrics import Metric, metrics_named
 from ._models import Subject, load_model, python_function
+from ._pictures import Pictures
 from ._questioned import Question
 from ._runner import Run
 from ._seeding import seeded_for
@@ -31,7 +33,7 @@ def compare(
     methods: Iterable[str] | Mapping[str, Any] = METHODS,
     metrics: Iterable[str] | Mapping[str, Any] = METRICS,
     transform: Callable[..., Tensor] | None = None,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | Mapping[int, str] = (),
     output: OutputChoice = None,
     targets: str | Function | Sequence[Function] = "",
     activation: Activation = "softmax",
@@ -46,14 +48,17 @@ def compare(
     Args:
         model: A model that maps images to logits, or a name as on the command line. It runs in evaluation mode and is
             left unchanged.
-        data: A folder of images, "digits", or a dataset: images (channels, height, width), or tuples of image, label
-            and mask; or (images, labels).
+        data: A folder of images; a table (.csv, .parquet or a pandas.DataFrame) with columns file, label, mask, box
+            and split; "hf:NAME[:CONFIG][:SPLIT]"; "digits"; or a dataset or DataLoader: images (channels, height,
+            width), tuples of image, label and mask, or dictionaries of these; or (images, labels). Signals (channels,
+            length) and volumes (channels, depth, height, width) are images, too.
         out: The run's folder.
         methods: Names; or a mapping from names of your choice to method names, classes of Captum or pytorch-grad-cam,
             or functions of the model that return an instance of one.
         metrics: Names, or a mapping from names of your choice to Quantus metrics.
         transform: Preprocesses a PIL image for the model; None: the model's own, or the data are tensors.
-        labels: The classes' names, for the report.
+        labels: The names of the model's classes in their order, or by number, with which those in the data are matched;
+            also for the report.
         output: Where the model returns several tensors, which one its logits are: a name, an index, a tuple of them, a
             name with dots for what is nested, or a function of what it returns. None: by name.
         targets: "predicted", the likeliest class, or "label", the sample's; or a function of one sample's output that
@@ -62,7 +67,7 @@ def compare(
         activation: What makes probabilities of the outputs: "softmax"; "sigmoid", where classes do not exclude each
             other; "identity", where the outputs are probabilities or no classes; or a function of the outputs.
         command: The command shown in the report.
-        **settings: As in `Settings`: options, limit, seed, device, dtype, batch_size, forward_batch, gallery,
+        **settings: As in `Settings`: split, options, limit, seed, device, dtype, batch_size, forward_batch, gallery,
             resamples, pretrained, checkpoint.
 
     Returns:
@@ -106,17 +111,20 @@ def compare(
         subject = Subject(model, type(model).__name__)
     else:
         raise TypeError(f"Expected `model` to be a torch.nn.Module or a name, got {type(model)}.")
+    options = dict(given.options.get("data", {}))
+    if transform is not None:  # which need not normalise as the model's own does
+        subject = replace(subject, transform=transform, mean=None, std=None)
     subject = replace(
         subject,
-        transform=transform or subject.transform,
-        labels=list(labels) or subject.labels,
+        labels=_checked_labels(labels) or _checked_labels(options.pop("labels", ())) or subject.labels,
         output=None if output == "" else output,
     )
     if isinstance(data, str) and not data:
         raise ValueError(
             "Expected `data`: a folder of images, 'digits', or a dataset. On the command line: --data FOLDER"
         )
-    samples = as_samples(data, subject.transform, given.limit, given.seed, given.options.get("data", {}))
+    pictures = Pictures(subject.transform, input_layout(subject.model))
+    samples = as_samples(data, Request(pictures, subject.labels, given.split, given.limit, given.seed, options))
     if len(functions) not in (0, 1, len(samples)):
         raise ValueError(f"Expected one function for each of {len(samples)} samples, or one, got {len(functions)}.")
     by_label = not functions and (given.targets == "label" or (given.targets == "" and given.data == "digits"))
@@ -145,6 +153,15 @@ def _functions(targets: Any) -> list[Function]:
             f'got {wrong!r}. Classes of your own are labels: pass (images, classes) as `data` and targets="label".'
         )
     return many
+
+
+def _checked_labels(labels: Any) -> list[str]:
+    if isinstance(labels, Mapping) and sorted(labels) == list(range(len(labels))):  # as transformers' id2label
+        labels = [labels[index] for index in range(len(labels))]
+    listed = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [None]
+    if not all(isinstance(one, str) for one in listed):
+        raise TypeError(f"Expected `labels` to be a list of the classes' names, got {labels!r}.")
+    return list(map(str, listed))
 
 
 def _check_options(settings: Settings, methods: Mapping[str, Method], metrics: Mapping[str, Metric]) -> None:

@@ -18,13 +18,9 @@ def channels_first(images: Images, first: bool | None = None) -> Images:
     """Images (batch, channels, height, width), signals or volumes from either layout; token ids as they are.
 
     Args:
-        images: A tensor or array of three to five dimensions, the channels second or last.
-        first: Are the channels second? None: those of images are last if that axis is shorter than the two others; of
-            signals and volumes they are second.
+        images: A tensor or array of three to five dimensions.
+        first: False: the channels are last. Else they are second; sizes tell nothing.
     """
-    if images.ndim not in (3, 4, 5):
-        return images
-    guessed = images.ndim == 4 and images.shape[3] < min(images.shape[1:3])
-    if not (guessed if first is None else not first):
+    if first is not False or images.ndim not in (3, 4, 5):
         return images
     return images.movedim(-1, 1) if isinstance(images, Tensor) else np.moveaxis(images, -1, 1)

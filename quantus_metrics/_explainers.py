@@ -126,7 +126,14 @@ def _no_gradient(cam: Any) -> str:
 
 def as_images(model: nn.Module) -> nn.Module:
     """A model of signals as one of images (batch, channels, length, 1), which pytorch-grad-cam can resize."""
-    return stand_in(model, {model: lambda images, *args, **kwargs: model(images[..., 0], *args, **kwargs)})
+    return stand_in(
+        model,
+        {
+            model: lambda images, *args, **kwargs: model(
+                images[..., 0] if images.dim() == 4 else images, *args, **kwargs
+            )
+        },
+    )
 
 
 def read_as_images(explainer: Any) -> None:

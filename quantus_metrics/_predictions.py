@@ -1,7 +1,7 @@
 """Predictions of a model for many perturbed inputs, a batch at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -11,13 +11,13 @@ from adapters.checks import positive_int
 from adapters.models import placement_of, state_key
 from adapters.models.state_key import Identity
 
-from ._outputs import Model, Returned, is_list_of_samples, is_of_final, running, samples_in
+from ._outputs import Model, Returned, ends_in_sigmoid, is_list_of_samples, is_of_final, running, samples_in
 from ._prediction_cache import PredictionCache
 from ._probabilities import Activation, answers, are_probabilities, checked_activation
 from ._targets import Function, number_of
 
 _TWICE = (
-    "The model's outputs are probabilities already, from 0 to 1 with a sum of 1, and {name} is applied to them once "
+    "The model's outputs are probabilities already, from 0 to 1{sum} and {name} is applied to them once "
     'more. If that is not what you mean, pass activation="identity".'
 )
 _SIGMOID = (
@@ -125,9 +125,10 @@ class Predictions:
         with running(self.model) as run:
             for rows in torch.arange(len(classes), device=classes.device).split(self.batch_size):
                 further = {name: x[rows] for name, x in (also or {}).items()}
-                returned = run(self._placement.moved(make(rows)), **self._options, **further)
+                again = partial(run, self._placement.moved(make(rows)), **self._options, **further)
+                returned = again()
                 if probability and not parts:
-                    self._notice(returned)
+                    self._notice(returned, again)
                 asked = self._of_functions if self.functions else self._of_classes
                 parts.append(asked(returned, classes[rows], self._activation if probability else None))
         return torch.cat(parts)
@@ -179,15 +180,19 @@ class Predictions:
         found = [number_of(self.functions[i], output) for i, output in zip(numbers, outputs, strict=True)]
         return torch.stack(found).to(numbers.device)
 
-    def _notice(self, returned: Returned) -> None:
+    def _notice(self, returned: Returned, again: Callable[[], Returned]) -> None:
         """See whether the outputs are what the activation is made for."""
         if is_of_final(self._activation) or is_list_of_samples(returned.value):
             return
         if isinstance(returned.last, nn.Sigmoid):
             if self._activation == "softmax" and returned.outputs(final=True).shape[1] > 1:
                 self.noticed.add(_SIGMOID)
-        elif are_probabilities(returned.outputs(final=False)):
-            self.noticed.add(_TWICE.format(name=self._activation))
+            return
+        outputs = returned.outputs(final=False)
+        if are_probabilities(outputs):
+            self.noticed.add(_TWICE.format(name=self._activation, sum=", with a sum of 1,"))
+        elif bool(((outputs >= 0) & (outputs <= 1)).all()) and ends_in_sigmoid(again):
+            self.noticed.add(_TWICE.format(name=self._activation, sum=", made by a sigmoid,"))
 
 
 def _check(found: Tensor, classes: Tensor, one: bool) -> None:

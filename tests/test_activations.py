@@ -105,10 +105,22 @@ def test_probabilities_are_noticed_and_said_once_at_the_users_line():
     make("box")(ready, X, Y, A)  # it measures no probability
 
 
+@pytest.mark.parametrize("call", [torch.sigmoid, F.sigmoid, torch.special.expit, lambda z: z.sigmoid()[:, :]])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_sigmoid_that_is_no_module_is_noticed(call, activation):
+    with pytest.warns(UserWarning, match=rf"already, from 0 to 1, made by a sigmoid, and {activation} is applied"):
+        qm.soft_average_drop(Mapped(call), *tensors(X, Y, A), activation=activation)
+    one = one_logit()
+    with pytest.warns(UserWarning, match="made by a sigmoid"):
+        qm.soft_average_drop(lambda x: call(one(x)).squeeze(), *tensors(X, BINARY, A), activation=activation)
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_is_no_probability_is_not_noticed():
     for outputs in (torch.rand(5, 4) + 0.5, torch.full((5, 4), 0.25) - 0.5 * torch.eye(4)[:1], torch.rand(5, 1)):
         qm.soft_average_drop(lambda x, z=outputs: z[: len(x)] + 0 * x.sum(), *tensors(X, 0 * Y, A))
+    qm.soft_average_drop(Mapped(torch.sigmoid), *tensors(X, Y, A), activation="identity")
+    qm.soft_average_drop(net(inner=[nn.Sigmoid()]), *tensors(X, Y, A))
 
 
 def test_a_sigmoid_at_the_end_is_noticed_where_a_softmax_is_read():

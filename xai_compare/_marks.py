@@ -21,7 +21,6 @@ _SMALL: dict[str, dict[str, Any]] = {  # what is too large for such an image, or
     "faithfulness-estimate": {"features_in_step": 12},
     "pixel-flipping": {"features_in_step": 12},
     "monotonicity-arya": {"features_in_step": 12},
-    "nonsensitivity": {"features_in_step": 12},
     "top-k-intersection": {"k": 20},
     "relative-input-stability": {"nr_samples": 3},
     "relative-output-stability": {"nr_samples": 3},

@@ -62,6 +62,7 @@ class RunFolder:
             RunningError: if another one does.
             OSError: if the folder cannot be written.
         """
+        made = not self.path.exists()
         self._check_writable()
         lock, holder = FileLock(self.path / ".run.lock"), self.path / ".holder.json.part"
         try:
@@ -79,6 +80,10 @@ class RunFolder:
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+            if made and not (self.path / "run.json").exists():  # the run was refused: nothing is left of it
+                Path(lock.lock_file).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
 
     def open(self, identity: Mapping[str, Any], expected_bytes: int) -> dict[str, Any]:
         """Create the folder, or resume the run in it.

@@ -126,11 +126,11 @@ def _no_gradient(cam: Any) -> str:
 
 def as_images(model: nn.Module) -> nn.Module:
     """A model of signals as one of images (batch, channels, length, 1), which pytorch-grad-cam can resize."""
+
     def forward(signals: Any, *args: Any, **kwargs: Any) -> Any:
         return model(signals[..., 0] if signals.dim() == 4 else signals, *args, **kwargs)
 
     return stand_in(model, {model: forward})
-    )
 
 
 def read_as_images(explainer: Any) -> None:

@@ -236,3 +236,16 @@ def test_exit_codes_say_how_a_run_ended(tmp_path, capsys):
     assert "failed 2 x ixg compactness" in capsys.readouterr().out
     assert json.loads((failed / "run.json").read_text())["settings"]["retry_failed"] is True
     assert os.path.exists(failed / "report.html")
+
+
+def test_where_a_cam_reads_a_network_is_found_once_for_a_run(tmp_path):
+    """And not for each batch: finding it takes several passes."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    passes = []
+    net[0].register_forward_hook(lambda *_: passes.append(1))
+    counts = []
+    for limit in (2, 6):
+        passes.clear()
+        run(tmp_path / str(limit), ["gradcam"], model=net, images=IMAGES[:limit], batch_size=1, gallery=0)
+        counts.append(len(passes))
+    assert counts[1] - counts[0] <= 4 * 4  # of each further sample: its class, the explanation, and little more

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import methodcaller
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -180,34 +180,59 @@ class _Cam:
 
     def __call__(self, model: nn.Module, target_layers: list[nn.Module] | None = None) -> Any:
         cls = getattr(importlib.import_module("pytorch_grad_cam"), self.name)
-        try:
-            transform = reshape_transform_for(model)
-            return cls(model, target_layers or [target_layer_for(model)], reshape_transform=transform)
-        except ValueError:
-            return cls(model, **({"target_layers": target_layers} if target_layers else _feature_map(model)))
+        transform = _remembered(_transforms, model, _transform)
+        if target_layers:
+            return cls(model, target_layers, reshape_transform=transform)
+        find = _feature_map if transform is None else _tokens
+        name, transform = _remembered(_layers, model, find)
+        return cls(model, [model.get_submodule(name)], reshape_transform=transform)
 
 
-_averaged: WeakKeyDictionary[nn.Module, tuple[str, bool]] = WeakKeyDictionary()  # by model, as finding it takes a pass
+T = TypeVar("T")
+_Transform = Callable[..., Any] | None
+_Kept = WeakKeyDictionary[nn.Module, T]
+_transforms: _Kept[_Transform] = WeakKeyDictionary()  # as finding them takes passes
+_layers: _Kept[tuple[str, _Transform]] = WeakKeyDictionary()
 
 
-def _feature_map(model: nn.Module) -> dict[str, Any]:
-    """The feature map that a convolutional network averages, as arguments of pytorch-grad-cam."""
-    if isinstance(model, CAStream):  # it does not average what its network does
-        model = model.backbone
-    if model not in _averaged:
-        try:
-            last = cnn_anatomy(model).stages[-1]
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"No target layer is found in this {type(model).__name__} ({error}). Specify one: --option "
-                "gradcam.target_layers=layer4"
-            ) from error
-        _averaged[model] = last.name, last.channels_last
-    name, channels_last = _averaged[model]
-    return {
-        "target_layers": [model.get_submodule(name)],
-        "reshape_transform": methodcaller("movedim", -1, 1) if channels_last else None,
-    }
+def _remembered(found: _Kept[T], model: nn.Module, find: Callable[[nn.Module], T]) -> T:
+    """What was found before, by the model's first part: explanations get stand-ins for it, which share its parts."""
+    part = next(model.children(), model)
+    if part not in found:
+        found[part] = find(model)
+    return found[part]
+
+
+def _transform(model: nn.Module) -> _Transform:
+    """That of a transformer; None for a convolutional network."""
+    try:
+        return reshape_transform_for(model)
+    except ValueError:
+        return None
+
+
+def _tokens(model: nn.Module) -> tuple[str, _Transform]:
+    """The layer of a transformer's tokens, and their transform."""
+    try:
+        layer = target_layer_for(model)
+    except ValueError:
+        return _feature_map(model)
+    return next(name for name, module in model.named_modules() if module is layer), _remembered(
+        _transforms, model, _transform
+    )
+
+
+def _feature_map(model: nn.Module) -> tuple[str, _Transform]:
+    """The layer whose feature map a convolutional network averages, and the transform of a map with channels last."""
+    prefix = "backbone." if isinstance(model, CAStream) else ""  # it does not average what its network does
+    try:
+        last = cnn_anatomy(model.backbone if isinstance(model, CAStream) else model).stages[-1]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"No target layer is found in this {type(model).__name__} ({error}). Specify one: --option "
+            "gradcam.target_layers=layer4"
+        ) from error
+    return prefix + last.name, methodcaller("movedim", -1, 1) if last.channels_last else None
 
 
 def _named(value: Any) -> str:

@@ -15,7 +15,7 @@ import gc
 import platform
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,7 +68,8 @@ def main() -> None:
     table = args.out / f"performance-{args.device.split(':')[0]}.csv"
     note(table.with_suffix(".txt"), environment(args.device), how)
     gc.freeze()  # collecting garbage before each measurement would walk all imported modules
-    measure(table, list(settings(args.models, args.batches, args.steps)), args.repeats, args.device, args.all)
+    plan = [only(one, args.methods) for one in settings(args.models, args.batches, args.steps)]
+    measure(table, plan, args.repeats, args.device, args.all)
     gc.unfreeze()
     render(table)
 
@@ -86,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", nargs="+", type=int, default=[10, 50, 200], help="the middle one is used for the rest"
     )
+    parser.add_argument("--methods", nargs="+", default=None, metavar="NAME", help="only these, as SmoothCDAM")
     parser.add_argument("--repeats", type=int, default=7, help="rounds; slow methods run in fewer")
     parser.add_argument("--all", action="store_true", help="run slow methods in large settings too")
     parser.add_argument("--quick", action="store_true", help="a tiny model, for a trial run")
@@ -105,6 +107,11 @@ def settings(models: list[str], batches: list[int], steps: list[int]) -> Iterato
         yield Setting(first, batch, other, STEPPED if other <= step else STEPPED[:2])
     for kind in KINDS[1:]:
         yield Setting(first, batch, min(KIND_STEPS, step), OURS, kind)
+
+
+def only(setting: Setting, names: list[str] | None) -> Setting:
+    """The setting with these methods alone."""
+    return setting if names is None else replace(setting, methods=tuple(x for x in setting.methods if x in names))
 
 
 def measure(table: Path, plan: list[Setting], repeats: int, device: str, everything: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from adapters.models import evaluation_mode, modules_of, only_tensor
+from adapters.models import OutputChoice, evaluation_mode, modules_of, only_tensor, output_tensor
 from adapters.models.hooks import watch_outputs
 
 from ._probabilities import Activation, probabilities
@@ -24,12 +24,12 @@ def is_list_of_samples(returned: Any) -> bool:
     return isinstance(returned, list | tuple) and all(isinstance(one, Mapping) for one in returned) and bool(returned)
 
 
-def read(returned: Any, inputs: Tensor) -> Tensor:
+def read(returned: Any, inputs: Tensor, choice: OutputChoice = None) -> Tensor:
     """The outputs (batch, ...) in what a model returned; those of one value as (batch, 1).
 
     The axis of the batch, which `squeeze` takes from a batch of one, is put back.
     """
-    found = only_tensor(returned, inputs)
+    found = only_tensor(returned, inputs) if choice is None else output_tensor(returned, choice, inputs)
     if found.dim() == 0 or (found.dim() == 1 and len(inputs) == 1 and len(found) > 1):
         found = found[None]
     return found[:, None] if found.dim() == 1 else found

@@ -102,13 +102,50 @@ class Pairs(Layers):
         return attended.transpose(1, 2).flatten(2)
 
 
+class Twice(torch.autograd.Function):
+    """A function that is not seen."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+class Unseen(Layers):
+    def add(self, x, attended):
+        return x + Twice.apply(attended)
+
+
+class ByParts(Layers):
+    """A part of each layer runs under vmap."""
+
+    def add(self, x, attended):
+        return x + attended + torch.vmap(lambda one: self.projections[0](one)[:, :CHANNELS].tanh())(x)
+
+
 class Frozen(Layers):
     def __init__(self):
         super().__init__()
         self.requires_grad_(False)
 
 
-MODELS = [Layers, AddsInPlace, Checkpointed, WritesOut, InFloat32, Masked, Causal, Gated, Pairs, Frozen]
+MODELS = [
+    Layers,
+    AddsInPlace,
+    Checkpointed,
+    WritesOut,
+    InFloat32,
+    Masked,
+    Causal,
+    Gated,
+    Pairs,
+    Unseen,
+    ByParts,
+    Frozen,
+]
 
 
 def written_out(model, x, target):

@@ -49,6 +49,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self._wants_graph = graph
         self._starts: list[tuple[Tensor, Operation]] = []  # the leaves of the graph, and what made them
+        self._nodes: dict[tuple[Any, int], Slot] = {}  # where the graph has what was seen
         self._guarded = {storage_of(x) for x in guarded or ()}
         self.calls = 0
         self.operations: list[Operation] = []
@@ -82,8 +83,10 @@ class Recorder(TorchFunctionMode):
         return None if slot is None or self._references[slot]() is not tensor else slot
 
     def stop_telling(self) -> None:
-        """Let go of the listener, which holds the recorder."""
+        """Let go of the listener, which holds the recorder, and of the graph."""
         self._listener = _nobody
+        self._nodes.clear()
+        self._starts.clear()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -130,8 +133,8 @@ class Recorder(TorchFunctionMode):
         if not tensors:  # the switching of gradients passes here, too
             return func(*args, **kwargs)
         if len(constants) == len(tensors):
-            with torch.no_grad():
-                return func(*args, **kwargs)
+            with torch.no_grad() if not self._starts else contextlib.nullcontext():  # where a graph is kept, these may
+                return func(*args, **kwargs)  # be parts of followed tensors that are not known as such (in torch.vmap)
         operation = Operation(
             len(self.operations), self.calls, name, func, given, named, tuple(slots), constants=constants
         )
@@ -162,7 +165,7 @@ class Recorder(TorchFunctionMode):
         slot = self._seen.get(id(tensor))
         if slot is not None and self._references[slot]() is not tensor:
             slot = None
-        if has_graph(tensor) and (not self._starts or slot is None):  # what is seen runs without one, or is known
+        if has_graph(tensor) and (slot is None or self._nodes.get((tensor.grad_fn, tensor.output_nr)) != slot):
             if slot is None or not any(writer.unseen for writer in self.writers[slot]):
                 slot = self._made_unseen(tensor) or slot
         elif slot is None and self._changed_storages and storage_of(tensor) in self._changed_storages:
@@ -200,6 +203,9 @@ class Recorder(TorchFunctionMode):
                 operation.before = None
             self.operations.append(operation)
             operation.outputs = tuple([self._output(x, operation) for x in outputs])
+            if self._starts:
+                made = zip(outputs, operation.outputs, strict=True)
+                self._nodes |= {(x.grad_fn, x.output_nr): slot for x, slot in made if has_graph(x)}
         finally:
             torch._C._set_grad_enabled(operation.differentiable)  # noqa: SLF001
         operation.returned_a_value = not outputs and result is not None
@@ -251,9 +257,7 @@ class Recorder(TorchFunctionMode):
 
     def _made_unseen(self, tensor: Tensor) -> Slot | None:
         """If a tensor comes from followed ones by something that was not seen, that becomes an operation."""
-        origins = tuple(
-            dict.fromkeys(s for x in _leaves(tensor) if (s := self._origin(x)) is not None and self.follows[s])
-        )
+        origins = tuple(dict.fromkeys(slot for slot in self._origins(tensor) if self.follows[slot]))
         if not origins:
             return None
         operation = Operation(len(self.operations), self.calls, "unseen", _unseen, (), {}, origins, unseen=True)
@@ -263,10 +267,25 @@ class Recorder(TorchFunctionMode):
         self._listener(operation)
         return slot
 
-    def _origin(self, leaf: Tensor) -> Slot | None:
-        """The slot of a leaf of a graph."""
-        made = next((operation for start, operation in self._starts if leaf is start), None)
-        return self.slot_of(leaf) if made is None else made.outputs[0]
+    def _origins(self, tensor: Tensor) -> Iterator[Slot]:
+        """The nearest tensors that were seen, from which one was computed, by its graph."""
+        waiting, known = [(tensor.grad_fn, tensor.output_nr)], set()
+        while waiting:
+            place = waiting.pop()
+            node, _ = place
+            if node is None or place in known:
+                continue
+            known.add(place)
+            variable = getattr(node, "variable", None)
+            if place in self._nodes:
+                yield self._nodes[place]
+            elif isinstance(variable, Tensor):
+                made = next((operation for start, operation in self._starts if variable is start), None)
+                slot = self.slot_of(variable) if made is None else made.outputs[0]
+                if slot is not None:
+                    yield slot
+            else:
+                waiting.extend(node.next_functions)
 
 
 def _mark(tensor: Tensor) -> None:
@@ -318,17 +337,3 @@ def _target(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tens
     """The tensor that a function may change in place."""
     target = kwargs.get("out", args[0] if args else kwargs.get("input"))
     return target if isinstance(target, Tensor) else None
-
-
-def _leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors from which one was computed, by its graph."""
-    waiting, known = [tensor.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in known:
-            continue
-        known.add(node)
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            yield variable
-        waiting.extend(parent for parent, _ in node.next_functions)

@@ -222,6 +222,36 @@ def test_relevance_of_mixed_weights_is_that_of_the_softmax_and_its_own_gradient(
     torch.testing.assert_close(RelevancePropagation(model).attribute(x, 1), expected, rtol=1e-9, atol=1e-12)
 
 
+class WritesTokens(Layers):
+    """Attention is added in place to tokens that are a view, as those of patches are."""
+
+    in_place = True
+
+    def forward(self, x):
+        x = (2 * x.mT).mT
+        for number in range(2):
+            attended = self.step(number, x.clone()).tanh()
+            if self.in_place:
+                x += attended
+            else:
+                x = x + attended
+        return self.head(x[:, 0])
+
+
+def test_tokens_that_are_written_in_place_are_explained_or_refused_with_advice_that_works():
+    model, x = WritesTokens(), torch.randn(2, 5, CHANNELS, dtype=torch.float64)
+    found = [method(model).attribute(x) for method in (AttentionMap, AttentionRollout)]
+    for method in (RelevancePropagation, PartialLRP):
+        with pytest.raises(
+            ValueError, match=r"changes tokens in place.*`x = x \+ attention\(x\)`.*or AttentionRollout"
+        ):
+            method(model).attribute(x, 1)
+    model.in_place = False  # what the message says
+    torch.testing.assert_close(RelevancePropagation(model).attribute(x, 1), by_hand(model, x, 1), rtol=1e-9, atol=1e-12)
+    for mine, method in zip(found, (AttentionMap, AttentionRollout), strict=True):
+        torch.testing.assert_close(mine, method(model).attribute(x), rtol=1e-9, atol=1e-12)
+
+
 class ReusesKeys(Layers):
     """Keys lie in memory that the next layer writes over, as in a cache that is used again."""
 

@@ -16,6 +16,7 @@ from .continuation import NotReplayableError
 from .prediction import DifferentOutputError, Prediction
 from .recorder import Recorder
 from .rows_read import rows_read
+from .saved_tensors import is_of_views
 from .token_pass import TokenPass
 
 AT_ONCE = 2**22  # weights of all heads
@@ -184,8 +185,14 @@ def weights_and_gradients(
         )
     plain = [LayerMatrix(one, found.run.batch) for one in found.weights]
     _check_fit(plain, found.run)
-    by_output = gradients(found.prediction, found.edges)
-    matrices = [replace(one, combine=combine, gradient=by) for one, by in zip(plain, by_output, strict=True)]
+    by_output = gradients(found.prediction, [*found.edges, *found.others])
+    by_others = by_output[len(found.edges) :]
+    if any(by is not None and bool((by != 0).any()) for by in by_others):
+        raise UnreadableAttentionError(
+            "The output depends on an attention in a way that cannot be seen, so that its layers are not known. Take "
+            "CDAM, which needs no attention weights."
+        )
+    matrices = [replace(one, combine=combine, gradient=by) for one, by in zip(plain, by_output, strict=False)]
     with torch.no_grad():
         return AttentionMatrices(matrices, _row(found.run, plain[-1]), found.run)
 
@@ -198,12 +205,14 @@ class _InGraph(NamedTuple):
         prediction: What the model returned.
         weights: Of each attention.
         edges: Where the graph has the output of a fused attention, or the weights that are written.
+        others: The same of attentions on which the output must not depend.
     """
 
     run: TokenPass
     prediction: Prediction
     weights: list[Weights]
     edges: list[GradientEdge | None]
+    others: Sequence[GradientEdge | None] = ()
 
 
 def _watched_with_graph(
@@ -215,11 +224,22 @@ def _watched_with_graph(
     def collect(recorder: Recorder, call: AttentionCall) -> None:
         kept[call.ordinal] = _weights_or_error(recorder, call), (call.softmax or call.operation).edge
 
-    run = TokenPass(forward, arguments, on_attention=collect, graph=True, **options)
-    calls = _attentions_of(run)[-1 if last_only else 0 :]
+    try:
+        run = TokenPass(forward, arguments, on_attention=collect, graph=True, **options)
+    except RuntimeError as error:
+        if not is_of_views(error):
+            raise
+        raise UnreadableAttentionError(
+            "The model changes tokens in place (as by `x += attention(x)`), so that the gradients of its attentions "
+            "cannot be taken. Write `x = x + attention(x)` in its code, or take CDAM or AttentionRollout."
+        ) from error
+    reaching = _attentions_of(run)
+    calls = reaching[-1 if last_only else 0 :]
+    known = {call.ordinal for call in reaching}
+    others = [edge for ordinal, (_, edge) in kept.items() if ordinal not in known]
     found = [kept[call.ordinal] for call in calls]
     read: list[Weights | UnreadableAttentionError] = [one for one, _ in found]
-    return _InGraph(run, run.prediction, _readable(read), [edge for _, edge in found])
+    return _InGraph(run, run.prediction, _readable(read), [edge for _, edge in found], others)
 
 
 def _repeated_last(run: TokenPass) -> _InGraph | None:

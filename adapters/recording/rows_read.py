@@ -10,6 +10,7 @@ from .attention_weights import UnreadableAttentionError, by_heads
 from .continuation import NotReplayableError
 from .last_attention import LastAttention
 from .operations import NotInClosedFormError, Replacement
+from .saved_tensors import is_of_views
 from .token_pass import TokenPass
 
 
@@ -60,7 +61,7 @@ def _gradient_rows(run: TokenPass, queries: int) -> Tensor:
     leaf: list[Tensor] = []
 
     def replacement(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaf.append(func(*args, **kwargs).detach().requires_grad_())
+        leaf[:] = [func(*args, **kwargs).detach().requires_grad_()]
         torch.set_grad_enabled(True)
         return leaf[0].clone()
 
@@ -83,5 +84,11 @@ def _outputs(run: TokenPass, replacements: dict[int, Replacement]) -> Tensor:
             return run.replayed(run.tokens, replacements).outputs
         except NotReplayableError as error:
             run.reason = str(error)
-    with torch.no_grad():
+    try:
+        with torch.no_grad():
+            return run.repeat(replacements).outputs
+    except RuntimeError as error:
+        if not is_of_views(error):
+            raise
+    with torch.enable_grad():  # as the model itself does, although the graph of all layers is kept then
         return run.repeat(replacements).outputs

@@ -25,3 +25,8 @@ def unchanged(kept: tuple[Tensor, int]) -> Tensor:
 def version_of(tensor: Tensor | None) -> int:
     """How often it was changed in place, as far as torch counts that."""
     return 0 if tensor is None or tensor.is_inference() else tensor._version  # noqa: SLF001 # there is no other
+
+
+def is_of_views(error: RuntimeError) -> bool:
+    """Does torch refuse to change a view in place that was made without gradients?"""
+    return "view was created in no_grad mode" in str(error)

@@ -133,10 +133,15 @@ def _made(recorder: Recorder, operation: Operation, slot: Slot, sources: dict[Sl
 
 
 def _on_parts(labels: _Labels, shape: torch.Size) -> _Labels | None:
-    """The labels of maps of parts: of a video's whole frames, or else of windows, each with the lowest place in it."""
+    """The labels of maps of parts: of some channels of the whole, as of heads, of a video's whole frames, or of windows.
+
+    All places of a window have the label of the lowest one in it.
+    """
     numbers, sizes = labels
     if len(numbers) != shape[0]:
         return None
+    if numbers.shape[2:] == sizes and bool((numbers == _on_map(numbers.shape, 1).numbers).all()):
+        return _on_map(shape, 1)
     of_frame = math.prod(sizes[1:])
     if len(sizes) == 3 and len(shape) == 4 and numbers.shape[2:] == sizes[1:]:
         own = torch.arange(1, of_frame + 1, dtype=numbers.dtype).view(sizes[1:])

@@ -8,11 +8,26 @@ import torchvision
 import transformers
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.video import mvit as mvit_parts
 
 from adapters import MHEX, CAStream, MHEXEvidenceCAM, RawAttentionCAM, reshape_transform_for
 from captum_ext import CDAM, MHEXCAM, AttentionMap, AttentionRollout, IntegratedCDAM, RawAttention, SmoothCDAM
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "num_labels": 3}
+
+
+def mvit():
+    """torchvision's, whose keys are pooled with the heads in the batch."""
+    sizes = {"num_heads": 2, "kernel_q": [], "kernel_kv": [3, 3, 3], "stride_q": [], "stride_kv": [1, 1, 1]}
+    block = mvit_parts.MSBlockConfig(input_channels=16, output_channels=16, **sizes)
+    pooled = mvit_parts.MSBlockConfig(
+        input_channels=16, output_channels=16, **sizes | {"kernel_q": [3, 3, 3], "stride_q": [1, 2, 2]}
+    )
+    return mvit_parts.MViT(
+        (32, 32), 4, [pooled, block], residual_pool=False, residual_with_cls_embed=True, rel_pos_embed=False,
+        proj_after_attn=False, num_classes=3, patch_embed_kernel=(2, 4, 4), patch_embed_stride=(2, 4, 4),
+        patch_embed_padding=(0, 0, 0),
+    )  # fmt: skip
 
 
 class Volumes(nn.Module):
@@ -153,6 +168,24 @@ def test_scores_of_a_video_equal_autograd_at_the_norm_in_front():
     torch.testing.assert_close(
         CDAM(model).attribute(inputs, 1), expected[:, 1:].view(2, 2, 2, 2), rtol=1e-9, atol=1e-12
     )
+
+
+def test_tokens_that_are_pooled_lie_where_their_patches_lay():
+    torch.manual_seed(0)
+    model, inputs = mvit().double().eval(), torch.randn(2, 3, 4, 32, 32, dtype=torch.float64)
+    with torch.no_grad():  # so that a token depends on its own patches almost alone
+        for name, weight in model.named_parameters():
+            if name.endswith(("attn.project.0.weight", "mlp.3.weight")):
+                weight *= 1e-3
+    explainer = CDAM(model)
+    tokens = explainer.tokens(inputs)
+    assert tokens.order.shape == (2, 4, 4)
+    for frame, row, column in ((0, 0, 0), (1, 2, 1), (0, 3, 3)):
+        changed = inputs.clone()
+        changed[:, :, 2 * frame : 2 * frame + 2, 8 * row : 8 * row + 4, 8 * column : 8 * column + 4] += 5.0
+        difference = (explainer.tokens(changed).values - tokens.values).abs().sum((0, 2))
+        assert int(difference.argmax()) == int(tokens.order[frame, row, column])
+    assert CDAM(model).attribute(inputs, 1).shape == (2, 2, 4, 4)
 
 
 def test_videos_whose_tokens_lie_nowhere_are_refused_and_the_advice_works():

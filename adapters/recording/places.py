@@ -133,7 +133,7 @@ def _made(recorder: Recorder, operation: Operation, slot: Slot, sources: dict[Sl
 
 
 def _on_parts(labels: _Labels, shape: torch.Size) -> _Labels | None:
-    """The labels of maps of parts: of some channels of the whole, as of heads, of a video's whole frames, or of windows.
+    """The labels of maps of parts: of some channels of the whole, as of heads, of whole frames, or of windows.
 
     All places of a window have the label of the lowest one in it.
     """

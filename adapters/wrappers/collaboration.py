@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.evaluation_mode import evaluated
-from .mhex import MHEX, MHEXPass
+from .mhex import MHEX
 from .mhex_maps import classes_of
+from .mhex_pass import MHEXPass
 
 
 def collaboration(model: MHEX, inputs: Any, targets: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from ..checks import check_batch, number
 from ..models.evaluation_mode import evaluated
 from ..recording import TokenPass
-from .mhex import MHEX, MHEXPass
+from .mhex import MHEX
+from .mhex_pass import MHEXPass
 
 Activation = Literal["all", "gated"]
 _TOKEN_LAYERS = 3  # deeper ones smooth over the tokens
@@ -96,11 +97,13 @@ def mhex_maps(
         classes = MHEXPass(model, *given).logits().argmax(1) if target is None else classes_of(model, target, given[0])
 
         def see(index: int, gated: Tensor, total: Tensor) -> None:
-            on_tokens = model.residuals[index].on_tokens
+            residual = model.residuals[index]
+            on_tokens = residual.on_tokens
             if on_tokens and index >= _TOKEN_LAYERS:
                 return
             chosen = total if settings.activation == "all" else gated
             chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+            chosen = chosen.movedim(-1, 1) if residual.channels_last and not on_tokens else chosen
             weights = model.mhex_blocks[index].evidence(classes, settings.beta, *thresholds).to(chosen.dtype)
             with torch.autocast(chosen.device.type, enabled=False):
                 if not on_tokens:

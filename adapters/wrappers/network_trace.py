@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from ..models.evaluation_mode import evaluation_mode
 from ..models.example_inputs import cannot_be_run, example_inputs, run_on
 from ..models.hooks import watch_calls
+from ..models.image_layout import channels_are_last
 from ..models.outputs import OutputChoice, output_tensor
 from .average_pooling import AveragePooling, average_pooling
 
@@ -95,10 +96,7 @@ class NetworkTrace:
         """Is a module's map channels-last? None: its shape does not say."""
         if self.image.dim() != 4:
             return False
-        _, first, second, third = self.outputs[name].shape
-        height, width = self.image.shape[2:]
-        as_first, as_last = abs(second * width - third * height), abs(first * width - second * height)
-        return None if as_first == as_last else as_last < as_first
+        return channels_are_last(self.outputs[name].shape, self.image.shape)
 
     def on_a_wider_image(self) -> "NetworkTrace | None":
         """The same on an image half as wide again; None if the network reads one size only."""

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from ..models.evaluation_mode import evaluation_mode
 from ..models.example_inputs import cannot_be_run, example_inputs, run_on
 from ..models.hooks import watch_calls
+from ..models.image_layout import channels_are_last
 from ..models.outputs import OutputChoice, output_tensor
 
 _ADDITIONS = (torch.add, Tensor.add, Tensor.add_)
@@ -29,6 +30,7 @@ class Residual:
         channels: How many it has.
         on_tokens: Does it add tokens (batch, tokens, channels), or maps (batch, channels, height, width)?
         axes: How many these have.
+        channels_last: Are maps (batch, height, width, channels)? Tokens always have their channels last.
         identity: Which of the two added is the identity branch, 0 or 1.
         projected: Is something computed on it, as a down-sampling?
         order: Which of the additions of tensors of this kind in the block's call it is.
@@ -38,13 +40,23 @@ class Residual:
     channels: int
     on_tokens: bool
     axes: int
+    channels_last: bool
     identity: int
     projected: bool
     order: int
 
     def same_kind(self, one: Tensor) -> bool:
         """Is this a tensor of the block's channels and axes?"""
-        return one.dim() == self.axes and one.shape[-1 if self.on_tokens else 1] == self.channels
+        return one.dim() == self.axes and one.shape[-1 if self.channels_last else 1] == self.channels
+
+    def mean(self, one: Tensor) -> Tensor:
+        """Of a map over its places, (batch, channels)."""
+        return one.mean(tuple(range(1, self.axes - 1) if self.channels_last else range(2, self.axes)))
+
+    def shaped(self, vectors: Tensor) -> Tensor:
+        """Vectors (batch, channels), as they multiply a map."""
+        axes = [1] * (self.axes - 2)
+        return vectors.view(len(vectors), *([*axes, -1] if self.channels_last else [-1, *axes]))
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
             "that add two branches of one shape, as those of ResNets and transformers."
         )
     found = (
-        _residual(name, [terms for block, terms in seen if block == name], entered[name], made_by, axes)
+        _residual(name, [terms for block, terms in seen if block == name], entered[name], made_by, given)
         for name in dict.fromkeys(block for block, _ in seen)
     )
     return ResidualAnatomy(tuple(found), output.shape[-1], axes)
@@ -155,17 +167,19 @@ def _is_branch(one: Tensor, block: nn.Module, axes: int) -> bool:
 
 
 def _residual(
-    name: str, sums: list[tuple[Tensor, Tensor]], entered: Any, made_by: Mapping[int, tuple[str, Any]], axes: int
+    name: str, sums: list[tuple[Tensor, Tensor]], entered: Any, made_by: Mapping[int, tuple[str, Any]], given: Tensor
 ) -> Residual:
     terms = sums[-1]
-    on_tokens = terms[0].dim() != axes
-    place = -1 if on_tokens else 1
+    on_tokens = terms[0].dim() != given.dim() or not given.is_floating_point()
+    last = on_tokens or (given.dim() == 4 and bool(channels_are_last(terms[0].shape, given.shape)))
+    place = -1 if last else 1
     channels = terms[0].shape[place]
     alike = [one for one, _ in sums if one.dim() == terms[0].dim() and one.shape[place] == channels]
     plain = [i for i, term in enumerate(terms) if term is entered]
     named = [i for i, term in enumerate(terms) if made_by.get(id(term), ("",))[0] in _SHORTCUTS]
     identity = (plain or named or [1])[0]
-    return Residual(name, channels, on_tokens, terms[0].dim(), identity, not on_tokens and not plain, len(alike) - 1)
+    projected = not on_tokens and not plain
+    return Residual(name, channels, on_tokens, terms[0].dim(), last, identity, projected, len(alike) - 1)
 
 
 def placed(model: nn.Module, blocks: Sequence[Residual], placement: Placement) -> tuple[Residual, ...]:

@@ -14,6 +14,7 @@ _SIDE = 56  # of maps, at most
 _WIDTH = 448  # of signals and their maps, at most
 _HEIGHT, _LANE = 288, 48  # of all channels of a signal, and of one, at most
 _INK, _PAPER = 40, 255
+_PLACES = 1024  # of a small map, at most
 
 
 def flat(values: Array) -> Array:
@@ -39,6 +40,20 @@ def shown_map(values: Array) -> Array:
         return heat
     size = max(1, round(heat.shape[0] * scale)), max(1, round(heat.shape[1] * scale))
     return F.adaptive_avg_pool2d(torch.as_tensor(heat)[None, None], size)[0, 0].numpy()
+
+
+def small_map(values: Array) -> npt.NDArray[np.float32]:
+    """A map averaged over its channels, and down to at most 1,024 places with its proportions, as 32 x 32 of a square.
+
+    Args:
+        values: (channels, ...) of a signal, an image or a volume.
+    """
+    heat = values.mean(0, dtype=np.float32)
+    scale = min(1.0, (_PLACES / heat.size) ** (1 / heat.ndim))
+    size = tuple(max(1, int(side * scale + 1e-6)) for side in heat.shape)
+    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[heat.ndim - 1]
+    small: npt.NDArray[np.float32] = pool(torch.as_tensor(heat)[None, None], size)[0, 0].numpy()  # type: ignore[arg-type]
+    return small
 
 
 def visible(image: Array, normalised: Mapping[str, Any]) -> npt.NDArray[np.uint8]:

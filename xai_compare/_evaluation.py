@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapters.models import placement_of, unchanged
 
-from ._display import flat, shown_map
+from ._display import flat, shown_map, small_map
 from ._isolation import free_memory, isolated, out_of_memory, said
 from ._methods import Explain
 from ._metrics import Metric, one_each
@@ -30,6 +30,7 @@ class Batch:
     scores: list[tuple[Any, ...]] = field(default_factory=list)
     explanations: list[tuple[Any, ...]] = field(default_factory=list)
     curves: list[tuple[Any, ...]] = field(default_factory=list)
+    small_maps: list[tuple[Any, ...]] = field(default_factory=list)
     skipped: list[tuple[Any, ...]] = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
 
@@ -107,6 +108,11 @@ class Evaluation:
             batch.explanations += [
                 (s.index, s.name, self.question.shown(cls), name, error, maps.seconds)
                 for s, cls, error in zip(samples, y, maps.errors, strict=True)
+            ]
+            batch.small_maps += [
+                (s.index, name, list(one.shape), one.ravel())
+                for s, one, error in zip(samples, map(small_map, maps.values), maps.errors, strict=True)
+                if error is None
             ]
             self._score(batch, name, metrics, samples, x, y, maps, others, tell)
         batch.pictures = pictures

@@ -12,7 +12,7 @@ from ._metrics import metrics_named
 from ._questioned import Inside, Question
 from ._samples import Sample
 from ._seeding import seeded_for
-from ._trial import suit
+from ._trial import suited
 
 _SIDE = 12
 _SMALL: dict[str, dict[str, Any]] = {  # what is too large for such an image, or too slow
@@ -51,7 +51,6 @@ def _error(name: str, *, masked: bool) -> str:
         mask[2:9, 3:9] = 1
         question = Question(by_label=True)
         explains = {"ixg": Inside(methods_named(["ixg"])["ixg"].explain({}, 1), question)}
-        evaluate = Evaluation(model, explains, metrics_named([name], _SMALL), question, 3, 0, 64, 0)
-        suit(evaluate, 3)
+        evaluate = Evaluation(model, explains, suited(metrics_named([name], _SMALL), 3), question, 3, 0, 64, 0)
         ((*_, error, _),) = evaluate([Sample(0, "toy", image, (1,), mask if masked else None)], {"ixg": [name]}).scores
     return "" if error is None else str(error).splitlines()[0]

@@ -35,7 +35,10 @@ class DeviceError(ValueError):
 
 
 def _setting(default: Any, help: str, shown: str = "", **rules: Any) -> Any:
-    """A field with its help text, how help shows its default, and rules: `least` of a number, `choices` of a text."""
+    """A field with its help text, how help shows its default, and rules.
+
+    These are `least` of a number, `choices` of a text, and `in_numbers`: do all scores depend on it?
+    """
     return field(default=default, metadata={"help": help, "shown": shown or str(default), **rules})
 
 
@@ -53,9 +56,18 @@ class Settings:
         16
     """
 
-    model: str = _setting("digits", "digits, timm:NAME, torchvision:NAME, transformers:NAME or python:MODULE:FUNCTION")
+    model: str | tuple[str, ...] = _setting(
+        "digits",
+        "digits, timm:NAME, torchvision:NAME, transformers:NAME or python:MODULE:FUNCTION; repeatable; NAME=MODEL "
+        "names it in the tables",
+    )
     pretrained: bool = _setting(False, "load the library's pretrained weights", "no")
-    checkpoint: str = _setting("", "weights file to load: .safetensors, or saved by torch.save", "none")
+    checkpoint: str | tuple[str, ...] = _setting(
+        "",
+        "weights file to load: .safetensors, or saved by torch.save; repeatable, each makes a model to compare; "
+        "NAME=FILE where there are several models",
+        "none",
+    )
     output: str = _setting("", "which tensor of a model that returns several, as logits or 1", "by name")
     data: str = _setting(
         "",
@@ -87,17 +99,23 @@ class Settings:
         or_function=True,
     )
     limit: int | None = _setting(None, "number of samples", "all; 100 for digits", least=1)
-    seed: int = _setting(0, "random seed", least=0)
+    seed: int = _setting(0, "random seed", least=0, in_numbers=True)
     device: str = _setting("", "torch device, e.g. cpu or cuda:0", "the best available")
-    dtype: str = _setting("", "dtype of the model", "unchanged", choices=("float32", "float64", "bfloat16", "float16"))
+    dtype: str = _setting(
+        "",
+        "dtype of the model",
+        "unchanged",
+        choices=("float32", "float64", "bfloat16", "float16"),
+        in_numbers=True,
+    )
     batch_size: int = _setting(
-        16, "samples per batch; at most this much work is lost if the process is killed", least=1
+        16, "samples per batch; at most this much work is lost if the process is killed", least=1, in_numbers=True
     )
     forward_batch: int = _setting(64, "batch size for perturbed images", least=1)
-    gallery: int = _setting(12, "number of samples in the report's gallery", least=0)
+    gallery: int = _setting(12, "number of samples in the report's gallery", least=0, in_numbers=True)
     retry_failed: bool = _setting(False, "compute again what failed in an earlier call", "no")
     resamples: int = _setting(2000, "number of bootstrap resamples", least=100)
-    out: str = _setting("xai-compare-run", "output folder")
+    out: str = _setting("xai-compare-run", "output folder: a path, or a URL that fsspec knows, as s3://BUCKET/RUN")
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
@@ -107,10 +125,14 @@ class Settings:
 
 
 NAMES = tuple(one.name for one in dataclasses.fields(Settings))
+SEVERAL = ("model", "checkpoint")  # settings of one or more texts
 
 
 def _check(name: str, value: Any, one: dataclasses.Field[Any]) -> None:
     least, choices = one.metadata.get("least"), one.metadata.get("choices")
+    texts = value if isinstance(value, tuple) else (value,)
+    if one.name in SEVERAL and not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"Expected {name} to be text, or several texts, got {value!r}.")
     if one.type in (str, bool) and not isinstance(value, one.type):
         raise TypeError(f"Expected {name} to be {_KINDS[one.type]}, got {value!r}.")
     is_function = one.metadata.get("or_function", False) and str(value).startswith("python:")
@@ -149,6 +171,9 @@ def from_mapping(given: Mapping[str, Any], where: str = "") -> Settings:
     for name in ("methods", "metrics"):
         if name in plain:
             plain[name] = names_in(plain[name], name)
+    for name in SEVERAL:
+        if name in plain:
+            plain[name] = _several(plain[name])
     options = plain.get("options", {})
     if not isinstance(options, Mapping) or not all(isinstance(one, Mapping) for one in options.values()):
         raise TypeError(f"Expected `options`{place} to hold a table for each method or metric, got {options!r}.")
@@ -169,6 +194,14 @@ def names_in(value: Any, what: str) -> tuple[str, ...]:
         raise TypeError(f"Expected `{what}` to be names, got {value!r}.")
     names = parse_aliases(part for part in parts if part.strip())
     return tuple(own if own == of else f"{own}={of}" for own, of in names.items())
+
+
+def _several(value: Any) -> Any:
+    """One text, or a tuple of several; those of a mapping as "NAME=TEXT"."""
+    if isinstance(value, Mapping):
+        return tuple(f"{name}={text}" for name, text in value.items())
+    listed = tuple(value) if isinstance(value, list | tuple) else value
+    return listed[0] if isinstance(listed, tuple) and len(listed) == 1 else listed
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -104,6 +104,26 @@ def pairwise(scores: pd.DataFrame, metrics: Iterable[str], methods: Iterable[str
     return tests
 
 
+def between_models(
+    scores: pd.DataFrame, metrics: Iterable[str], methods: Iterable[str], models: Iterable[str]
+) -> pd.DataFrame:
+    """Paired tests as `pairwise` of all pairs of models for each method, corrected by Holm within each metric.
+
+    Returns:
+        Its columns with method, model_a and model_b in place of method_a and method_b.
+    """
+    names = {"method_a": "model_a", "method_b": "model_b"}
+    found = []
+    for method in methods:
+        of_method = scores[scores.method == method]
+        tests = pairwise(of_method.assign(method=of_method.model), metrics, models).rename(columns=names)
+        tests.insert(1, "method", method)
+        found.append(tests[tests.n > 0])
+    tests = pd.concat(found, ignore_index=True)
+    tests["p_holm"] = tests.groupby("metric", sort=False)["p"].transform(holm)
+    return tests
+
+
 def _wilcoxon(difference: npt.NDArray[np.float64]) -> float:
     if len(difference) == 0:
         return float("nan")

@@ -1,5 +1,6 @@
 """Before the work: every method explains one sample, every metric scores one."""
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -33,16 +34,19 @@ def tell_of_outputs(evaluate: Evaluation, first: Sample) -> None:
         tell(said)
 
 
-def costs_of_methods(evaluate: Evaluation, methods: Mapping[str, Method], first: Sample) -> dict[str, float]:
-    """Explain one sample by each method; returns what that costs in forward passes.
+def costs_of_methods(
+    evaluate: Evaluation, methods: Mapping[str, Method], first: Sample
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Explain one sample by each method.
 
-    Raises:
-        ValueError: if methods do not fit the model; the message says why for each.
+    Returns:
+        What that costs in forward passes, and why other methods do not fit the model.
     """
     x = placement_of(evaluate.model).moved(first.image[None])
     y, _ = evaluate.classes([first], x)
     targets = evaluate.question.targets(y)
-    forwards, refused = {}, []
+    forwards: dict[str, float] = {}
+    unfit: dict[str, str] = {}
     for name, method in tqdm(methods.items(), desc="checking methods", unit="method", leave=False, disable=None):
         explain = evaluate.explains[name]
         try:
@@ -52,16 +56,11 @@ def costs_of_methods(evaluate: Evaluation, methods: Mapping[str, Method], first:
                 work = lambda explain=explain: explain(evaluate.model, x, targets)  # noqa: E731
                 forwards[name] = in_forwards(work, evaluate.model, x)
         except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts
-            refused.append(f"- {name}: {error}")
+            unfit[name] = str(error)
         except Exception as error:  # perhaps of this sample only; if not, every cell records it
             tell(f"{name} failed on the first sample: {type(error).__name__}: {error}")
             forwards[name] = float("nan")
-    if refused:
-        raise ValueError(
-            f"{len(refused)} of {len(methods)} methods do not fit this {type(evaluate.model).__name__}; "
-            "leave them out, or set the options that they ask for:\n" + "\n".join(refused)
-        )
-    return forwards
+    return forwards, unfit
 
 
 def check_metrics(evaluate: Evaluation, metrics: Mapping[str, Metric], samples: Iterable[Sample]) -> None:
@@ -96,8 +95,14 @@ def check_metrics(evaluate: Evaluation, metrics: Mapping[str, Metric], samples: 
         )
 
 
-def suit(evaluate: Evaluation, columns: int) -> None:
-    """Tell the metrics that ask for it how many classes there are."""
-    for metric in evaluate.metrics.values():
-        if not metric.given and getattr(metric.score, "num_classes", 0) > columns > 0:
-            vars(metric.score)["num_classes"] = columns
+def suited(metrics: Mapping[str, Metric], columns: int) -> dict[str, Metric]:
+    """The metrics, told how many classes there are where they ask for it."""
+    return {name: _suited(metric, columns) for name, metric in metrics.items()}
+
+
+def _suited(metric: Metric, columns: int) -> Metric:
+    if metric.given or not getattr(metric.score, "num_classes", 0) > columns > 0:
+        return metric
+    score = copy.copy(metric.score)
+    vars(score)["num_classes"] = columns
+    return replace(metric, score=score)

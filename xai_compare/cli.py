@@ -9,12 +9,15 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ._comparison import Comparison
 from ._marks import mark
 from ._methods import methods
 from ._metrics import metrics, our_metrics
 from ._names import slug
-from ._settings import NAMES, DeviceError, Settings, from_mapping, read_file
+from ._run_folder import RunFolder
+from ._settings import NAMES, SEVERAL, DeviceError, Settings, from_mapping, read_file
 from ._workers import StoppedError, WorkerError, is_main
 from .compare import compare
 
@@ -30,13 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.list:
         print(_listed())
         return
-    out = Path(Settings.out)
+    out = Settings.out
     try:
         settings = _settings(args)
-        out = Path(settings.out)
+        out = settings.out
         comparison = compare(**vars(settings), command=shlex.join(["xai-compare", *given]))
     except (TypeError, ValueError, OSError) as error:
-        begun = isinstance(error, OSError) and (out / "run.json").exists()
+        begun = isinstance(error, OSError) and RunFolder(out).files.exists("run.json")
         _stop(f"{error} {_left(out)}" if begun else str(error), 2 if isinstance(error, DeviceError) else 1)
     except KeyboardInterrupt:
         _stop(f"Stopped. {_left(out)}", 130)
@@ -55,7 +58,7 @@ def _end(comparison: Comparison) -> None:
         sys.exit(3)
 
 
-def _left(out: Path) -> str:
+def _left(out: str) -> str:
     return f"Finished results are in {out}; run the same command again to continue."
 
 
@@ -96,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add(parser: argparse.ArgumentParser, one: Field[Any]) -> None:
     """The command-line option of a setting."""
     kind: dict[str, Any] = {"type": int if one.type in (int, int | None) else str}
-    if one.type is bool:
+    if one.name in SEVERAL:
+        kind = {"action": "append", "type": str}
+    elif one.type is bool:
         kind = {"action": argparse.BooleanOptionalAction}
     elif "choices" in one.metadata:
         kind["metavar"] = "{" + ",".join(one.metadata["choices"]) + "}"
@@ -139,19 +144,39 @@ def _listed() -> str:
 def _tell(comparison: Comparison) -> None:
     facts = comparison.run
     summary = comparison.summary()
-    table = summary.pivot(index="method", columns="metric", values="mean")
-    table = table.reindex(index=list(facts["methods"]), columns=list(facts["metrics"]))
-    table["forwards"] = summary.groupby("method").explain_forwards.first()
-    print(table.round(3).rename_axis(index=None, columns=None).to_string())
+    models = list(facts["models"]) if "model" in summary else [""]
+    for model in models:
+        of_model = summary[summary.model == model] if model else summary
+        table = of_model.pivot(index="method", columns="metric", values="mean")
+        table = table.reindex(index=list(facts["methods"]), columns=list(facts["metrics"]))
+        table["forwards"] = of_model.groupby("method").explain_forwards.first()
+        print(*[f"{facts['models'][model]['title']} ({model}):"] * bool(model), _text(table), sep="\n")
     arrows = {"higher": "higher is better", "lower": "lower is better", "": "no direction is better"}
     print("; ".join(f"{name}: {arrows[about['direction']]}" for name, about in facts["metrics"].items()))
+    _tell_of_failures(comparison)
+
+
+def _text(table: pd.DataFrame) -> str:
+    """A table of numbers as text."""
+    return table.round(3).rename_axis(index=None, columns=None).to_string()
+
+
+def _tell_of_failures(comparison: Comparison) -> None:
     scores, skipped = comparison.scores(), comparison.skipped()
-    for name, error in zip(skipped.name, skipped.error, strict=True):
-        print(f"skipped {name}: {error}")
+    for row in skipped.itertuples(index=False):
+        print(f"skipped {row.name}{_for(row)}: {row.error}")
+    for name, model in comparison.run["models"].items():
+        for method, reason in model["unfit"].items():
+            print(f"left out {method} for {name}, which it does not fit: {reason}")
     failed = scores.dropna(subset=["error"])
-    for (method, metric), rows in failed.groupby(["method", "metric"], sort=False):
-        print(f"failed {len(rows)} x {method} {metric}: {rows.error.iloc[0]}")
+    cells = [name for name in ("model", "method", "metric") if name in failed]
+    for cell, rows in failed.groupby(cells, sort=False):
+        print(f"failed {len(rows)} x {' '.join(map(str, cell))}: {rows.error.iloc[0]}")
     print(
         f"{scores['sample'].nunique()} samples, {len(scores)} scores, {len(failed)} failed, {len(skipped)} samples "
         f"skipped; {comparison.report()}"
     )
+
+
+def _for(row: Any) -> str:
+    return f" for {row.model}" if hasattr(row, "model") else ""

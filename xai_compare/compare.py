@@ -2,31 +2,31 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from adapters.models import OutputChoice, evaluation_mode, placement_of
+from adapters.models import OutputChoice, placement_of
 from quantus_metrics._probabilities import Activation, checked_activation
 from quantus_metrics._targets import Function
 
+from ._batches import first_items, is_stream
+from ._candidate import Preparation
 from ._comparison import Comparison
-from ._data import Request, as_samples
-from ._input_layout import input_layout
-from ._methods import Method, methods_named
-from ._metrics import Metric, metrics_named
-from ._models import Subject, load_model, python_function
-from ._pictures import Pictures
+from ._lineup import lineup
+from ._methods import methods_named
+from ._metrics import metrics_named
+from ._models import python_function
 from ._questioned import Question
 from ._runner import Run
-from ._seeding import seeded_for
 from ._settings import METHODS, METRICS, Settings, from_mapping
 from ._workers import Workers
 
 
 def compare(
-    model: str | nn.Module = "digits",
+    model: str | nn.Module | Sequence[str | nn.Module] | Mapping[str, str | nn.Module] = "digits",
     data: Any = "",
     *,
     out: str | Path,
@@ -47,16 +47,16 @@ def compare(
 
     Args:
         model: A model that maps images to logits, or a name as on the command line. It runs in evaluation mode and is
-            left unchanged.
+            left unchanged. Or several to compare on the same samples: a list, or a mapping from names of your choice.
         data: A folder of images; a table (.csv, .parquet or a pandas.DataFrame) with columns file, label, mask, box
             and split; "hf:NAME[:CONFIG][:SPLIT]"; "digits"; or a dataset or DataLoader: images (channels, height,
             width), tuples of image, label and mask, or dictionaries of these; or (images, labels). Signals (channels,
             length) and volumes (channels, depth, height, width) are images, too.
-        out: The run's folder.
+        out: The run's folder: a path, or a URL of a file system that fsspec knows, such as "s3://BUCKET/RUN".
         methods: Names; or a mapping from names of your choice to method names, classes of Captum or pytorch-grad-cam,
             or functions of the model that return an instance of one.
         metrics: Names, or a mapping from names of your choice to Quantus metrics.
-        transform: Preprocesses a PIL image for the model; None: the model's own, or the data are tensors.
+        transform: Preprocesses a PIL image for all models; None: each model's own, or the data are tensors.
         labels: The names of the model's classes in their order, or by number, with which those in the data are matched;
             also for the report.
         output: Where the model returns several tensors, which one its logits are: a name, an index, a tuple of them, a
@@ -93,45 +93,47 @@ def compare(
     }
     data = "digits" if isinstance(data, str) and not data and model == "digits" else data
     given = from_mapping(
-        {"model": model if isinstance(model, str) else type(model).__name__, "out": str(out)}
+        {"out": str(out)}
+        | ({"model": model} if _are_names(model) else {})
         | ({"data": str(data)} if isinstance(data, str | Path) else {})
         | named
         | {name: value for name, value in (("targets", targets), ("activation", activation)) if isinstance(value, str)}
         | settings
     )
-    functions = _functions(targets)
-    activation = checked_activation(_named(activation))
-    chosen = methods_named(methods if isinstance(methods, Mapping) else given.methods)
-    scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options, activation)
-    _check_options(given, chosen, scores)
-    if isinstance(model, str):
-        with seeded_for(given.seed, "model", 0):  # weights that are not loaded are random
-            subject = load_model(model, given.pretrained, given.checkpoint, given.options.get("model", {}))
-    elif isinstance(model, nn.Module):
-        subject = Subject(model, type(model).__name__)
-    else:
-        raise TypeError(f"Expected `model` to be a torch.nn.Module or a name, got {type(model)}.")
-    options = dict(given.options.get("data", {}))
-    if transform is not None:  # which need not normalise as the model's own does
-        subject = replace(subject, transform=transform, mean=None, std=None)
-    subject = replace(
-        subject,
-        labels=_checked_labels(labels) or _checked_labels(options.pop("labels", ())) or subject.labels,
-        output=None if output == "" else output,
-    )
     if isinstance(data, str) and not data:
         raise ValueError(
             "Expected `data`: a folder of images, 'digits', or a dataset. On the command line: --data FOLDER"
         )
-    pictures = Pictures(subject.transform, input_layout(subject.model))
-    samples = as_samples(data, Request(pictures, subject.labels, given.split, given.limit, given.seed, options))
-    if len(functions) not in (0, 1, len(samples)):
-        raise ValueError(f"Expected one function for each of {len(samples)} samples, or one, got {len(functions)}.")
+    entries = lineup(model, given.checkpoint, pretrained=given.pretrained)
+    if not _are_names(model):
+        titles = [entry.title for entry in entries.values()]
+        given = replace(given, model=titles[0] if len(titles) == 1 else tuple(titles))
+    functions = _functions(targets)
+    activation = checked_activation(_named(activation))
+    chosen = methods_named(methods if isinstance(methods, Mapping) else given.methods)
+    scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options, activation)
+    _check_options(given, [*chosen, *scores, *(entries if len(entries) > 1 else ())])
     by_label = not functions and (given.targets == "label" or (given.targets == "" and given.data == "digits"))
     question = Question(by_label, functions, activation)
-    workers = Workers(given.device or ("" if isinstance(model, str) else str(placement_of(model).device or "cpu")))
-    with evaluation_mode(subject.model):
-        return Run(given, subject, samples, chosen, scores, Path(out), command, workers, question)()
+    objects = [entry.model for entry in entries.values() if isinstance(entry.model, nn.Module)]
+    workers = Workers(given.device or (str(placement_of(objects[0]).device or "cpu") if objects else ""))
+    options = dict(given.options.get("data", {}))
+    known = _checked_labels(labels) or _checked_labels(options.pop("labels", ()))
+    if len(entries) > 1 and not isinstance(data, str | Path | Mapping) and is_stream(data):
+        data = first_items(data, given.limit)  # to be read for each model
+    output = None if output == "" else output
+    prepare = Preparation(
+        given, entries, data, options, known, transform, output, question, chosen, scores, workers.device
+    )
+    models = {name: partial(prepare, name) for name in entries}
+    return Run(given, models, chosen, scores, out, command, workers, question, output)()
+
+
+def _are_names(model: Any) -> bool:
+    """Is this a name, a list of names, or a mapping to names?"""
+    if isinstance(model, nn.Module) or not isinstance(model, Iterable):
+        return False
+    return all(isinstance(one, str) for one in (model.values() if isinstance(model, Mapping) else model))
 
 
 def _named(value: Any) -> Any:
@@ -164,14 +166,10 @@ def _checked_labels(labels: Any) -> list[str]:
     return list(map(str, listed))
 
 
-def _check_options(settings: Settings, methods: Mapping[str, Method], metrics: Mapping[str, Metric]) -> None:
-    unused = [
-        name
-        for name in settings.options
-        if name not in methods and name not in metrics and name not in ("model", "data")
-    ]
+def _check_options(settings: Settings, known: Sequence[str]) -> None:
+    unused = [name for name in settings.options if name not in (*known, "model", "data")]
     if unused:
         raise ValueError(
-            f"Options are given for {', '.join(unused)}, which is not a method or metric of this run. Options can be "
-            f"given for {', '.join([*methods, *metrics])}, model and data."
+            f"Options are given for {', '.join(unused)}, which is not a method, metric or model of this run. Options "
+            f"can be given for {', '.join(known)}, model and data."
         )

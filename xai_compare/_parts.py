@@ -1,0 +1,178 @@
+"""What a run has of one model: a part of each table per batch of samples."""
+
+import io
+import json
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from ._evaluation import Batch
+from ._storage import Storage
+
+_INTEGER, _TEXT, _REAL, _REALS = pa.int64(), pa.string(), pa.float64(), pa.list_(pa.float32())
+_SAMPLE = {"model": _TEXT, "sample": _INTEGER}
+_RESULT = {"error": _TEXT, "seconds": _REAL}
+_CELL = {"method": _TEXT, "metric": _TEXT}
+TABLES = {
+    "scores": pa.schema(_SAMPLE | {"target": _INTEGER} | _CELL | {"score": _REAL} | _RESULT),
+    "explanations": pa.schema(_SAMPLE | {"name": _TEXT, "target": _INTEGER, "method": _TEXT} | _RESULT),
+    "curves": pa.schema(_SAMPLE | _CELL | {"curve": _TEXT, "axis": _TEXT, "x": _REALS, "y": _REALS}),
+    "small_maps": pa.schema(_SAMPLE | {"method": _TEXT, "shape": pa.list_(_INTEGER), "map": _REALS}),
+    "skipped": pa.schema(_SAMPLE | {"name": _TEXT, "error": _TEXT}),
+}
+_DAMAGED = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+
+Cells = Mapping[str, Collection[str]]
+"""For methods, metrics of each."""
+
+
+class Parts:
+    """The parts of a model.
+
+    A cell of a batch (a method and a metric) is finished when its scores are there, which are written last.
+
+    Args:
+        files: The files of the run.
+        model: The model's name.
+        suffix: What its parts' names have behind the number of their first sample.
+    """
+
+    def __init__(self, files: Storage, model: str, suffix: str) -> None:
+        self._files, self._model, self._suffix = files, model, suffix
+
+    def write(self, start: int, batch: Batch, cells: Cells) -> None:
+        """Write these cells of a batch, in place of what the folder has of them; its scores last."""
+        if batch.pictures:
+            self._write_pictures(start, _joined(self._pictures_of(start), batch.pictures))
+        for table in ("skipped", "curves", "small_maps", "explanations", "scores"):
+            rows: Sequence[tuple[Any, ...]] = getattr(batch, table)
+            if rows or table == "scores" or self._files.exists(self._part(table, start)):
+                self._write_part(table, start, self._table_of(table, rows), cells)
+
+    def begun(self) -> set[int]:
+        """The first samples of the batches of which something is finished."""
+        ending = f"{self._suffix}.parquet"
+        names = self._files.names("scores.parquet")
+        return {int(name[5:15]) for name in names if name.startswith("part-") and name[15:] == ending}
+
+    def missing(self, sizes: Mapping[int, int], cells: Cells, *, retry_failed: bool) -> dict[int, dict[str, list[str]]]:
+        """The cells of each batch that are not finished, by the batch's first sample; batches without any are left out.
+
+        Args:
+            sizes: How many samples each batch has.
+            cells: What is wanted.
+            retry_failed: Does a cell with an error count as not finished?
+        """
+        begun = self.begun()
+        found = {}
+        for start, size in sizes.items():
+            done = self._done(start, size, retry_failed) if start in begun else set()
+            left = {m: [k for k in metrics if done is not None and (m, k) not in done] for m, metrics in cells.items()}
+            found[start] = {method: metrics for method, metrics in left.items() if metrics}
+        return {start: left for start, left in found.items() if left}
+
+    def _part(self, table: str, start: int) -> str:
+        kind = "gallery" if table == "gallery" else f"{table}.parquet"
+        return f"{kind}/part-{start:010d}{self._suffix}.{'npz' if table == 'gallery' else 'parquet'}"
+
+    def _table_of(self, table: str, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+        schema = TABLES[table]
+        columns = list(zip(*((self._model, *row) for row in rows), strict=True)) or [()] * len(schema)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _write_part(self, table: str, start: int, rows: pa.Table, cells: Cells) -> None:
+        name = self._part(table, start)
+        if self._files.exists(name):
+            rows = pa.concat_tables([_without(self._read_part(table, start), table, cells), rows])
+        file = pa.BufferOutputStream()
+        parquet.write_table(rows, file, compression="zstd")
+        self._files.write(name, file.getvalue().to_pybytes())
+
+    def _read_part(self, table: str, start: int) -> pa.Table:
+        name = self._part(table, start)
+        if not self._files.exists(name):
+            return TABLES[table].empty_table()
+        return parquet.read_table(pa.BufferReader(self._files.read(name)), schema=TABLES[table])
+
+    def _done(self, start: int, size: int, retry_failed: bool) -> set[tuple[str, str]] | None:
+        """The finished cells of a batch; None: all, as no sample can be read.
+
+        A part that is damaged is taken away with all others of its batch, so that they are computed again.
+        """
+        try:
+            found = {table: self._read_part(table, start) for table in TABLES}
+            self._pictures_of(start)
+        except _DAMAGED as error:
+            said = f"Part {start} of {self._files.where} is damaged ({error}) and is computed again."
+            warnings.warn(said, stacklevel=2)
+            for table in (*TABLES, "gallery"):
+                self._files.remove(self._part(table, start))
+            return set()
+        scores: pd.DataFrame = found["scores"].to_pandas()
+        readable = size - len(found["skipped"])
+        if readable <= 0:
+            return None
+        counts = Counter(zip(scores["method"], scores["metric"], strict=True))
+        failed = scores[scores["error"].notna()] if retry_failed else scores[:0]
+        again = set(zip(failed["method"], failed["metric"], strict=True))
+        return {cell for cell, count in counts.items() if count >= readable and cell not in again}
+
+    def _write_pictures(self, start: int, pictures: list[dict[str, Any]]) -> None:
+        self._files.write(self._part("gallery", start), packed([{"model": self._model} | one for one in pictures]))
+
+    def _pictures_of(self, start: int) -> list[dict[str, Any]]:
+        return pictures_in(self._files, self._part("gallery", start))
+
+
+def packed(pictures: list[dict[str, Any]]) -> bytes:
+    """Pictures of the gallery as the bytes of an .npz file."""
+    arrays = {}
+    for number, picture in enumerate(pictures):
+        arrays[f"{number}/image"] = picture["image"]
+        arrays |= {f"{number}/{cls}/{method}": heat for (method, cls), heat in picture["maps"].items()}
+    described = [{k: p[k] for k in ("model", "index", "name", "classes")} for p in pictures]
+    file = io.BytesIO()
+    np.savez_compressed(file, about=np.array(json.dumps(described)), **arrays)
+    return file.getvalue()
+
+
+def pictures_in(files: Storage, name: str) -> list[dict[str, Any]]:
+    """The pictures that a file holds, none if there is no such file."""
+    if not files.exists(name):
+        return []
+    found = []
+    with np.load(io.BytesIO(files.read(name))) as file:
+        for number, about in enumerate(json.loads(str(file["about"]))):
+            keys = [key for key in file.files if key.startswith(f"{number}/") and key.count("/") > 1]
+            maps = {}
+            for key in keys:
+                _, cls, method = key.split("/", 2)
+                maps[method, int(cls)] = file[key]
+            found.append(about | {"image": file[f"{number}/image"], "maps": maps})
+    return found
+
+
+def _without(rows: pa.Table, table: str, cells: Cells) -> pa.Table:
+    """The rows of a part that are not written anew."""
+    if table == "skipped":
+        return rows[:0]
+    methods = rows["method"].to_pylist()
+    if "metric" in rows.column_names:
+        keep = [k not in cells.get(m, ()) for m, k in zip(methods, rows["metric"].to_pylist(), strict=True)]
+    else:
+        keep = [method not in cells for method in methods]
+    return rows.filter(pa.array(keep, pa.bool_()))
+
+
+def _joined(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pictures with the maps of methods from before and now."""
+    before = {picture["index"]: picture["maps"] for picture in old}
+    return [picture | {"maps": before.get(picture["index"], {}) | picture["maps"]} for picture in new]

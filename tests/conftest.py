@@ -21,8 +21,8 @@ def _seeded():
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch, request):
-    """None but, for tests in a browser, to its driver on this machine."""
-    local = ("127.0.0.1", "::1", "localhost") if "browser" in request.fixturenames else ()
+    """None but, for tests in a browser or with a server, to these on this machine."""
+    local = ("127.0.0.1", "::1", "localhost") if {"browser", "folder", "s3"} & {*request.fixturenames} else ()
     connect = socket.socket.connect
 
     def refuse(self, address):

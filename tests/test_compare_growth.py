@@ -223,7 +223,7 @@ def test_exit_codes_say_how_a_run_ended(tmp_path, capsys):
     assert code("--metrics", "compactness", "--out", str(tmp_path / "good"), "--device", "foo") == 2
     options = ["--option", "region-segmentation.no_such_argument=1"]
     assert code("--metrics", "region-segmentation", "--out", str(tmp_path / "bad"), *options) == 1
-    from xai_compare._run_folder import TABLES  # a metric that never gives a number
+    from xai_compare._parts import TABLES  # a metric that never gives a number
 
     failed = tmp_path / "failed"
     assert code("--metrics", "compactness", "--out", str(failed)) == 0

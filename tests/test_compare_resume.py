@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 from captum.attr import InputXGradient, Saliency
-from pyarrow import parquet
 from torch import nn
 
 import quantus_metrics
 from xai_compare import Comparison, compare
+from xai_compare._storage import Storage
 
 pytestmark = pytest.mark.slow
 
@@ -165,14 +165,14 @@ def test_images_at_once_may_change_only_where_scores_do_not_draw_by_them(run):
 
 
 def test_a_disk_that_fills_up_ends_the_run_which_goes_on_later(run, tmp_path, monkeypatch):
-    write = parquet.write_table
+    write = Storage.write
 
-    def full(rows, path):
-        if path.parent.name == "scores.parquet" and path.name.startswith(".0000000002"):
+    def full(self, name, content):
+        if name == "scores.parquet/part-0000000002.parquet":
             raise OSError(28, "No space left on device")
-        write(rows, path)
+        write(self, name, content)
 
-    monkeypatch.setattr(parquet, "write_table", full)
+    monkeypatch.setattr(Storage, "write", full)
     with pytest.raises(OSError, match="No space left"):
         run(["ixg"], "run")
     monkeypatch.undo()

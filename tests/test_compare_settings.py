@@ -234,6 +234,7 @@ def test_what_a_killed_process_left_is_cleaned_and_never_read(toy, folder, tmp_p
         out / "gallery" / ".0000000000-1.part",
         out / ".probe-1.part",
     ]
+    (out / "gallery").mkdir(exist_ok=True)
     for one in left:
         one.write_bytes(b"half a file")
     assert len(pd.read_parquet(out / "scores.parquet")) == len(whole)

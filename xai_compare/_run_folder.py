@@ -76,11 +76,7 @@ class RunFolder:
             identity = _grown(facts.get("identity", {}), identity)
             differing = _differences(facts.get("identity", {}), identity, growing=True)
             if differing:
-                raise ValueError(
-                    f"{self.files.where} holds another run: {'; '.join(differing)}. Choose another folder with --out, "
-                    "repeat the command of that run, or add a model to it by another name, --model NAME=...: "
-                    + facts.get("command", "")
-                )
+                raise ValueError(self._another_run(facts, differing))
         elif any(not name.endswith((PART, ".lock")) for name in self.files.all_names()):
             raise ValueError(f"{self.files.where} is not empty and holds no run. Choose another folder with --out.")
         self.models = list(identity.get("models", ()))
@@ -128,6 +124,18 @@ class RunFolder:
         """What was kept for the gallery: model, index, name, classes, image and maps by method and class."""
         names = [f"gallery/{name}" for name in self.files.names("gallery")]
         return [picture for name in names for picture in pictures_in(self.files, name)]
+
+    def _another_run(self, facts: Mapping[str, Any], differing: list[str]) -> str:
+        """That the folder holds another run, and what to do."""
+        models = list(facts.get("identity", {}).get("models", ()))
+        said = [one.removeprefix(f"models.{models[0]}.") if len(models) == 1 else one for one in differing]
+        advice = f" To add a model to it, give it a name of its own: --model NAME=... (it has {', '.join(models)})."
+        return (
+            f"{self.files.where} holds another run: {'; '.join(said)}. Choose another folder with --out, or repeat the "
+            f"command of that run: {facts.get('command', '')}"
+            + advice
+            * any(one.startswith("models.") for one in differing)
+        )
 
     def _check_writable(self) -> None:
         probe = f".probe-{os.getpid()}{PART}"

@@ -150,7 +150,7 @@ def _tell(comparison: Comparison) -> None:
         table = of_model.pivot(index="method", columns="metric", values="mean")
         table = table.reindex(index=list(facts["methods"]), columns=list(facts["metrics"]))
         table["forwards"] = of_model.groupby("method").explain_forwards.first()
-        print(*[f"{facts['models'][model]['title']} ({model}):"] * bool(model), _text(table), sep="\n")
+        print(*[f"{model}:"] * bool(model), _text(table), sep="\n")
     arrows = {"higher": "higher is better", "lower": "lower is better", "": "no direction is better"}
     print("; ".join(f"{name}: {arrows[about['direction']]}" for name, about in facts["metrics"].items()))
     _tell_of_failures(comparison)

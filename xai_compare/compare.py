@@ -112,7 +112,7 @@ def compare(
     activation = checked_activation(_named(activation))
     chosen = methods_named(methods if isinstance(methods, Mapping) else given.methods)
     scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options, activation)
-    _check_options(given, [*chosen, *scores, *(entries if len(entries) > 1 else ())])
+    _check_options(given, [*chosen, *scores], list(entries) if len(entries) > 1 else [])
     by_label = not functions and (given.targets == "label" or (given.targets == "" and given.data == "digits"))
     question = Question(by_label, functions, activation)
     objects = [entry.model for entry in entries.values() if isinstance(entry.model, nn.Module)]
@@ -166,10 +166,10 @@ def _checked_labels(labels: Any) -> list[str]:
     return list(map(str, listed))
 
 
-def _check_options(settings: Settings, known: Sequence[str]) -> None:
-    unused = [name for name in settings.options if name not in (*known, "model", "data")]
+def _check_options(settings: Settings, known: Sequence[str], models: Sequence[str]) -> None:
+    unused = [name for name in settings.options if name not in (*known, *models, "model", "data")]
     if unused:
         raise ValueError(
-            f"Options are given for {', '.join(unused)}, which is not a method, metric or model of this run. Options "
-            f"can be given for {', '.join(known)}, model and data."
+            f"Options are given for {', '.join(unused)}, which is not a {'model, ' * bool(models)}method or metric of "
+            f"this run. Options can be given for {', '.join([*known, *models])}, model and data."
         )

@@ -119,9 +119,9 @@ def test_checkpoints_of_one_model_are_models(tmp_path):
 def test_wrong_models_are_errors_that_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"'Sequential' is the name of two models: pass a mapping, model=\{"):
         run([linear(0), linear(1)], tmp_path)
-    with pytest.raises(ValueError, match="'a.1' and 'A.1' are the same name"):
+    with pytest.raises(ValueError, match=r"'a.1' and 'A.1' are the same name"):
         run({"a.1": linear(0), "A.1": linear(1)}, tmp_path)
-    with pytest.raises(TypeError, match="torch.nn.Module or a name, or several of these, got <class 'int'>"):
+    with pytest.raises(TypeError, match=r"torch.nn.Module or a name, or several of these, got <class 'int'>"):
         run({"a": linear(0), "b": 3}, tmp_path)
     with pytest.raises(ValueError, match="at least one model, got none"):
         run([], tmp_path)

@@ -108,7 +108,7 @@ def test_a_folder_with_something_else_is_refused(folder):
     Storage(folder).write("thesis.txt", "words")
     with pytest.raises(ValueError, match=r"is not empty and holds no run"):
         run(folder)
-    with pytest.raises(ValueError, match="holds no run: there is no run.json"):
+    with pytest.raises(ValueError, match=r"holds no run: there is no run\.json"):
         Comparison(folder)
 
 

@@ -191,6 +191,7 @@ class Preparation:
             settings.seed,
             settings.forward_batch,
             settings.gallery,
+            settings.save_maps,
         )
         return Candidate(name, subject, samples, settings, count, outputs, first.image.shape, evaluate)
 

@@ -31,6 +31,7 @@ class Batch:
     explanations: list[tuple[Any, ...]] = field(default_factory=list)
     curves: list[tuple[Any, ...]] = field(default_factory=list)
     small_maps: list[tuple[Any, ...]] = field(default_factory=list)
+    maps: list[tuple[Any, ...]] = field(default_factory=list)
     skipped: list[tuple[Any, ...]] = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,6 +64,7 @@ class Evaluation:
         seed: The seed of all random numbers.
         forward_batch: Batch size for perturbed images.
         gallery: Samples with an index below it are kept for the report.
+        save_maps: Are whole maps kept?
     """
 
     model: nn.Module
@@ -73,6 +75,7 @@ class Evaluation:
     seed: int
     forward_batch: int
     gallery: int
+    save_maps: bool = False
 
     def __call__(
         self,
@@ -109,11 +112,10 @@ class Evaluation:
                 (s.index, s.name, self.question.shown(cls), name, error, maps.seconds)
                 for s, cls, error in zip(samples, y, maps.errors, strict=True)
             ]
-            batch.small_maps += [
-                (s.index, name, list(one.shape), one.ravel())
-                for s, one, error in zip(samples, map(small_map, maps.values), maps.errors, strict=True)
-                if error is None
-            ]
+            made = [(s, one) for s, one, error in zip(samples, maps.values, maps.errors, strict=True) if error is None]
+            batch.small_maps += [_row(sample, name, small_map(one)) for sample, one in made]
+            if self.save_maps:
+                batch.maps += [_row(sample, name, one[0] if len(one) == 1 else one) for sample, one in made]
             self._score(batch, name, metrics, samples, x, y, maps, others, tell)
         batch.pictures = pictures
         return batch
@@ -294,6 +296,10 @@ class _Call:
                 "of image, label and mask or box; in a table, the columns mask or box."
             )
         return None
+
+
+def _row(sample: Sample, method: str, heat: Array) -> tuple[Any, ...]:
+    return sample.index, method, list(heat.shape), heat.astype(np.float32).ravel()
 
 
 def _picture(sample: Sample, target: int, other: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,37 @@ from ._storage import Storage
 _INTEGER, _TEXT, _REAL, _REALS = pa.int64(), pa.string(), pa.float64(), pa.list_(pa.float32())
 _SAMPLE = {"model": _TEXT, "sample": _INTEGER}
 _RESULT = {"error": _TEXT, "seconds": _REAL}
+_MAP = {"method": _TEXT, "shape": pa.list_(_INTEGER), "map": _REALS}
 _CELL = {"method": _TEXT, "metric": _TEXT}
 TABLES = {
     "scores": pa.schema(_SAMPLE | {"target": _INTEGER} | _CELL | {"score": _REAL} | _RESULT),
     "explanations": pa.schema(_SAMPLE | {"name": _TEXT, "target": _INTEGER, "method": _TEXT} | _RESULT),
     "curves": pa.schema(_SAMPLE | _CELL | {"curve": _TEXT, "axis": _TEXT, "x": _REALS, "y": _REALS}),
-    "small_maps": pa.schema(_SAMPLE | {"method": _TEXT, "shape": pa.list_(_INTEGER), "map": _REALS}),
+    "small_maps": pa.schema(_SAMPLE | _MAP),
+    "maps": pa.schema(_SAMPLE | _MAP),
     "skipped": pa.schema(_SAMPLE | {"name": _TEXT, "error": _TEXT}),
 }
 _DAMAGED = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 Cells = Mapping[str, Collection[str]]
 """For methods, metrics of each."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What is finished of a batch.
+
+    Attributes:
+        cells: Methods and metrics with a score, or an error, for each sample.
+        failed: Those of them with an error.
+        maps: Methods of which the maps of all samples are kept, or could not be made.
+        readable: How many samples can be read, or may be.
+    """
+
+    cells: set[tuple[str, str]] = field(default_factory=set)
+    failed: set[tuple[str, str]] = field(default_factory=set)
+    maps: set[str] = field(default_factory=set)
+    readable: int = 1
 
 
 class Parts:
@@ -51,7 +71,7 @@ class Parts:
         """Write these cells of a batch, in place of what the folder has of them; its scores last."""
         if batch.pictures:
             self._write_pictures(start, _joined(self._pictures_of(start), batch.pictures))
-        for table in ("skipped", "curves", "small_maps", "explanations", "scores"):
+        for table in ("skipped", "curves", "small_maps", "maps", "explanations", "scores"):
             rows: Sequence[tuple[Any, ...]] = getattr(batch, table)
             if rows or table == "scores" or self._files.exists(self._part(table, start)):
                 self._write_part(table, start, self._table_of(table, rows), cells)
@@ -62,20 +82,27 @@ class Parts:
         names = self._files.names("scores.parquet")
         return {int(name[5:15]) for name in names if name.startswith("part-") and name[15:] == ending}
 
-    def missing(self, sizes: Mapping[int, int], cells: Cells, *, retry_failed: bool) -> dict[int, dict[str, list[str]]]:
+    def missing(
+        self, sizes: Mapping[int, int], cells: Cells, *, retry_failed: bool, with_maps: bool = False
+    ) -> dict[int, dict[str, list[str]]]:
         """The cells of each batch that are not finished, by the batch's first sample; batches without any are left out.
 
         Args:
             sizes: How many samples each batch has.
             cells: What is wanted.
             retry_failed: Does a cell with an error count as not finished?
+            with_maps: Does a method whose maps are not kept count as not finished? If its scores are, no metric is
+                left for it.
         """
         begun = self.begun()
         found = {}
         for start, size in sizes.items():
-            done = self._done(start, size, retry_failed) if start in begun else set()
-            left = {m: [k for k in metrics if done is not None and (m, k) not in done] for m, metrics in cells.items()}
-            found[start] = {method: metrics for method, metrics in left.items() if metrics}
+            done = self._finished(start, size) if start in begun else _Finished()
+            if not done.readable:
+                continue
+            again = done.failed if retry_failed else set()
+            left = {m: [k for k in metrics if (m, k) not in done.cells - again] for m, metrics in cells.items()}
+            found[start] = {m: k for m, k in left.items() if k or (with_maps and m not in done.maps)}
         return {start: left for start, left in found.items() if left}
 
     def _part(self, table: str, start: int) -> str:
@@ -102,8 +129,8 @@ class Parts:
             return TABLES[table].empty_table()
         return parquet.read_table(pa.BufferReader(self._files.read(name)), schema=TABLES[table])
 
-    def _done(self, start: int, size: int, retry_failed: bool) -> set[tuple[str, str]] | None:
-        """The finished cells of a batch; None: all, as no sample can be read.
+    def _finished(self, start: int, size: int) -> "_Finished":
+        """What is finished of a batch.
 
         A part that is damaged is taken away with all others of its batch, so that they are computed again.
         """
@@ -115,15 +142,20 @@ class Parts:
             warnings.warn(said, stacklevel=2)
             for table in (*TABLES, "gallery"):
                 self._files.remove(self._part(table, start))
-            return set()
+            return _Finished()
         scores: pd.DataFrame = found["scores"].to_pandas()
         readable = size - len(found["skipped"])
-        if readable <= 0:
-            return None
         counts = Counter(zip(scores["method"], scores["metric"], strict=True))
-        failed = scores[scores["error"].notna()] if retry_failed else scores[:0]
-        again = set(zip(failed["method"], failed["metric"], strict=True))
-        return {cell for cell, count in counts.items() if count >= readable and cell not in again}
+        failed = scores[scores["error"].notna()]
+        explanations: pd.DataFrame = found["explanations"].to_pandas()
+        lost = explanations.method[explanations.error.notna()]
+        maps = Counter([*found["maps"]["method"].to_pylist(), *lost])
+        return _Finished(
+            {cell for cell, count in counts.items() if count >= readable},
+            set(zip(failed["method"], failed["metric"], strict=True)),
+            {method for method, count in maps.items() if count >= readable},
+            readable,
+        )
 
     def _write_pictures(self, start: int, pictures: list[dict[str, Any]]) -> None:
         self._files.write(self._part("gallery", start), packed([{"model": self._model} | one for one in pictures]))

@@ -115,10 +115,10 @@ class RunFolder:
         found: pd.DataFrame = pd.read_parquet(**self.files.for_arrow(f"{name}.parquet"))
         return found
 
-    def parts(self, name: str) -> Iterator[pd.DataFrame]:
-        """The rows of a table, one part after the other."""
+    def parts(self, name: str, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
+        """The rows of a table, or some columns of them, one part after the other."""
         for part in self.files.names(f"{name}.parquet"):
-            yield pd.read_parquet(**self.files.for_arrow(f"{name}.parquet/{part}"))
+            yield pd.read_parquet(**self.files.for_arrow(f"{name}.parquet/{part}"), columns=columns)
 
     def pictures(self) -> list[dict[str, Any]]:
         """What was kept for the gallery: model, index, name, classes, image and maps by method and class."""

@@ -21,6 +21,7 @@ from ._metrics import Metric
 from ._names import distinct, fingerprint
 from ._questioned import Question
 from ._run_folder import RunFolder
+from ._saved_maps import export
 from ._settings import Settings
 from ._workers import Workers, stoppable
 
@@ -135,7 +136,10 @@ class Run:
         size = self.settings.batch_size
         sizes = {start: min(size, one.count - start) for start in range(0, one.count, size)}
         cells = {method: list(self.metrics) for method in self.methods if method not in unfit}
-        return self.files.of(one.name).missing(sizes, cells, retry_failed=self.settings.retry_failed)
+        settings = self.settings
+        return self.files.of(one.name).missing(
+            sizes, cells, retry_failed=settings.retry_failed, with_maps=settings.save_maps
+        )
 
     def _identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on; models, methods, metrics and samples may be added later."""
@@ -250,4 +254,6 @@ class Run:
             self._facts["ended"] = ended.isoformat(timespec="seconds")
             self._facts["seconds"] = (ended - datetime.fromisoformat(self._facts["started"])).total_seconds()
         self.files.write_facts(self._facts)
+        if self.settings.save_maps:
+            export(self.files, self._facts)
         comparison.finish(self.settings.resamples)

@@ -113,6 +113,7 @@ class Settings:
     )
     forward_batch: int = _setting(64, "batch size for perturbed images", least=1)
     gallery: int = _setting(12, "number of samples in the report's gallery", least=0, in_numbers=True)
+    save_maps: bool = _setting(False, "keep whole maps, as maps/METHOD.npz", "no")
     retry_failed: bool = _setting(False, "compute again what failed in an earlier call", "no")
     resamples: int = _setting(2000, "number of bootstrap resamples", least=100)
     out: str = _setting("xai-compare-run", "output folder: a path, or a URL that fsspec knows, as s3://BUCKET/RUN")

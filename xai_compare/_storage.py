@@ -1,6 +1,8 @@
 """The files of a run, below one folder of any file system that fsspec knows."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -55,12 +57,6 @@ class Storage:
         found: bytes = self.fs.cat_file(self._path(name))
         return found
 
-    def opened(self, name: str) -> IO[bytes]:
-        """A file, to be read in part."""
-        self._forget(name)
-        file: IO[bytes] = self.fs.open(self._path(name), "rb")
-        return file
-
     def write(self, name: str, content: bytes | str) -> None:
         """Write a file in place of what is there.
 
@@ -71,11 +67,22 @@ class Storage:
         if self.local is None:
             self.fs.pipe_file(self._path(name), content)
             return
-        file = self.local / name
-        part = file.with_name(f".{file.name}-{os.getpid()}{PART}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(file)
+        with self.writing(name) as file:
+            file.write(content)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to be written piece by piece; what is there is replaced at the end."""
+        if self.local is None:
+            with self.fs.open(self._path(name), "wb") as file:
+                yield file
+            return
+        final = self.local / name
+        part = final.with_name(f".{final.name}-{os.getpid()}{PART}")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            yield file
+        part.replace(final)
 
     def create(self, name: str, content: str) -> None:
         """Write a file that is not there yet.

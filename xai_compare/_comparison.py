@@ -83,7 +83,7 @@ class Comparison:
         summary = summarise(scores, directions, methods, resamples, facts["seed"])
         summary["explain_seconds"] = summary.method.map(explanations.groupby("method").seconds.mean())
         summary["explain_forwards"] = summary.method.map(facts["forwards"])
-        tests = pairwise(scores, metrics, methods)
+        tests = pairwise(scores, metrics, methods, resamples, facts["seed"])
         self._files.write_text("summary.csv", summary.to_csv(index=False))
         self._files.write_text("tests.csv", tests.to_csv(index=False))
         page = render(

@@ -1,0 +1,121 @@
+"""How far methods agree: rank correlations of their maps of the same sample."""
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from scipy import stats
+from torch.nn import functional as F
+
+from ._statistics import interval
+
+Array = npt.NDArray[np.generic]
+_PLACES = 1024  # of a map whose ranks are kept, at most
+
+
+def ranks_of(values: Array) -> npt.NDArray[np.uint16]:
+    """The ranks of a map's values, of which maps of the same sample are compared.
+
+    Args:
+        values: A map of any number of axes. It is averaged down until it has at most 1024 places, with its proportions
+            kept: an image of 224 x 224 to 32 x 32. Smaller ones are left as they are.
+
+    Returns:
+        Twice the rank of each place, flat: whole numbers, also where equal values share their average rank.
+
+    Raises:
+        ValueError: if a value is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("Expected a map of finite values, got NaN or infinity: leave out maps that failed.")
+    return np.asarray(2 * stats.rankdata(_small(values))).astype(np.uint16)
+
+
+def _small(values: Array) -> Array:
+    """The map with at most 1024 places."""
+    if values.size <= _PLACES:
+        return values
+    longest = max(values.shape)
+    sizes = (
+        [max(1, round(side * kept / longest)) for side in values.shape] for kept in range(min(longest, _PLACES), 0, -1)
+    )
+    small = torch.as_tensor(values.astype(np.float32)).double()  # sums are exact then, so equal values stay equal
+    for axis, size in enumerate(next(sides for sides in sizes if np.prod(sides) <= _PLACES)):
+        last = small.movedim(axis, -1)
+        pooled = F.adaptive_avg_pool1d(last.reshape(1, -1, last.shape[-1]), size)
+        small = pooled.reshape(*last.shape[:-1], size).movedim(-1, axis)
+    return np.asarray(small.numpy())
+
+
+def spearman(ranks: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:
+    """Spearman's correlations of all pairs of rows.
+
+    Args:
+        ranks: (methods, places), a row is what `ranks_of` returns.
+
+    Returns:
+        (methods, methods); NaN for a row whose places all have the same rank.
+    """
+    centred = ranks - ranks.mean(1, keepdims=True)
+    length = np.sqrt((centred**2).sum(1))
+    length[length == 0] = np.nan
+    return np.asarray((centred @ centred.T / np.outer(length, length)).clip(-1, 1))
+
+
+def agreement(
+    parts: Iterable[pd.DataFrame], methods: Sequence[str], resamples: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How far methods agree, on average and on each sample.
+
+    Args:
+        parts: Rows of sample, method and ranks (a list, as `ranks_of` returns it); a part has all rows of its samples.
+            They are read one after the other, and a number is kept for each sample and pair of methods.
+        methods: In the order of the rows.
+        resamples: Number of resamples of the percentile bootstrap.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        For each pair of methods method_a, method_b, n (samples with a correlation), mean, ci_low and ci_high (95 %);
+        and for each sample, those with the lowest agreement first: sample, agreement (the mean correlation of all pairs
+        of methods) and n_pairs. Failed and constant maps have no correlation.
+
+    Raises:
+        ValueError: if the maps of a sample differ in size.
+    """
+    pairs = list(combinations(methods, 2))
+    samples: list[Any] = []
+    found: list[npt.NDArray[np.float64]] = []
+    for part in parts:
+        for sample, rows in part.groupby("sample"):
+            samples.append(sample)
+            found.append(_of_sample(dict(zip(rows["method"], rows["ranks"], strict=True)), methods))
+    table = np.stack(found) if found else np.empty((0, len(pairs)))
+    known = [column[np.isfinite(column)] for column in table.T]
+    by_pair = [
+        (a, b, len(values), values.mean() if len(values) else np.nan, *interval(values, resamples, seed))
+        for (a, b), values in zip(pairs, known, strict=True)
+    ]
+    counts = np.isfinite(table).sum(1)
+    means = np.divide(np.nansum(table, 1), counts, out=np.full(len(table), np.nan), where=counts > 0)
+    by_sample = pd.DataFrame({"sample": samples, "agreement": means, "n_pairs": counts})
+    return (
+        pd.DataFrame(by_pair, columns=["method_a", "method_b", "n", "mean", "ci_low", "ci_high"]),
+        by_sample[: len(samples) * bool(pairs)].sort_values(["agreement", "sample"], ignore_index=True),
+    )
+
+
+def _of_sample(ranks: dict[str, Sequence[int]], methods: Sequence[str]) -> npt.NDArray[np.float64]:
+    """The correlation of each pair of methods; NaN for those without a map."""
+    present = [at for at, method in enumerate(methods) if method in ranks]
+    matrix = np.full((len(methods), len(methods)), np.nan)
+    if present:
+        rows = [np.asarray(ranks[methods[at]]) for at in present]
+        if len({len(row) for row in rows}) > 1:
+            sizes = {methods[at]: len(row) for at, row in zip(present, rows, strict=True)}
+            raise ValueError(f"Expected maps of one size for each sample, got {sizes} places: bring them to one size.")
+        matrix[np.ix_(present, present)] = spearman(np.stack(rows))
+    return matrix[np.triu_indices(len(methods), 1)]

@@ -95,7 +95,7 @@ def test_only_samples_that_all_methods_have_count_and_methods_without_scores_are
 def test_two_methods_have_no_friedman_test_and_equal_scores_the_probability_one():
     assert np.isnan(ranked({"a": [1.0, 2, 3], "b": [2.0, 1, 0]})[0].p)
     assert np.isnan(ranked({"a": [1.0], "b": [2.0], "c": [3.0]})[0].p)
-    same = ranked(dict.fromkeys("abc", [1.0, 2, 3]))[0]
+    same = ranked({method: [1.0, 2, 3] for method in "abc"})[0]
     assert same.p == 1
     assert same.groups == [["a", "b", "c"]]
     assert same.order == [("a", 2), ("b", 2), ("c", 2)]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy.typing as npt
 import pandas as pd
 
+from ._agreement import agreement
+from ._critical_difference import rankings
 from ._display import visible
 from ._report import Curve, Picture, render
 from ._run_folder import RunFolder
@@ -70,7 +72,7 @@ class Comparison:
         return self.folder / "report.html"
 
     def finish(self, resamples: int, labels: Mapping[int, str], normalised: Mapping[str, Any]) -> None:
-        """Write summary.csv, tests.csv and report.html.
+        """Write summary.csv, tests.csv, report.html, and how far methods agree where the ranks of maps were kept.
 
         Args:
             resamples: Number of bootstrap resamples.
@@ -86,20 +88,29 @@ class Comparison:
         tests = pairwise(scores, metrics, methods, resamples, facts["seed"])
         self._files.write_text("summary.csv", summary.to_csv(index=False))
         self._files.write_text("tests.csv", tests.to_csv(index=False))
+        by_pair, by_sample = agreement(self._parts("ranks"), methods, resamples, facts["seed"])
+        names = explanations.drop_duplicates("sample").set_index("sample")["name"]
+        by_sample.insert(1, "name", by_sample["sample"].map(names))
+        if len(by_sample):
+            self._files.write_text("agreement.csv", by_pair.to_csv(index=False))
+            self._files.write_text("agreement-by-sample.csv", by_sample.to_csv(index=False))
         page = render(
             self._described(facts, scores),
             summary,
             tests,
             [
                 Curve(r.metric, r.method, r.curve, r.axis, r.x, r.mean, r.low, r.high)
-                for r in _rows(curve_means(self._curves()))
+                for r in _rows(curve_means(self._parts("curves")))
             ],
             [_picture(one, labels, normalised) for one in self._files.pictures()],
+            rankings=rankings(scores, directions, tests),
+            by_pair=by_pair,
+            by_sample=by_sample,
         )
         self._files.write_text("report.html", page)
 
-    def _curves(self) -> Iterator[pd.DataFrame]:
-        for path in sorted((self.folder / "curves.parquet").glob("part-*.parquet")):
+    def _parts(self, table: str) -> Iterator[pd.DataFrame]:
+        for path in sorted((self.folder / f"{table}.parquet").glob("part-*.parquet")):
             yield pd.read_parquet(path)
 
     def _described(self, facts: dict[str, Any], scores: pd.DataFrame) -> dict[str, Any]:
@@ -138,4 +149,5 @@ def _picture(kept: dict[str, Any], labels: Mapping[int, str], normalised: Mappin
         target=int(kept["classes"][0]),
         classes={int(cls): labels.get(int(cls), f"class {cls}") for cls in kept["classes"]},
         maps=maps,
+        index=int(kept["index"]),
     )

@@ -4,7 +4,9 @@ import pandas as pd
 import pytest
 from reports import METHODS, METRICS, TESTS, fake_run, fake_scores, summary_of
 
+from xai_compare._report import render
 from xai_compare._report_table import score_columns
+from xai_compare._report_table import test_table as table_of_tests
 from xai_compare._report_words import Finding, findings, in_short
 
 NAMES = {name: name.upper() for name in "abcdefg"}
@@ -102,3 +104,29 @@ def test_what_is_said_of_plausible_scores_is_what_their_tests_say():
         own = tests[(tests.metric == metric) & ((tests.method_a == best) | (tests.method_b == best))].dropna()
         assert titles[best] in found[title].text
         assert found[title].winner == (titles[best] if (own.p_holm < 0.05).all() else "")
+
+
+def with_metrics(count):
+    rows = [
+        (f"m{i}", "higher", method, 9, 0, i + mean, 0, 1) for i in range(count) for method, mean in (("a", 1), ("b", 2))
+    ]
+    tests = pd.DataFrame([(f"m{i}", "a", "b", 9, -1, -1, -1, -1, FAR, FAR) for i in range(count)], columns=TESTS)
+    return render({}, summary_of(*rows), tests, [], [])
+
+
+def test_the_page_lists_what_is_said_and_folds_more_than_six_lines():
+    for count in (1, 6, 7):
+        page = with_metrics(count)
+        assert page.index("<li><b>m0</b>: b is significantly better than a.</li>") < page.index('id="scores-title"')
+        assert page.count("is significantly better than a.</li>") == count
+        assert ('<details id="findings"><summary>Significantly better' in page) == (count > 6)
+    assert "of 7 metrics: b in 7." in with_metrics(7)
+
+
+def test_the_table_of_tests_shows_effects_with_intervals_and_dashes_where_there_are_none():
+    rows = [("m", "a", "b", 9, -0.25, -0.5, -0.75, 0.125, 0.0002, 0.04), ("m", "a", "c", 0, *[NAN] * 6)]
+    shown = table_of_tests(pd.DataFrame(rows, columns=TESTS).to_dict("records"), NAMES, {"m": "M"})
+    minus, dash = "\u2212", "\u2013"
+    first = ("M", "A", "B", 9, f"{minus}0.250", f"{minus}0.50", f"{minus}0.75 to 0.12", "< 0.001", "0.040")
+    assert shown.rows == [first, ("M", "A", "C", 0, *[dash] * 5)]
+    assert len(shown.heads) == len(first)

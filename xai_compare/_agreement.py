@@ -67,7 +67,7 @@ def spearman(ranks: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:
 
 
 def agreement(
-    parts: Iterable[pd.DataFrame], methods: Sequence[str], resamples: int, seed: int
+    parts: Iterable[pd.DataFrame], methods: Iterable[str], resamples: int, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How far methods agree, on average and on each sample.
 
@@ -86,6 +86,7 @@ def agreement(
     Raises:
         ValueError: if the maps of a sample differ in size.
     """
+    methods = list(methods)
     pairs = list(combinations(methods, 2))
     samples: list[Any] = []
     found: list[npt.NDArray[np.float64]] = []

@@ -12,11 +12,11 @@ from xai_compare._statistics import interval
 
 
 def random_maps(seed, shape=(6, 7)):
-    """Correlated maps with ties of three methods."""
+    """Correlated maps with ties, of four methods."""
     draw = np.random.default_rng(seed)
     shared = draw.normal(size=shape)
     return {
-        name: (shared * weight + draw.normal(size=shape)).round(1) for name, weight in (("a", 1), ("b", 2), ("c", 0))
+        name: (shared * weight + draw.normal(size=shape)).round(1) for name, weight in (("a", 1), ("b", 2), ("c", 0), ("d", -1))
     }
 
 
@@ -82,7 +82,7 @@ def test_correlations_of_small_maps_are_scipys(shape):
     found = spearman(np.stack([ranks_of(one) for one in maps.values()]))
     expected = stats.spearmanr(np.stack([one.ravel() for one in maps.values()], 1)).statistic
     assert found == pytest.approx(expected, abs=1e-12)
-    assert np.abs(found - np.eye(3)).max() > 0.1
+    assert np.abs(found - np.eye(4)).max() > 0.1
 
 
 def test_a_constant_map_has_no_correlation_and_opposite_ones_have_minus_one():
@@ -99,20 +99,20 @@ def test_agreement_is_the_mean_of_scipys_correlations_by_pair_and_by_sample():
     parts = [
         part_of({sample: maps[sample] for sample in rows}) for rows in ((0, 1, 2, 3, 4), (5, 6), (7, 8, 9, 10, 11))
     ]
-    pairs, samples = agreement(iter(parts), ["c", "a", "b"], 200, 4)
+    pairs, samples = agreement(iter(parts), ["c", "a", "d", "b"], 200, 4)
     expected = {
         pair: np.array([stats.spearmanr(of[pair[0]], of[pair[1]], axis=None).statistic for of in maps.values()])
-        for pair in combinations("cab", 2)
+        for pair in combinations("cadb", 2)
     }
     assert list(zip(pairs.method_a, pairs.method_b, strict=True)) == list(expected)
-    assert pairs.n.tolist() == [12] * 3
+    assert pairs.n.tolist() == [12] * 6
     for row, values in zip(pairs.itertuples(), expected.values(), strict=True):
         assert row.mean == pytest.approx(values.mean(), abs=1e-12)
         assert (row.ci_low, row.ci_high) == pytest.approx(interval(values, 200, 4), abs=1e-12)
     means = np.mean(list(expected.values()), 0)
     assert samples["sample"].tolist() == np.argsort(means).tolist()
     assert samples.agreement.tolist() == pytest.approx(np.sort(means), abs=1e-12)
-    assert samples.n_pairs.tolist() == [3] * 12
+    assert samples.n_pairs.tolist() == [6] * 12
 
 
 def test_missing_and_constant_maps_are_left_out():

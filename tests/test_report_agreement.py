@@ -32,9 +32,9 @@ def test_the_matrix_is_symmetric_and_leaves_out_methods_without_a_pair():
 
 
 def test_the_lowest_images_come_first_with_their_place_in_the_gallery():
-    samples = by_sample((7, "x", 0.5), (3, "y", NAN), (4, "z", -0.5), *((i, str(i), 0.9) for i in range(10, 30)))
+    samples = by_sample((4, "z", 0.5), (3, "y", NAN), (7, "x", -0.5), *((i, str(i), 0.9) for i in range(10, 30)))
     found = matrix(by_pair(("a", "b", 5, 0.5)), samples, {"a": "A", "b": "B"}, [None, 7, 5])
-    assert found.lowest[:3] == [("z", "\u22120.50", None), ("x", "0.50", 1), ("10", "0.90", None)]
+    assert found.lowest[:3] == [("x", "\u22120.50", 1), ("z", "0.50", None), ("10", "0.90", None)]
     assert len(found.lowest) == 10
     assert found.among == 22
     assert found.words == "Mean of all pairs: 0.50."

@@ -15,9 +15,8 @@ def random_maps(seed, shape=(6, 7)):
     """Correlated maps with ties, of four methods."""
     draw = np.random.default_rng(seed)
     shared = draw.normal(size=shape)
-    return {
-        name: (shared * weight + draw.normal(size=shape)).round(1) for name, weight in (("a", 1), ("b", 2), ("c", 0), ("d", -1))
-    }
+    weights = {"a": 1, "b": 2, "c": 0, "d": -1}
+    return {name: (weight * shared + draw.normal(size=shape)).round(1) for name, weight in weights.items()}
 
 
 def part_of(maps_of_samples):

@@ -68,7 +68,8 @@ def show(browser, tmp_path):
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         path = tmp_path / "report.html"
         path.write_text(page, "utf-8")
-        browser.get(path.as_uri())
+        browser.report = path.as_uri()
+        browser.get(browser.report)
         return browser
 
     yield opened

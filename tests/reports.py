@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.stats import rankdata, wilcoxon
 from sklearn.datasets import load_digits
 
+from xai_compare._critical_difference import Ranking, _groups
 from xai_compare._report import Curve, Picture, render
 
 METRICS = {
@@ -37,7 +38,19 @@ METHODS = {
 }
 SUMMARY = ["metric", "direction", "method", "n", "failed", "mean", "ci_low", "ci_high", "mean_rank"]
 SUMMARY += ["seconds", "explain_seconds", "explain_forwards"]
-TESTS = ["metric", "method_a", "method_b", "n", "median_difference", "p", "p_holm"]
+TESTS = [
+    "metric",
+    "method_a",
+    "method_b",
+    "n",
+    "median_difference",
+    "effect",
+    "effect_low",
+    "effect_high",
+    "p",
+    "p_holm",
+]
+PAIRS = ["method_a", "method_b", "n", "mean", "ci_low", "ci_high"]
 CURVES = {
     "fidelity": ("MIF", "LIF", "blurred pixels in percent", 100.0),
     "box": ("correlation", "box size in pixels", 56.0),
@@ -65,11 +78,43 @@ def fake_scores(samples=48):
         p = np.array([wilcoxon(difference).pvalue for *_, difference in found])
         order, holm = p.argsort(), np.empty(len(p))
         holm[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-        pairs += [(metric, *found[k][:2], samples, np.median(found[k][2]), p[k], holm[k]) for k in range(len(p))]
+        effects = [_effect(difference) for *_, difference in found]
+        sizes = [
+            (np.median(d), e, max(-1, e - 0.2), min(1, e + 0.2)) for (*_, d), e in zip(found, effects, strict=True)
+        ]
+        pairs += [(metric, *found[k][:2], samples, *sizes[k], p[k], holm[k]) for k in range(len(p))]
     summary = pd.DataFrame(rows, columns=SUMMARY)
     failed = (summary.metric == "discrimination") & (summary.method == "attention")
     summary.loc[failed, ["n", "failed", "mean", "ci_low", "ci_high", "mean_rank"]] = [0, 48, *[math.nan] * 4]
     return summary, pd.DataFrame(pairs, columns=TESTS)
+
+
+def _effect(difference):
+    ranks = rankdata(np.abs(difference))
+    return (np.sign(difference) * ranks).sum() / ranks.sum()
+
+
+@cache
+def fake_rankings():
+    """Of each metric with a direction, as the summary and the tests say."""
+    summary, tests = fake_scores()
+    found = []
+    for metric, (_, direction) in METRICS.items():
+        rows = summary[(summary.metric == metric) & summary.mean_rank.notna()].sort_values("mean_rank")
+        order = list(zip(rows.method, rows.mean_rank, strict=True))
+        groups = _groups(list(rows.method), tests[tests.metric == metric])
+        found += [Ranking(metric, 48, order, groups, 1e-5)] if direction else []
+    return found
+
+
+def fake_agreement(samples=48):
+    """(by pair, by sample), of samples that are named as the pictures."""
+    draw, methods = np.random.default_rng(4), list(METHODS)
+    rows = [(a, b, samples, draw.uniform(-0.3, 0.98)) for a, b in combinations(methods, 2)]
+    pairs = pd.DataFrame([(*row, row[3] - 0.03, row[3] + 0.02) for row in rows], columns=PAIRS)
+    names = [f"scenes/{at}.png" for at in range(samples)]
+    lowest = pd.DataFrame({"sample": range(samples), "name": names, "agreement": draw.uniform(-0.1, 0.8, samples)})
+    return pairs, lowest.assign(n_pairs=45).sort_values("agreement", ignore_index=True)
 
 
 def fake_curves():
@@ -108,7 +153,7 @@ def fake_pictures(count=8, side=56):
             }
         classes = {label: f"digit {label}" for label in places}
         target = next(iter(places))
-        pictures.append(Picture(f"scenes/{at}.png", np.stack([image] * 3, -1), target, classes, maps))
+        pictures.append(Picture(f"scenes/{at}.png", np.stack([image] * 3, -1), target, classes, maps, at))
     return pictures
 
 
@@ -172,7 +217,9 @@ def embedded(page):
 @cache
 def full_page():
     """The page with everything."""
-    return render(fake_run(), *fake_scores(), fake_curves(), fake_pictures())
+    pairs, samples = fake_agreement()
+    further = {"rankings": fake_rankings(), "by_pair": pairs, "by_sample": samples}
+    return render(fake_run(), *fake_scores(), fake_curves(), fake_pictures(), **further)
 
 
 @cache

@@ -45,7 +45,7 @@ def test_paired_tests_are_scipys_of_the_samples_that_both_have():
     scores = random_table()
     scores["a"][[2, 5]] = np.nan
     scores["b"][7] = np.nan
-    found = pairwise(table(scores), ["m"], list(scores)).set_index(["method_a", "method_b"])
+    found = pairwise(table(scores), ["m"], list(scores), 50, 0).set_index(["method_a", "method_b"])
     assert list(found.index) == [("a", "b"), ("a", "c"), ("b", "c")]
     raw = []
     for one, other in found.index:
@@ -67,7 +67,7 @@ def test_paired_tests_are_scipys_of_the_samples_that_both_have():
 
 def test_a_small_wilcoxon_test_by_hand():
     # differences 1, 2, 3, 4, -5: ranks against are 5 of 15; 10 of the 32 signs are as extreme on one side
-    found = pairwise(table({"a": [1, 2, 3, 4, -5], "b": [0, 0, 0, 0, 0]}), ["m"], ["a", "b"])
+    found = pairwise(table({"a": [1, 2, 3, 4, -5], "b": [0, 0, 0, 0, 0]}), ["m"], ["a", "b"], 50, 0)
     signs = np.array(np.meshgrid(*[[0, 1]] * 5)).reshape(5, -1).T
     against = (signs * [1, 2, 3, 4, 5]).sum(1)
     assert found.p[0] == pytest.approx(2 * (against <= 5).mean())
@@ -78,7 +78,7 @@ def test_tests_without_a_difference_or_a_pair():
     scores = pd.concat(
         [table({"a": [1, 2, 3], "b": [1, 2, 3], "c": [np.nan] * 3}), table({"a": [1, 2, 3], "b": [2, 4, 6]}, "other")]
     )
-    found = pairwise(scores, ["m", "other"], ["a", "b", "c"])
+    found = pairwise(scores, ["m", "other"], ["a", "b", "c"], 50, 0)
     assert len(found) == 6
     assert found.n.tolist() == [3, 0, 0, 3, 0, 0]
     assert found.p[0] == 1
@@ -87,15 +87,16 @@ def test_tests_without_a_difference_or_a_pair():
 
 
 def test_one_method_alone_has_no_tests():
-    found = pairwise(table({"a": [1, 2, 3]}), ["m"], ["a"])
+    found = pairwise(table({"a": [1, 2, 3]}), ["m"], ["a"], 50, 0)
     assert len(found) == 0
-    assert list(found) == ["metric", "method_a", "method_b", "n", "median_difference", "p", "p_holm"]
+    columns = ["metric", "method_a", "method_b", "n", "median_difference", "effect", "effect_low", "effect_high"]
+    assert list(found) == [*columns, "p", "p_holm"]
 
 
 def test_the_correction_is_within_each_metric():
     one, other = random_table(1), random_table(2)
-    both = pairwise(pd.concat([table(one, "m"), table(other, "n")]), ["m", "n"], list(one))
-    alone = pairwise(table(other, "n"), ["n"], list(one))
+    both = pairwise(pd.concat([table(one, "m"), table(other, "n")]), ["m", "n"], list(one), 50, 0)
+    alone = pairwise(table(other, "n"), ["n"], list(one), 50, 0)
     pd.testing.assert_frame_equal(both[both.metric == "n"].reset_index(drop=True), alone)
 
 
@@ -203,5 +204,5 @@ def test_every_small_sample_has_the_probability_of_all_signs(count):
 
 
 def test_two_samples_of_which_one_differs_are_compared():
-    found = pairwise(table({"a": [1, 2], "b": [1, 5]}), ["m"], ["a", "b"])
+    found = pairwise(table({"a": [1, 2], "b": [1, 5]}), ["m"], ["a", "b"], 50, 0)
     assert (found.n[0], found.p[0], found.p_holm[0]) == (2, 1, 1)

@@ -10,8 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from reports import TESTS, embedded, fake_curves, fake_pictures, fake_run, fake_scores, one_picture, small, summary_of
+from reports import (
+    PAIRS,
+    TESTS,
+    embedded,
+    fake_curves,
+    fake_pictures,
+    fake_run,
+    fake_scores,
+    one_picture,
+    small,
+    summary_of,
+)
 
+from xai_compare._critical_difference import Ranking
 from xai_compare._report import Curve, Picture, render
 
 
@@ -57,13 +69,17 @@ def test_the_same_arguments_make_the_same_page_and_matplotlib_is_left_as_found()
 def test_text_is_escaped_everywhere():
     bad = "</script><script>alert(1)</script><!--\"'&\u2028é{{ 7 * 7 }}{% raw %}"
     summary = summary_of((bad, "higher", bad, 3, 1, 0.5, 0.4, 0.6))
-    tests = pd.DataFrame([(bad, bad, "b", 3, 0.1, 0.5, 0.5)], columns=TESTS)
+    tests = pd.DataFrame([(bad, bad, "b", 3, 0.1, 0.2, 0.1, 0.3, 0.5, 0.5)], columns=TESTS)
     curve = Curve(bad, bad, bad, bad + " $x$ $", [0, 1], [0, 1], [0, 1], [0, 1])
     picture = Picture(bad, np.zeros((4, 4, 3), np.uint8), 0, {0: bad}, {0: {bad: np.ones((2, 2))}})
     run = dict.fromkeys(("command", "seed", "started", "device", "model", "weights", "data"), bad)
     run |= {"settings": {bad: [bad]}, "versions": {bad: bad}, "skipped": [{"sample": bad, "error": bad}]}
     run |= {"errors": [{"method": bad, "metric": bad, "count": 1, "error": bad}], "methods": {bad: {"title": bad}}}
-    page = render(run, summary, tests, [curve], [picture])
+    pairs = pd.DataFrame([(bad, "b", 3, 0.5, 0.4, 0.6)], columns=PAIRS)
+    samples = pd.DataFrame({"sample": [0], "name": [bad], "agreement": [0.5]})
+    ranking = Ranking(bad, 3, [(bad, 1.0), ("b", 2.0)], [[bad, "b"]], 0.5)
+    further = {"rankings": [ranking], "by_pair": pairs, "by_sample": samples}
+    page = render(run, summary, tests, [curve], [picture], **further)
     assert "alert(1)</script>" not in page
     assert page.count("<script") == page.count("</script>") == 2
     assert embedded(page)["methods"] == [[bad, bad]]

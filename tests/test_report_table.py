@@ -80,7 +80,7 @@ def test_links_to_the_tests_open_them(show):
 
 def test_plots_have_labels_and_ids_of_their_own_and_legends_hide_methods(show):
     browser = show(full_page())
-    assert each(browser, "figcaption", "e.innerText") == [
+    assert each(browser, ".curves figcaption", "e.innerText") == [
         *("MIF, most important first", "LIF, least important first"),
         *("correlation", "probability", "probability"),
     ]

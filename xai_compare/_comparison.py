@@ -1,19 +1,16 @@
 """A finished run: its tables and its report."""
 
 import io
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import pandas as pd
 
-from ._display import visible
-from ._report import Curve, Picture, render
+from ._finish import write_report, write_statistics
 from ._run_folder import RunFolder
-from ._statistics import between_models, curve_means, pairwise, summarise
 
-_TEXT = ("model", "model_a", "model_b", "metric", "direction", "method", "method_a", "method_b")
+_TEXT = ("model", "model_a", "model_b", "metric", "direction", "method", "method_a", "method_b", "name")
 # Columns of names, which stay text: a method may be called "1" or "null".
 _NAMES: dict[Hashable, Any] = dict.fromkeys(_TEXT, str)
 
@@ -80,47 +77,30 @@ class Comparison:
         """As written to `model_tests.csv`: paired tests of all pairs of models; without rows if there is one model."""
         return self._csv("model_tests.csv")
 
-    def report(self) -> Path | str:
-        """The path of the HTML report, or its URL if the run's folder is one."""
-        folder = self.folder
-        return folder / "report.html" if isinstance(folder, Path) else self._files.files.place("report.html")
+    def agreement(self) -> pd.DataFrame:
+        """As written to `agreement.csv`: how far each pair of methods agrees."""
+        return self._of_models(self._csv("agreement.csv"))
+
+    def agreement_by_sample(self) -> pd.DataFrame:
+        """As written to `agreement-by-sample.csv`: how far the methods agree on each sample, the lowest first."""
+        return self._of_models(self._csv("agreement-by-sample.csv"))
+
+    def report(self, model: str = "") -> Path | str:
+        """The path of the HTML report, or its URL if the run's folder is one.
+
+        Args:
+            model: Of several models, the one whose page is meant; "": the page that has all side by side.
+        """
+        name = f"report-{model}.html" if model else "report.html"
+        return self.folder / name if isinstance(self.folder, Path) else self._files.files.place(name)
 
     def finish(self, resamples: int) -> None:
-        """Write summary.csv, tests.csv, model_tests.csv and report.html.
+        """Write the statistics and the report.
 
         Args:
             resamples: Number of bootstrap resamples.
         """
-        facts, scores, explanations = self.run, self._files.table("scores"), self._files.table("explanations")
-        models, methods, metrics = facts["models"], facts["methods"], facts["metrics"]
-        directions = {name: about["direction"] for name, about in metrics.items()}
-        costs = explanations.groupby(["model", "method"]).seconds.mean()
-        summaries, tests = [], []
-        for model in models:
-            of_model = scores[scores.model == model]
-            summary = summarise(of_model, directions, methods, resamples, facts["seed"])
-            summary["explain_seconds"] = [costs.get((model, method)) for method in summary.method]
-            summary["explain_forwards"] = summary.method.map(models[model]["forwards"])
-            summaries.append(summary.assign(model=model))
-            tests.append(pairwise(of_model, metrics, methods).assign(model=model))
-        tables = {
-            "summary.csv": _model_first(pd.concat(summaries, ignore_index=True)),
-            "tests.csv": _model_first(pd.concat(tests, ignore_index=True)),
-            "model_tests.csv": between_models(scores, metrics, methods, models),
-        }
-        for name, table in tables.items():
-            self._files.files.write(name, table.to_csv(index=False))
-        page = render(
-            self._described(facts, scores),
-            tables["summary.csv"],
-            tables["tests.csv"],
-            [
-                Curve(r.metric, r.method, r.curve, r.axis, r.x, r.mean, r.low, r.high)
-                for r in _rows(curve_means(self._files.parts("curves")))
-            ],
-            [_picture(one, models[one["model"]]) for one in self._files.pictures()],
-        )
-        self._files.files.write("report.html", page)
+        write_report(self._files, write_statistics(self._files, resamples))
 
     def _csv(self, name: str) -> pd.DataFrame:
         text = self._files.files.read(name)
@@ -131,40 +111,3 @@ class Comparison:
     def _of_models(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table without its column `model` if there is one model."""
         return table if len(self.run["models"]) > 1 else table.drop(columns="model")
-
-    def _described(self, facts: dict[str, Any], scores: pd.DataFrame) -> dict[str, Any]:
-        failed = scores.dropna(subset=["error"])
-        errors = failed.groupby(["method", "metric"], sort=False).error.agg(count_="size", first_="first").reset_index()
-        skipped = self.skipped()
-        return facts | {
-            "finished": int(scores["sample"].nunique()),
-            "failed": len(failed),
-            "errors": [
-                {"method": r.method, "metric": r.metric, "count": int(r.count_), "error": r.first_}
-                for r in _rows(errors)
-            ],
-            "skipped": [{"sample": r.name, "error": r.error} for r in _rows(skipped)],
-        }
-
-
-def _model_first(table: pd.DataFrame) -> pd.DataFrame:
-    return table[["model", *(name for name in table if name != "model")]]
-
-
-def _rows(table: pd.DataFrame) -> Iterator[Any]:
-    """The rows as named tuples, whose types pandas' stubs do not know."""
-    yield from table.itertuples(index=False)
-
-
-def _picture(kept: dict[str, Any], model: Mapping[str, Any]) -> Picture:
-    labels = {-1: "the target function"} | dict(enumerate(model["labels"]))
-    maps: dict[int, dict[str, npt.NDArray[Any]]] = {int(cls): {} for cls in kept["classes"]}
-    for (method, cls), heat in kept["maps"].items():
-        maps[cls][method] = heat
-    return Picture(
-        sample=kept["name"],
-        image=visible(kept["image"], model["normalised"]),
-        target=int(kept["classes"][0]),
-        classes={int(cls): labels.get(int(cls), f"class {cls}") for cls in kept["classes"]},
-        maps=maps,
-    )

@@ -1,5 +1,6 @@
 """Signals, volumes and images as pictures for the report."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,12 +49,19 @@ def small_map(values: Array) -> npt.NDArray[np.float32]:
     Args:
         values: (channels, ...) of a signal, an image or a volume.
     """
-    heat = values.mean(0, dtype=np.float32)
-    scale = min(1.0, (_PLACES / heat.size) ** (1 / heat.ndim))
-    size = tuple(max(1, int(side * scale + 1e-6)) for side in heat.shape)
-    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[heat.ndim - 1]
-    small: npt.NDArray[np.float32] = pool(torch.as_tensor(heat)[None, None], size)[0, 0].numpy()  # type: ignore[arg-type]
-    return small
+    small = torch.as_tensor(values.astype(np.float32)).double().mean(0)  # sums are exact, so equal values stay equal
+    for axis, size in enumerate(_few(tuple(small.shape))):
+        last = small.movedim(axis, -1)
+        pooled = F.adaptive_avg_pool1d(last.reshape(1, -1, last.shape[-1]), size)
+        small = pooled.reshape(*last.shape[:-1], size).movedim(-1, axis)
+    return np.asarray(small.numpy(), np.float32)
+
+
+def _few(shape: tuple[int, ...]) -> list[int]:
+    """The sides of a small map of this shape."""
+    longest = max(shape)
+    smaller = ([max(1, round(side * kept / longest)) for side in shape] for kept in range(longest, 0, -1))
+    return next(sides for sides in smaller if math.prod(sides) <= _PLACES)
 
 
 def visible(image: Array, normalised: Mapping[str, Any]) -> npt.NDArray[np.uint8]:

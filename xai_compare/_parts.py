@@ -62,10 +62,14 @@ class Parts:
         files: The files of the run.
         model: The model's name.
         suffix: What its parts' names have behind the number of their first sample.
+
+    Attributes:
+        disagreeing: The file of further pictures of the gallery, on which methods disagree.
     """
 
     def __init__(self, files: Storage, model: str, suffix: str) -> None:
         self._files, self._model, self._suffix = files, model, suffix
+        self.disagreeing = f"gallery/disagreeing{suffix}.npz"
 
     def write(self, start: int, batch: Batch, cells: Cells) -> None:
         """Write these cells of a batch, in place of what the folder has of them; its scores last."""

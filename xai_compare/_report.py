@@ -16,14 +16,18 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
+from ._critical_difference import Ranking
+from ._report_agreement import matrix
 from ._report_plots import Curve, sections
+from ._report_ranks import diagrams
 from ._report_table import Records, Table, counted, decimals, entry, mean, number, score_columns, test_table, to_float
+from ._report_words import findings, in_short
 
 __all__ = ["Curve", "Picture", "render"]
 
 _LARGEST = 448  # pixels; larger images are shrunk
 _MISSING = -128  # the code of a value that is not finite
-_OPTIONAL = ("samples", "finished", "failed", "skipped", "interruptions", "device", "model", "data", "seconds")
+_OPTIONAL = "models samples finished failed skipped interruptions device model data seconds".split()
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Picture:
         target: The class that the scores are about.
         classes: What each class is called, the target first.
         maps: By class and method, signed (h, w) maps of any size; a method that failed is absent.
+        index: The sample's number, by which tables link to it.
     """
 
     sample: str
@@ -43,6 +48,7 @@ class Picture:
     target: int
     classes: dict[int, str]
     maps: dict[int, dict[str, npt.NDArray[np.floating]]]
+    index: int | None = None
 
 
 def render(
@@ -51,6 +57,12 @@ def render(
     tests: pd.DataFrame,
     curves: Sequence[Curve],
     pictures: Sequence[Picture],
+    *,
+    rankings: Sequence[Ranking] = (),
+    by_pair: pd.DataFrame | None = None,
+    by_sample: pd.DataFrame | None = None,
+    models: Any = None,
+    drawn: Mapping[str, str] | None = None,
 ) -> str:
     """The page, which needs no network and no other file.
 
@@ -62,18 +74,25 @@ def render(
         summary: A row for each metric and method: `metric`, `direction`, `method`, `n`, `failed`, `mean`, `ci_low`,
             `ci_high`, `mean_rank`, `seconds`, `explain_seconds`, `explain_forwards`.
         tests: A row for each metric and pair of methods: `metric`, `method_a`, `method_b`, `n`, `median_difference`,
-            `p`, `p_holm`. May be empty.
+            `effect`, `effect_low`, `effect_high`, `p`, `p_holm`. May be empty.
         curves: What is plotted; a plot for each metric and name.
         pictures: What the gallery shows.
+        rankings: Mean ranks and groups of methods, one for each metric that has them.
+        by_pair: How far each pair of methods agrees, as `agreement` returns it; without any the section is hidden.
+        by_sample: The agreement on each sample, as `agreement` returns it, and its `name`.
+        models: What the page says of several models; then there is no table of scores.
+        drawn: What the gallery's maps are called, if not as the methods.
 
     Returns:
         The page's HTML. The same arguments make the same page.
     """
     scores: Records = summary.to_dict("records")
     pairs: Records = tests.to_dict("records")
-    drawn = [method for picture in pictures for maps in picture.maps.values() for method in maps]
-    methods = _titles(run, "methods", [row["method"] for row in scores] + [c.method for c in curves] + drawn)
+    shown = [method for picture in pictures for maps in picture.maps.values() for method in maps] if not drawn else []
+    methods = _titles(run, "methods", [row["method"] for row in scores] + [c.method for c in curves] + shown)
     metrics = _titles(run, "metrics", [row["metric"] for row in scores])
+    columns = score_columns(run, scores, pairs, methods, metrics) if models is None else []
+    found = findings(columns, pairs, methods)
     script = _asset("report.js")
     return _page().render(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -82,9 +101,14 @@ def render(
         run=dict.fromkeys(_OPTIONAL) | {"command": "not recorded"} | dict(run),
         methods=methods,
         metrics=metrics,
-        columns=score_columns(run, scores, pairs, methods, metrics),
+        columns=columns,
+        models=models,
+        findings=found,
+        in_short=in_short(found),
+        diagrams=diagrams(rankings, methods, metrics),
+        agreement=matrix(by_pair, by_sample, methods, [picture.index for picture in pictures]),
         sections=sections(curves, methods, _titles(run, "metrics", [curve.metric for curve in curves])),
-        data={"methods": list(methods.items()), "pictures": [_embedded(picture) for picture in pictures]},
+        data={"methods": list((drawn or methods).items()), "pictures": [_embedded(picture) for picture in pictures]},
         provenance=_provenance(run, scores, methods, metrics),
         tests=test_table(pairs, methods, metrics),
     )
@@ -95,7 +119,7 @@ def _page() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    made.filters |= {"counted": counted, "duration": _duration}
+    made.filters |= {"counted": counted, "duration": _duration, "number": number}
     made.tests["finite"] = math.isfinite
     return made.from_string(_asset("report.html"))
 

@@ -16,10 +16,10 @@ from matplotlib.transforms import Affine2D
 
 _MARKERS, _DASHES = "os^DvPX<>phd", ("", "5 2", "1.5 1.5")
 _INKS = 6  # colours that report.css has for lines
-_TEXT, _GRID = "#010101", "#010102"  # stand for what the style sheet decides
-_STYLE = {
-    **{f"{name}.color": _TEXT for name in ("text", "xtick", "ytick")},
-    **{f"axes.{name}": _TEXT for name in ("edgecolor", "labelcolor")},
+TEXT, _GRID = "#010101", "#010102"  # stand for what the style sheet decides
+STYLE: dict[str, Any] = {
+    **{f"{name}.color": TEXT for name in ("text", "xtick", "ytick")},
+    **{f"axes.{name}": TEXT for name in ("edgecolor", "labelcolor")},
     **{f"axes.spines.{side}": False for side in ("top", "right")},
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -65,7 +65,7 @@ def sections(
 
 
 def _panel(curves: list[Curve], own: list[Curve], order: list[str], name: str) -> Panel:
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         figure = Figure(figsize=(4.4, 2.9), layout="constrained")
         axes: Any = figure.subplots()
         for curve in curves:
@@ -73,17 +73,13 @@ def _panel(curves: list[Curve], own: list[Curve], order: list[str], name: str) -
         axes.set_ylim(*_limits(own))
         axes.margins(x=0.02)
         axes.set_xlabel(curves[0].axis, parse_math=False)
-        figure.patch.set_visible(False)
-        axes.patch.set_visible(False)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    shown = _NAMES.get(curves[0].name, curves[0].name)
-    return shown, curves[0].axis, *_inline(file.getvalue(), name)
+        shown = _NAMES.get(curves[0].name, curves[0].name)
+        return shown, curves[0].axis, *inline(figure, name)
 
 
 def _draw(axes: Any, curve: Curve, index: int) -> None:
     x, mean = np.asarray(curve.x, dtype=float), np.asarray(curve.mean, dtype=float)
-    color, dash = f"#0001{index % _INKS:02x}", _DASHES[index // _INKS % len(_DASHES)]
+    color, dash = line_color(index), _DASHES[index // _INKS % len(_DASHES)]
     band = axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.1, linewidth=0)
     band.set_gid(f"band{index}")
     every = max(1, len(x) // 6)
@@ -94,6 +90,11 @@ def _draw(axes: Any, curve: Curve, index: int) -> None:
     line.set_gid(f"line{index}")
 
 
+def line_color(index: int) -> str:
+    """The colour of a line, which stands for the style sheet's."""
+    return f"#0001{index % _INKS:02x}"
+
+
 def _limits(curves: list[Curve]) -> tuple[float, float]:
     values = np.concatenate([np.asarray(v, dtype=float).ravel() for c in curves for v in (c.mean, c.low, c.high)])
     values = values[np.isfinite(values)]
@@ -102,13 +103,19 @@ def _limits(curves: list[Curve]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _inline(svg: str, name: str) -> tuple[str, Markup]:
-    """The view box of Matplotlib's SVG, and the rest of it with ids of its own and colours of the style sheet."""
+def inline(figure: Figure, name: str) -> tuple[str, Markup]:
+    """The view box of a figure's SVG, and the rest of it with ids of its own and colours of the style sheet."""
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue()
     opened, svg = svg[svg.index("<svg") :].split(">", 1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)")
+    svg = svg.replace(TEXT, "currentColor").replace(_GRID, "var(--grid)")
     svg = re.sub(r"#0001([0-9a-f]{2})\b", lambda found: f"var(--line{int(found[1], 16)})", svg)
     return opened.split('viewBox="')[1].split('"')[0], Markup(svg)
 

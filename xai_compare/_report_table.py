@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ._statistics import SIGNIFICANT
+
 Records = list[dict[Any, Any]]
 
-_LEVEL, _PAIR = 0.05, ("method_a", "method_b")
+_PAIR = ("method_a", "method_b")
 _HINTS = {"higher": "\u2191 higher is better", "lower": "\u2193 lower is better"}
 
 
@@ -23,12 +25,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of scores, with a cell for each method."""
+    """A column of the table of scores, with a cell for each method; `metric` is what it shows, if it is one."""
 
     title: str
     hint: str
     lowest_first: bool
     cells: dict[str, Cell]
+    metric: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def score_columns(
     """The table of all scores; the best of each column is marked, and what may be as good."""
     return [
         *_known(_rank_column(scores, methods)),
-        *(_metric_column(run, scores, pairs, methods, metric, title) for metric, title in metrics.items()),
+        *(metric_column(run, scores, pairs, methods, metric, title) for metric, title in metrics.items()),
         *_known(_cost_column(scores, methods, "explain_seconds", "Seconds")),
         *_known(_cost_column(scores, methods, "explain_forwards", "Forward passes")),
     ]
@@ -59,9 +62,10 @@ def _known(column: Column) -> list[Column]:
     return [column] if any(math.isfinite(cell.value) for cell in column.cells.values()) else []
 
 
-def _metric_column(
+def metric_column(
     run: Mapping[str, Any], scores: Records, pairs: Records, methods: Iterable[str], metric: str, title: str
 ) -> Column:
+    """A metric's means, with intervals; the best one is marked, and what may be as good."""
     found = {row["method"]: row for row in scores if row["metric"] == metric}
     rows = {method: found.get(method, {}) for method in methods}
     known = [entry(run, "metrics", metric).get("direction"), *(row.get("direction") for row in rows.values())]
@@ -74,14 +78,14 @@ def _metric_column(
         method: Cell(means[method], number(means[method], places), _notes(row, places, most), marks.get(method, ""))
         for method, row in rows.items()
     }
-    return Column(title, _HINTS.get(direction, "neither is better"), direction == "lower", cells)
+    return Column(title, _HINTS.get(direction, "neither is better"), direction == "lower", cells, metric)
 
 
 def _notes(row: dict[Any, Any], places: int, most: float) -> list[str]:
     notes = []
     low, high = to_float(row.get("ci_low")), to_float(row.get("ci_high"))
     if math.isfinite(low) and math.isfinite(high):
-        notes.append(f"{number(low, places)} to {number(high, places)}")
+        notes.append(between(number(low, places), number(high, places)))
     if to_float(row.get("failed")) > 0:
         notes.append(f"{row['failed']} failed")
     elif to_float(row.get("n")) < most:
@@ -92,7 +96,7 @@ def _notes(row: dict[Any, Any], places: int, most: float) -> list[str]:
 def _marks(means: dict[str, float], direction: str, pairs: Records) -> dict[str, str]:
     """By method: whether it is best, or no test tells it from the best."""
     best = _best(means, direction)
-    tied = [{row["method_a"], row["method_b"]} for row in pairs if to_float(row.get("p_holm")) >= _LEVEL]
+    tied = [{row["method_a"], row["method_b"]} for row in pairs if to_float(row.get("p_holm")) >= SIGNIFICANT]
     close = {method for pair in tied if pair & best for method in pair}
     return dict.fromkeys(close, "close") | dict.fromkeys(best, "best")
 
@@ -134,17 +138,20 @@ def _finite(scores: Records, method: str, name: str) -> list[float]:
 
 def test_table(pairs: Records, methods: dict[str, str], metrics: dict[str, str]) -> Table:
     """All paired tests."""
-    heads = ("Metric", "Method a", "Method b", "n", "Median of a - b", "p", "p (Holm)")
+    heads = ("Metric", "Method a", "Method b", "n", "Median of a \u2212 b", "Effect", "95 % interval", "p", "p (Holm)")
     rows = []
     for row in pairs:
         same = [to_float(one.get("median_difference")) for one in pairs if one["metric"] == row["metric"]]
         names = metrics.get(row["metric"], row["metric"]), *(methods.get(row[m], row[m]) for m in _PAIR)
         difference = number(to_float(row.get("median_difference")), decimals(same))
-        rows.append((*names, row.get("n", ""), difference, _p_value(row.get("p")), _p_value(row.get("p_holm"))))
+        effects = [number(to_float(row.get(name)), 2) for name in ("effect", "effect_low", "effect_high")]
+        shown = effects[0], between(*effects[1:])
+        rows.append((*names, row.get("n", ""), difference, *shown, p_value(row.get("p")), p_value(row.get("p_holm"))))
     return Table("pairs", "Paired Wilcoxon tests", heads, rows, heads[3:])
 
 
-def _p_value(value: Any) -> str:
+def p_value(value: Any) -> str:
+    """A p value with three digits."""
     p = to_float(value)
     return "< 0.001" if p < 0.001 else number(p, 3)
 
@@ -175,6 +182,11 @@ def decimals(values: Iterable[float]) -> int:
 def counted(count: int, what: str) -> str:
     """For example "2 images"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def between(low: str, high: str) -> str:
+    """An interval; a dash for what is none."""
+    return low if low == high == "\u2013" else f"{low} to {high}"
 
 
 def number(value: float, places: int) -> str:

@@ -122,7 +122,7 @@ class RunFolder:
 
     def pictures(self) -> list[dict[str, Any]]:
         """What was kept for the gallery: model, index, name, classes, image and maps by method and class."""
-        names = [f"gallery/{name}" for name in self.files.names("gallery")]
+        names = [f"gallery/{name}" for name in sorted(self.files.names("gallery"), key=lambda name: name[0] == "d")]
         return [picture for name in names for picture in pictures_in(self.files, name)]
 
     def _another_run(self, facts: Mapping[str, Any], differing: list[str]) -> str:

@@ -13,9 +13,11 @@ from tqdm.auto import tqdm
 
 from adapters.models import OutputChoice, evaluation_mode
 
+from . import _disagreement as disagreement
 from ._candidate import Candidate, listed
 from ._comparison import Comparison
 from ._facts import check_versions, device_name, plain_settings, settings_in_numbers, versions
+from ._finish import write_report, write_statistics
 from ._methods import Method
 from ._metrics import Metric
 from ._names import distinct, fingerprint
@@ -98,11 +100,10 @@ class Run:
             for name, cells in todo.items():
                 self._work(name, cells)
                 self.workers.wait()
-        comparison = Comparison(self.out)
         if self.workers.is_main:
-            self._end(comparison)
+            self._end()
         self.workers.wait()
-        return comparison
+        return Comparison(self.out)
 
     def _begun(self, name: str) -> Todo:
         with self._model(name) as one:
@@ -248,7 +249,7 @@ class Run:
                 added += min(size, one.count - start) * self.workers.count * (start in again)
                 bar.update(max(0, finished(added) - bar.n))
 
-    def _end(self, comparison: Comparison) -> None:
+    def _end(self) -> None:
         ended = datetime.now(UTC)
         if "ended" not in self._facts:
             self._facts["ended"] = ended.isoformat(timespec="seconds")
@@ -256,4 +257,10 @@ class Run:
         self.files.write_facts(self._facts)
         if self.settings.save_maps:
             export(self.files, self._facts)
-        comparison.finish(self.settings.resamples)
+        statistics = write_statistics(self.files, self.settings.resamples)
+        for name in self.models:
+            samples = disagreement.wanted(self.files, name, statistics.of[name].by_sample, self.settings.gallery)
+            if samples:
+                with self._model(name) as one:
+                    disagreement.keep(self.files, one, samples)
+        write_report(self.files, statistics)

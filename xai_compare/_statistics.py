@@ -10,7 +10,9 @@ import pandas as pd
 from scipy import stats
 
 LEVEL = 0.95
+SIGNIFICANT = 0.05  # p values below it
 _AT_ONCE = 10_000_000  # numbers that the bootstrap samples at a time
+_IN_CACHE = 16_000  # the same, where each is used several times
 _SIGNS = 13  # differences whose signs are enumerated
 
 
@@ -83,14 +85,25 @@ def mean_ranks(table: pd.DataFrame, direction: str) -> pd.Series:
     return table.dropna(axis=1, how="all").dropna().rank(axis=1, ascending=direction == "lower").mean()
 
 
-def pairwise(scores: pd.DataFrame, metrics: Iterable[str], methods: Iterable[str]) -> pd.DataFrame:
+def pairwise(
+    scores: pd.DataFrame, metrics: Iterable[str], methods: Iterable[str], resamples: int, seed: int
+) -> pd.DataFrame:
     """Paired Wilcoxon signed-rank tests of all pairs of methods, corrected by Holm within each metric.
 
+    Args:
+        scores: Rows of sample, method, metric and score; failed ones have no score.
+        metrics: In the order of the rows.
+        methods: In the order of the rows.
+        resamples: Number of resamples of the percentile bootstrap.
+        seed: Seed of the bootstrap.
+
     Returns:
-        The columns metric, method_a, method_b, n (samples that both have), median_difference (a - b), p and p_holm; p
-        is 1 where all differences are zero, NaN without a pair.
+        The columns metric, method_a, method_b, n (samples that both have), median_difference (a - b), effect (see
+        `effect`), effect_low and effect_high (its 95 % interval), p and p_holm; p is 1 and effect 0 where all
+        differences are zero, both are NaN without a pair.
     """
-    columns = ["metric", "method_a", "method_b", "n", "median_difference", "p"]
+    columns = ["metric", "method_a", "method_b", "n", "median_difference"]
+    columns += ["effect", "effect_low", "effect_high", "p"]
     rows = []
     pairs = list(combinations(methods, 2))
     for metric in metrics:
@@ -98,14 +111,21 @@ def pairwise(scores: pd.DataFrame, metrics: Iterable[str], methods: Iterable[str
         for a, b in pairs:
             known = a in table and b in table
             difference = (table[a] - table[b]).dropna() if known else pd.Series(dtype=float)
-            rows.append((metric, a, b, len(difference), difference.median(), _wilcoxon(difference.to_numpy(float))))
+            values = difference.to_numpy(float)
+            sizes = effect(values), *effect_interval(values, resamples, seed)
+            rows.append((metric, a, b, len(values), difference.median(), *sizes, _wilcoxon(values)))
     tests = pd.DataFrame(rows, columns=columns)
     tests["p_holm"] = tests.groupby("metric", sort=False)["p"].transform(holm)
     return tests
 
 
 def between_models(
-    scores: pd.DataFrame, metrics: Iterable[str], methods: Iterable[str], models: Iterable[str]
+    scores: pd.DataFrame,
+    metrics: Iterable[str],
+    methods: Iterable[str],
+    models: Iterable[str],
+    resamples: int,
+    seed: int,
 ) -> pd.DataFrame:
     """Paired tests as `pairwise` of all pairs of models for each method, corrected by Holm within each metric.
 
@@ -116,7 +136,8 @@ def between_models(
     found = []
     for method in methods:
         of_method = scores[scores.method == method]
-        tests = pairwise(of_method.assign(method=of_method.model), metrics, models).rename(columns=names)
+        tests = pairwise(of_method.assign(method=of_method.model), metrics, models, resamples, seed)
+        tests = tests.rename(columns=names)
         tests.insert(1, "method", method)
         found.append(tests[tests.n > 0])
     tests = pd.concat(found, ignore_index=True)
@@ -141,6 +162,55 @@ def _wilcoxon(difference: npt.NDArray[np.float64]) -> float:
 
 def _signed_ranks(difference: npt.NDArray[np.float64], axis: int) -> Any:
     return (np.sign(difference) * stats.rankdata(np.abs(difference), axis=axis)).sum(axis)
+
+
+def effect(difference: npt.NDArray[np.float64]) -> float:
+    """The matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-) of paired differences.
+
+    W+ and W- are the sums of the ranks of positive and negative differences, ranked by size without the zeros. From
+    -1, all are negative, to 1, all are positive; 0 if all are zero, NaN without any.
+    """
+    if len(difference) == 0:
+        return float("nan")
+    changed = difference[difference != 0]
+    ranks = stats.rankdata(np.abs(changed))
+    return float((np.sign(changed) * ranks).sum() / ranks.sum()) if len(changed) else 0.0
+
+
+def effect_interval(difference: npt.NDArray[np.float64], resamples: int, seed: int) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of `effect`; NaN for fewer than two differences."""
+    if len(difference) < 2:
+        return float("nan"), float("nan")
+    sizes, place = np.unique(np.abs(difference), return_inverse=True)
+    steps = len(sizes)
+    found = stats.bootstrap(
+        (np.sign(difference).astype(np.int64) * (place + 1),),
+        lambda drawn, axis: _effects(np.atleast_2d(drawn), steps),
+        n_resamples=resamples,
+        batch=max(1, _IN_CACHE // len(difference)),
+        vectorized=True,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _effects(signed: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.float64]:
+    """The effect in each row of differences, which are given by sign and place among all sizes: -steps to steps.
+
+    Counting them takes the place of sorting: a size's rank is the number of smaller ones and half of its own, and half.
+    """
+    width = 2 * steps + 1
+    first = np.arange(len(signed))[:, None] * width + steps
+    counts = np.bincount((first + signed).ravel(), minlength=width * len(signed)).reshape(-1, width)
+    plus, minus = counts[:, steps + 1 :], counts[:, :steps][:, ::-1]
+    own = plus + minus
+    upto = own.cumsum(1)
+    number = upto[:, -1]
+    total = number * (number + 1)  # twice the sum of the ranks
+    found = np.einsum("ij,ij->i", plus - minus, 2 * upto - own + 1)
+    return np.asarray(np.divide(found, total, out=np.zeros(len(signed)), where=total > 0))
 
 
 def holm(p: pd.Series) -> pd.Series:

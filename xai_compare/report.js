@@ -26,8 +26,8 @@ function sortBy(table, column, head) {
   head.setAttribute("aria-sort", order);
 }
 
-const table = byId("scores");
-[...table.tHead.rows[0].cells].forEach((head, column) =>
+const table = byId("scores"); // none on a page of several models
+[...(table ? table.tHead.rows[0].cells : [])].forEach((head, column) =>
   head.querySelector("button").addEventListener("click", () => sortBy(table, column, head)));
 
 // Legends: a box hides its method in all plots.
@@ -56,7 +56,12 @@ byId("copy").addEventListener("click", async () => {
 // A link into what is folded opens it.
 
 function unfold() {
-  const target = location.hash && byId(decodeURIComponent(location.hash.slice(1)));
+  let target = null;
+  try {
+    target = byId(decodeURIComponent(location.hash.slice(1)));
+  } catch {
+    return; // a lone % in the address
+  }
   const folded = target && target.closest("details");
   if (folded) {
     folded.open = true;
@@ -234,19 +239,30 @@ function showPicture(at) {
 function startGallery() {
   const images = pictures.map(({ sample, image }) => make("img", { src: image, alt: sample, title: sample }));
   const inputs = radios(byId("pictures"), "picture", images, showPicture);
-  const step = (by) => {
-    const at = (chosen.picture + by + pictures.length) % pictures.length;
+  inputs.forEach((input, at) => { input.parentElement.id = `picture-${at}`; });
+  const select = (at) => {
     inputs[at].checked = true;
     inputs[at].parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
     showPicture(at);
   };
+  const linked = (hash) => inputs.findIndex((input) => `#${input.parentElement.id}` === hash);
+  const step = (by) => select((chosen.picture + by + pictures.length) % pictures.length);
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
   byId("scale").addEventListener("change", (event) => choose({ raw: event.target.value === "raw" }));
   byId("maps").addEventListener("pointermove", follow);
   byId("maps").addEventListener("pointerdown", follow);
   byId("maps").addEventListener("keydown", move);
-  showPicture(0);
+  document.addEventListener("click", (event) => { // on a link to a picture, which may be in the address already
+    const at = linked(event.target.closest("a")?.hash);
+    if (at >= 0) select(at);
+  });
+  if (linked(location.hash) >= 0) {
+    select(linked(location.hash));
+    byId(location.hash.slice(1)).scrollIntoView();
+  } else {
+    showPicture(0);
+  }
 }
 
 function follow(event) {

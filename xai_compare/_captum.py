@@ -94,7 +94,8 @@ class _ByPatches(_OneByOne):
             options["feature_mask"] = patches(x)
         maps: Tensor = self._method.attribute(x, **({"perturbations_per_eval": 16} | options))
         channels = int(options["feature_mask"].shape[1])
-        return maps.narrow(1, 0, channels)  # one, where channels share their patch's value
+        found = maps[:, :channels]  # one, where channels share their patch's value
+        return found
 
 
 class _ByBaselines(_OneByOne):

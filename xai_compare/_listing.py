@@ -1,5 +1,7 @@
 """What `xai-compare --list` prints: all methods and metrics, and which methods fit a model."""
 
+import contextlib
+import io
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,7 @@ from quantus_metrics._probabilities import answers
 from ._input_layout import input_layout
 from ._marks import mark
 from ._method import Method
-from ._methods import methods
+from ._methods import OTHERS, methods
 from ._metrics import metrics, our_metrics
 from ._models import Subject, load_model, moved
 from ._pictures import Pictures
@@ -43,6 +45,17 @@ def listing(settings: Settings | None = None) -> Iterator[str]:
     for name in sorted(found, key=lambda name: name not in ours):
         cls, said = found[name], mark(name)
         yield f"  {name:32} {cls.__module__.split('.')[0]}.{cls.__name__}" + f" ({said})" * bool(said)
+
+
+def table_of_methods() -> Iterator[str]:
+    """The methods as a table of the documentation, in Markdown; those of other packages are left out."""
+    yield from ("| method | title | what it is | forward passes |", "|---|---|---|---|")
+    for group, rows in grouped(methods()):
+        if group == OTHERS:
+            continue
+        yield f"| **{group}** | | | |"
+        for name, method in rows.items():
+            yield f"| `{name}` | {method.title} | {method.about} | {method.cost} |"
 
 
 def grouped(known: Mapping[str, Method]) -> Iterator[tuple[str, dict[str, Method]]]:
@@ -86,7 +99,8 @@ class _Fitting:
         settings = self._settings
         try:
             explain = method.explain(settings.options.get(name, {}), settings.batch_size, settings.output or None)
-            with warnings.catch_warnings(), evaluation_mode(self.model):
+            quiet = contextlib.redirect_stderr(io.StringIO())  # pytorch-grad-cam's progress bars
+            with warnings.catch_warnings(), quiet, evaluation_mode(self.model):
                 warnings.simplefilter("ignore")
                 return f"fits, {cost_of(explain, method, self.model, self.x, self.target, settings.seed):.3g} forwards"
         except Exception as error:

@@ -18,6 +18,7 @@ from ._method import Method as Method
 from ._names import by_slug, from_entry_points, select, slug
 
 GROUP = "xai_compare.methods"
+OTHERS = "Entry points of other packages"
 
 
 class _Random:
@@ -72,7 +73,7 @@ def methods() -> dict[str, Method]:
     made = {name: method.make for name, method in known.items()}
     for name, make in from_entry_points(GROUP, made).items():
         about = (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
-        known[name] = Method(make, _named(make), title=name, group="Entry points of other packages", about=about)
+        known[name] = Method(make, _named(make), title=name, group=OTHERS, about=about)
     return known
 
 

@@ -112,7 +112,7 @@ def shuffled(x: Tensor, count: int) -> Tensor:
     """Copies of an image (1, channels, ...) with its pixels in random places: its colours without its shapes."""
     pixels = x[0].flatten(1)
     orders = [torch.randperm(pixels.shape[1]).to(x.device) for _ in range(count)]
-    return torch.stack([pixels[:, order] for order in orders]).unflatten(2, x.shape[2:])
+    return torch.stack([pixels[:, order] for order in orders]).reshape(count, *x.shape[1:])
 
 
 def _lime(model: nn.Module, kernel_width: float = 0.25, alpha: float = 1.0) -> Any:

@@ -44,7 +44,10 @@ _OURS: Table = {
             captum_ext.AttentionMap, "Attention map", "weights of the last attention; the same for all classes", "1"
         ),
         "rollout": Row(
-            captum_ext.AttentionRollout, "Attention rollout", "product of all attentions; the same for all classes", "1"
+            captum_ext.AttentionRollout,
+            "Attention rollout",
+            "product of all attentions; the same for all classes",
+            "1.1",
         ),
         "relevance": Row(
             captum_ext.RelevancePropagation,

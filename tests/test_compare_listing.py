@@ -47,14 +47,15 @@ def test_methods_of_one_group_stand_together():
 @pytest.fixture(scope="module")
 def of_each_kind():
     torch.manual_seed(0)
-    resnet, image = torchvision.models.resnet18(num_classes=10).eval(), torch.randn(1, 3, 64, 64)
+    resnet, wrapped = (torchvision.models.resnet18(num_classes=10).eval() for _ in range(2))
+    image = torch.randn(1, 3, 64, 64)
     relus = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 62**2, 10)).eval()
-    wrapped = {"raw-attention": CAStream(resnet).eval(), "mhex-cam": MHEX(resnet).eval()}
+    wrappers = {"raw-attention": CAStream(wrapped).eval(), "mhex-cam": MHEX(wrapped).eval()}  # which freeze it
     digits = load().eval(), torch.rand(1, 1, 48, 48)
 
     def choose(name):
-        if name in wrapped:
-            return wrapped[name], image
+        if name in wrappers:
+            return wrappers[name], image
         if KNOWN[name].group.startswith("captum_ext"):
             return digits
         return (relus if name.startswith("deep-lift") else resnet), image

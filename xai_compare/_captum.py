@@ -94,8 +94,7 @@ class _ByPatches(_OneByOne):
             options["feature_mask"] = patches(x)
         maps: Tensor = self._method.attribute(x, **({"perturbations_per_eval": 16} | options))
         channels = int(options["feature_mask"].shape[1])
-        found = maps[:, :channels]  # one, where channels share their patch's value
-        return found
+        return maps[:, :channels]  # one, where channels share their patch's value
 
 
 class _ByBaselines(_OneByOne):

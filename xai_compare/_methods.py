@@ -1,63 +1,92 @@
 """The explanation methods that can be compared, by name."""
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from operator import methodcaller
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
-from captum import attr
 from torch import Tensor, nn
 
 import captum_ext
-from adapters import CAStream, reshape_transform_for, target_layer_for
-from adapters.models import OutputChoice
-from adapters.wrappers.cnn_anatomy import cnn_anatomy
-from quantus_metrics import explain_func
 
+from ._captum import CAPTUM
+from ._method import Explain as Explain
+from ._method import Make, Row, Table, methods_of
+from ._method import Method as Method
 from ._names import by_slug, from_entry_points, select, slug
 
 GROUP = "xai_compare.methods"
-Make = Callable[..., Any]
-Explain = Callable[..., Any]
+OTHERS = "Entry points of other packages"
 
 
-@dataclass(frozen=True)
-class Method:
-    """A method by its name.
+class _Random:
+    """Noise, as a control."""
 
-    Attributes:
-        make: A class of Captum or pytorch-grad-cam, or a function of the model that returns an object of one.
-        source: Where it comes from, for the report.
-        options: Default arguments of the class and of its `attribute`, which the user's options override.
-        title: What the report calls it.
-        needs_warm_up: Whether its first call on a model may do work that later calls reuse.
-    """
+    def __init__(self, model: nn.Module) -> None:
+        del model
 
-    make: Make
-    source: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    title: str = ""
-    needs_warm_up: bool = True
+    def attribute(self, inputs: Tensor, target: Tensor) -> Tensor:
+        return torch.randn(len(inputs), 1, *inputs.shape[2:], device=inputs.device)
 
-    def explain(self, options: Mapping[str, Any], batch_size: int, output: OutputChoice = None) -> Explain:
-        """A function `(model, inputs, targets)` that returns maps of the inputs' size, one channel."""
-        given: dict[str, Any] = {"batch_size": batch_size, "output": output, "channel_first": True}
-        return explain_func(self.make, **(given | dict(self.options) | dict(options)))
+
+_OURS: Table = {
+    "captum_ext: class-discriminative attention": {
+        "cdam": Row(captum_ext.CDAM, "CDAM", "gradient times tokens before the last attention", "1"),
+        "smooth-cdam": Row(captum_ext.SmoothCDAM, "Smooth CDAM", "CDAM averaged over noise on the tokens", "1.3"),
+        "integrated-cdam": Row(
+            captum_ext.IntegratedCDAM, "Integrated CDAM", "CDAM integrated from zero to the tokens", "1.2"
+        ),
+    },
+    "captum_ext: attention baselines": {
+        "attention": Row(
+            captum_ext.AttentionMap, "Attention map", "weights of the last attention; the same for all classes", "1"
+        ),
+        "rollout": Row(
+            captum_ext.AttentionRollout,
+            "Attention rollout",
+            "product of all attentions; the same for all classes",
+            "1.1",
+        ),
+        "relevance": Row(
+            captum_ext.RelevancePropagation,
+            "Relevance propagation",
+            "all attentions weighted by their gradients",
+            "2.2",
+        ),
+        "partial-lrp": Row(captum_ext.PartialLRP, "Partial LRP", "relevance of the heads of the last attention", "1.4"),
+    },
+    "captum_ext: maps of the wrappers CA-Stream and MHEX": {
+        "raw-attention": Row(
+            captum_ext.RawAttention, "RawAttention", "attention of a CA-Stream; the same for all classes", "1"
+        ),
+        "mhex-cam": Row(captum_ext.MHEXCAM, "MHEXCAM", "evidence of an MHEX's heads for the class", "1"),
+    },
+}
+_CONTROLS: Table = {"Controls": {"random": Row(_Random, "random", "normal noise", "0")}}
 
 
 def methods() -> dict[str, Method]:
     """All methods: this project's, Captum's, pytorch-grad-cam's if it is installed, and those of entry points."""
-    known = {name: Method(cls, f"captum_ext.{cls.__name__}", title=title) for name, (cls, title) in _OURS.items()}
-    for name, (make, title, options) in _CAPTUM.items():
-        known[name] = Method(make, f"captum.attr: {title}", options, title, needs_warm_up=False)
+    known = methods_of(_OURS, lambda row: "captum_ext." + _named(row.make).rpartition(".")[2])
+    known |= methods_of(CAPTUM, lambda row: f"captum.attr: {row.title}", needs_warm_up=False)
     known |= _grad_cams()
-    known["random"] = Method(_Random, "normal noise, a control", title="random")
+    known |= methods_of(_CONTROLS, lambda _: "normal noise, a control")
     made = {name: method.make for name, method in known.items()}
-    known |= {name: Method(make, _named(make), title=name) for name, make in from_entry_points(GROUP, made).items()}
+    for name, make in from_entry_points(GROUP, made).items():
+        about = (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
+        known[name] = Method(make, _named(make), title=name, group=OTHERS, about=about)
     return known
+
+
+def _grad_cams() -> dict[str, Method]:
+    try:
+        cams = importlib.import_module("xai_compare._cams")
+    except ModuleNotFoundError:  # pytorch_grad_cam is not installed
+        return {}
+    found = methods_of(cams.CAMS, lambda row: f"pytorch_grad_cam.{row.title}")
+    return found | {name: replace(found[name], needs_warm_up=False) for name in cams.OF_MANY_PASSES}
 
 
 def methods_named(wanted: Any) -> dict[str, Method]:
@@ -90,152 +119,7 @@ def methods_named(wanted: Any) -> dict[str, Method]:
     return found
 
 
-_OURS = {
-    "cdam": (captum_ext.CDAM, "CDAM"),
-    "smooth-cdam": (captum_ext.SmoothCDAM, "Smooth CDAM"),
-    "integrated-cdam": (captum_ext.IntegratedCDAM, "Integrated CDAM"),
-    "attention": (captum_ext.AttentionMap, "Attention map"),
-    "rollout": (captum_ext.AttentionRollout, "Attention rollout"),
-    "relevance": (captum_ext.RelevancePropagation, "Relevance propagation"),
-    "partial-lrp": (captum_ext.PartialLRP, "Partial LRP"),
-    "raw-attention": (captum_ext.RawAttention, "RawAttention"),
-    "mhex-cam": (captum_ext.MHEXCAM, "MHEXCAM"),
-}
-
-
-def _smooth_grad(model: nn.Module) -> Any:
-    return attr.NoiseTunnel(attr.Saliency(model))
-
-
-def _patch(x: Tensor) -> tuple[int, ...]:
-    """A square (of signals a stretch, of volumes a cube) of an eighth of the shortest side, in all channels."""
-    side = max(1, min(x.shape[2:]) // 8)
-    return x.shape[1], *[side] * (x.dim() - 2)
-
-
-class _Patchwise:
-    """Occlusion by squares; single pixels would take a forward pass each."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._method = attr.Occlusion(model)
-
-    def attribute(self, inputs: Tensor, target: Tensor, **options: Any) -> Any:
-        window = options.pop("sliding_window_shapes", _patch(inputs))
-        strides = options.pop("strides", window)
-        return self._method.attribute(inputs, window, strides=strides, target=target, **options)
-
-
-class _Random:
-    """Noise, as a control."""
-
-    def __init__(self, model: nn.Module) -> None:
-        del model
-
-    def attribute(self, inputs: Tensor, target: Tensor) -> Tensor:
-        return torch.randn(len(inputs), 1, *inputs.shape[2:], device=inputs.device)
-
-
-_CAPTUM: dict[str, tuple[Make, str, dict[str, Any]]] = {
-    "ig": (attr.IntegratedGradients, "Integrated Gradients", {"internal_batch_size": 64}),
-    "ixg": (attr.InputXGradient, "Input x Gradient", {}),
-    "saliency": (attr.Saliency, "Saliency", {}),
-    "smoothgrad": (
-        _smooth_grad,
-        "SmoothGrad",
-        {"nt_samples": 50, "nt_samples_batch_size": 4, "stdevs": 0.1, "abs": False},
-    ),
-    "guided-backprop": (attr.GuidedBackprop, "Guided Backprop", {}),
-    "deconvolution": (attr.Deconvolution, "Deconvolution", {}),
-    "deep-lift": (attr.DeepLift, "DeepLIFT", {}),
-    "occlusion": (_Patchwise, "Occlusion", {}),
-}
-
-
-_CAMS = {
-    "gradcam": "GradCAM",
-    "gradcam++": "GradCAMPlusPlus",
-    "xgradcam": "XGradCAM",
-    "hirescam": "HiResCAM",
-    "layercam": "LayerCAM",
-    "eigencam": "EigenCAM",
-    "eigengradcam": "EigenGradCAM",
-    "scorecam": "ScoreCAM",
-    "ablationcam": "AblationCAM",
-}
-
-
-def _grad_cams() -> dict[str, Method]:
-    try:
-        importlib.import_module("pytorch_grad_cam")
-    except ModuleNotFoundError:
-        return {}
-    return {name: Method(_Cam(cls), f"pytorch_grad_cam.{cls}", title=cls) for name, cls in _CAMS.items()}
-
-
-@dataclass(frozen=True)
-class _Cam:
-    """A class of pytorch-grad-cam; its target layer is inferred from the model unless it is given."""
-
-    name: str
-
-    def __call__(self, model: nn.Module, target_layers: list[nn.Module] | None = None) -> Any:
-        cls = getattr(importlib.import_module("pytorch_grad_cam"), self.name)
-        transform = _remembered(_transforms, model, _transform)
-        if target_layers:
-            return cls(model, target_layers, reshape_transform=transform)
-        find = _feature_map if transform is None else _tokens
-        name, transform = _remembered(_layers, model, find)
-        return cls(model, [model.get_submodule(name)], reshape_transform=transform)
-
-
-T = TypeVar("T")
-_Transform = Callable[..., Any] | None
-_Kept = WeakKeyDictionary[nn.Module, T]
-_transforms: _Kept[_Transform] = WeakKeyDictionary()  # as finding them takes passes
-_layers: _Kept[tuple[str, _Transform]] = WeakKeyDictionary()
-
-
-def _remembered(found: _Kept[T], model: nn.Module, find: Callable[[nn.Module], T]) -> T:
-    """What was found before, by the model's first part: explanations get stand-ins for it, which share its parts."""
-    part = next(model.children(), model)
-    if part not in found:
-        found[part] = find(model)
-    return found[part]
-
-
-def _transform(model: nn.Module) -> _Transform:
-    """That of a transformer; None for a convolutional network."""
-    try:
-        return reshape_transform_for(model)
-    except ValueError:
-        return None
-
-
-def _tokens(model: nn.Module) -> tuple[str, _Transform]:
-    """The layer of a transformer's tokens, and their transform."""
-    try:
-        layer = target_layer_for(model)
-    except ValueError:
-        return _feature_map(model)
-    return next(name for name, module in model.named_modules() if module is layer), _remembered(
-        _transforms, model, _transform
-    )
-
-
-def _feature_map(model: nn.Module) -> tuple[str, _Transform]:
-    """The layer whose feature map a convolutional network averages, and the transform of a map with channels last."""
-    prefix = "backbone." if isinstance(model, CAStream) else ""  # it does not average what its network does
-    try:
-        last = cnn_anatomy(model.backbone if isinstance(model, CAStream) else model).stages[-1]
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"No target layer is found in this {type(model).__name__} ({error}). Specify one: --option "
-            "gradcam.target_layers=layer4"
-        ) from error
-    return prefix + last.name, methodcaller("movedim", -1, 1) if last.channels_last else None
-
-
-def _named(value: Any) -> str:
+def _named(value: Make) -> str:
     return (
         f"{getattr(value, '__module__', type(value).__module__)}.{getattr(value, '__qualname__', type(value).__name__)}"
     )

@@ -27,7 +27,10 @@ __all__ = ["Curve", "Picture", "render"]
 
 _LARGEST = 448  # pixels; larger images are shrunk
 _MISSING = -128  # the code of a value that is not finite
-_OPTIONAL = "models samples finished failed skipped interruptions device model data seconds".split()
+_OPTIONAL = (
+    *("model", "models", "data", "samples", "device", "seconds"),
+    *("finished", "failed", "skipped", "interruptions"),
+)
 
 
 @dataclass(frozen=True)

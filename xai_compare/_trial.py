@@ -4,7 +4,9 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from adapters.models import placement_of
@@ -13,7 +15,7 @@ from quantus_metrics._user_line import tell
 
 from ._cost import in_forwards
 from ._evaluation import Evaluation
-from ._methods import Method
+from ._method import Explain, Method
 from ._metrics import Metric
 from ._samples import Sample
 from ._seeding import seeded_for
@@ -34,6 +36,14 @@ def tell_of_outputs(evaluate: Evaluation, first: Sample) -> None:
         tell(said)
 
 
+def cost_of(explain: Explain, method: Method, model: nn.Module, x: Tensor, targets: Any, seed: int) -> float:
+    """What an explanation costs, in forward passes; raises what the method raises."""
+    with seeded_for(seed, "check", 0):
+        if method.needs_warm_up:
+            explain(model, x, targets)  # work that is done once is not counted
+        return in_forwards(lambda: explain(model, x, targets), model, x)
+
+
 def costs_of_methods(
     evaluate: Evaluation, methods: Mapping[str, Method], first: Sample
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -48,13 +58,8 @@ def costs_of_methods(
     forwards: dict[str, float] = {}
     unfit: dict[str, str] = {}
     for name, method in tqdm(methods.items(), desc="checking methods", unit="method", leave=False, disable=None):
-        explain = evaluate.explains[name]
         try:
-            with seeded_for(evaluate.seed, "check", 0):
-                if method.needs_warm_up:
-                    explain(evaluate.model, x, targets)  # work that is done once is not counted
-                work = lambda explain=explain: explain(evaluate.model, x, targets)  # noqa: E731
-                forwards[name] = in_forwards(work, evaluate.model, x)
+            forwards[name] = cost_of(evaluate.explains[name], method, evaluate.model, x, targets, evaluate.seed)
         except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts
             unfit[name] = str(error)
         except Exception as error:  # perhaps of this sample only; if not, every cell records it

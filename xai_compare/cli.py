@@ -12,9 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ._comparison import Comparison
-from ._marks import mark
-from ._methods import methods
-from ._metrics import metrics, our_metrics
+from ._listing import listing
 from ._names import slug
 from ._run_folder import RunFolder
 from ._settings import NAMES, SEVERAL, DeviceError, Settings, from_mapping, read_file
@@ -31,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser().parse_args(given)
     if args.list:
-        print(_listed())
+        _list(args)
         return
     out = Settings.out
     try:
@@ -49,6 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _stop(f"The run stopped: {error}. {_left(out)}", 1)
     else:
         _end(comparison)
+
+
+def _list(args: argparse.Namespace) -> None:
+    try:
+        for line in listing(_settings(args) if "model" in vars(args) or args.config else None):
+            print(line, flush=True)
+    except (TypeError, ValueError, OSError) as error:
+        _stop(str(error), 2 if isinstance(error, DeviceError) else 1)
 
 
 def _end(comparison: Comparison) -> None:
@@ -91,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "--list",
         action="store_true",
         default=False,
-        help="list all methods and metrics, and what metrics need, and exit",
+        help="list all methods and metrics, and what metrics need, and exit; with --model try which methods fit it",
     )
     return parser
 
@@ -129,16 +135,6 @@ def _option(text: str) -> tuple[str, str, Any]:
         return slug(name), key.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return slug(name), key.replace("-", "_"), value
-
-
-def _listed() -> str:
-    lines = ["Methods:", *(f"  {name:18} {method.source}" for name, method in methods().items()), "", "Metrics:"]
-    ours = set(our_metrics())
-    found = metrics()
-    for name in [*(n for n in found if n in ours), *(n for n in found if n not in ours)]:
-        cls, said = found[name], mark(name)
-        lines.append(f"  {name:32} {cls.__module__.split('.')[0]}.{cls.__name__}" + f" ({said})" * bool(said))
-    return "\n".join(lines)
 
 
 def _tell(comparison: Comparison) -> None:

@@ -94,7 +94,7 @@ class Comparison:
                 Curve(r.metric, r.method, r.curve, r.axis, r.x, r.mean, r.low, r.high)
                 for r in _rows(curve_means(self._curves()))
             ],
-            [_picture(one, labels, normalised) for one in self._files.pictures()],
+            [picture_of(one, labels, normalised) for one in self._files.pictures()],
         )
         self._files.write_text("report.html", page)
 
@@ -128,7 +128,8 @@ def _rows(table: pd.DataFrame) -> Iterator[Any]:
     yield from table.itertuples(index=False)
 
 
-def _picture(kept: dict[str, Any], labels: Mapping[int, str], normalised: Mapping[str, Any]) -> Picture:
+def picture_of(kept: dict[str, Any], labels: Mapping[int, str], normalised: Mapping[str, Any]) -> Picture:
+    """What the report shows of a sample that was kept for the gallery."""
     maps: dict[int, dict[str, npt.NDArray[Any]]] = {int(cls): {} for cls in kept["classes"]}
     for (method, cls), heat in kept["maps"].items():
         maps[cls][method] = heat

@@ -30,6 +30,7 @@ from ._questioned import Inside, Question
 from ._run_folder import RunFolder
 from ._samples import Sample, Samples
 from ._settings import Settings
+from ._trackers import log_run
 from ._trial import check_metrics, costs_of_methods, suit, tell_of_outputs
 from ._workers import Workers, stoppable
 
@@ -232,7 +233,7 @@ class Run:
         """Everything that the numbers depend on; methods, metrics and samples may be added later."""
         settings = _plain_settings(self.settings)
         options = settings.pop("options")
-        for name in (*_NOT_IN_NUMBERS, "methods", "metrics", "limit", "split"):
+        for name in (*_NOT_IN_NUMBERS, "log_with", "methods", "metrics", "limit", "split"):
             settings.pop(name)
         settings["options"] = {name: options[name] for name in ("model", "data") if name in options}
         settings["targets"] = "label" if self.by_label else fingerprint(self.question.functions) or "predicted"
@@ -315,6 +316,7 @@ class Run:
         normalised = {"mean": subject.mean, "std": subject.std} if known else {}
         labels = {-1: "the target function"} | dict(enumerate(subject.labels))
         comparison.finish(self.settings.resamples, labels, normalised)
+        log_run(comparison, self.settings.log_with, labels, normalised)
 
 
 def _plain_settings(settings: Settings) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ._questioned import Question
 from ._runner import Run
 from ._seeding import seeded_for
 from ._settings import METHODS, METRICS, Settings, from_mapping
+from ._trackers import trackers_named
 from ._workers import Workers
 
 
@@ -68,7 +69,7 @@ def compare(
             other; "identity", where the outputs are probabilities or no classes; or a function of the outputs.
         command: The command shown in the report.
         **settings: As in `Settings`: split, options, limit, seed, device, dtype, batch_size, forward_batch, gallery,
-            resamples, pretrained, checkpoint.
+            resamples, pretrained, checkpoint, log_with.
 
     Returns:
         The results.
@@ -99,6 +100,7 @@ def compare(
         | {name: value for name, value in (("targets", targets), ("activation", activation)) if isinstance(value, str)}
         | settings
     )
+    trackers_named(given.log_with)  # an unknown one is refused before any work
     functions = _functions(targets)
     activation = checked_activation(_named(activation))
     chosen = methods_named(methods if isinstance(methods, Mapping) else given.methods)

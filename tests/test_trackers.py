@@ -82,7 +82,8 @@ def images():
 
 
 def run(out, log_with, methods=METHODS, metrics=METRICS, **settings):
-    cheap = {"gallery": 2, "resamples": 100} | settings
+    few = {"insertion": {"steps": 5}} if "insertion" in metrics else {}
+    cheap = {"gallery": 2, "resamples": 100, "options": few} | settings
     return compare(network(), images(), out=out, methods=methods, metrics=metrics, log_with=log_with, **cheap)
 
 

@@ -210,7 +210,7 @@ def _figure(picture: Picture) -> Figure:
         of_classes = (np.nan_to_num(np.abs(maps[method])).max() for maps in picture.maps.values() if method in maps)
         shown[method] = torch.from_numpy(np.nan_to_num(heat).astype(np.float32) / (max(of_classes) or 1))
     figure = overlay_figure(image, shown, scale=1.0)
-    figure.suptitle(f"{picture.sample}: {picture.classes[picture.target]}", parse_math=False)
+    figure.suptitle(f"{picture.sample}, target: {picture.classes[picture.target]}", parse_math=False)
     return figure
 
 

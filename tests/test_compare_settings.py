@@ -346,7 +346,7 @@ def test_help_names_every_setting_with_its_default(capsys):
         option = "option" if one.name == "options" else one.name.replace("_", "-")
         assert f"--{option} " in said or f"--{option}," in said
         assert one.metadata["help"] in said
-        assert one.default in (None, "", False, MISSING, METHODS, METRICS) or f"(default: {one.default})" in said
+        assert one.default in (None, "", (), False, MISSING, METHODS, METRICS) or f"(default: {one.default})" in said
     assert f"(default: {','.join(METHODS)})" in said.replace("- ", "-").replace(", ", ",")
 
 

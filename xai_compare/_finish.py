@@ -79,14 +79,17 @@ def write_report(folder: RunFolder, statistics: AllStatistics) -> None:
     facts, kept = folder.facts(), folder.pictures()
     models = facts["models"]
     pictures = {
-        model: [_picture(one, about) for one in kept if one["model"] == model] for model, about in models.items()
+        model: [picture_of(one, about) for one in kept if one["model"] == model] for model, about in models.items()
     }
     for model, found in statistics.of.items():
         page = render(
             _described(folder, facts, model),
             found.summary,
             found.tests,
-            curves(folder, model),
+            [
+                Curve(r.metric, r.method, r.curve, r.axis, r.x, r.mean, r.low, r.high)
+                for r in _rows(curve_table(folder, model))
+            ],
             pictures[model],
             rankings=found.rankings,
             by_pair=found.by_pair,
@@ -99,10 +102,9 @@ def write_report(folder: RunFolder, statistics: AllStatistics) -> None:
         folder.files.write("report.html", page)
 
 
-def curves(folder: RunFolder, model: str) -> list[Curve]:
-    """The mean curves of a model."""
-    found = curve_means(_of(model, folder, "curves"))
-    return [Curve(r.metric, r.method, r.curve, r.axis, r.x, r.mean, r.low, r.high) for r in _rows(found)]
+def curve_table(folder: RunFolder, model: str) -> pd.DataFrame:
+    """The mean curves of a model, as `curve_means` returns them."""
+    return curve_means(_of(model, folder, "curves"))
 
 
 def _of(model: str, folder: RunFolder, table: str) -> Iterator[pd.DataFrame]:
@@ -145,7 +147,8 @@ def _rows(table: pd.DataFrame) -> Iterator[Any]:
     yield from table.itertuples(index=False)
 
 
-def _picture(kept: dict[str, Any], model: Mapping[str, Any]) -> Picture:
+def picture_of(kept: dict[str, Any], model: Mapping[str, Any]) -> Picture:
+    """What the report shows of a sample that was kept for the gallery, of a model as `run.json` describes it."""
     labels = {-1: "the target function"} | dict(enumerate(model["labels"]))
     maps: dict[int, dict[str, npt.NDArray[Any]]] = {int(cls): {} for cls in kept["classes"]}
     for (method, cls), heat in kept["maps"].items():

@@ -25,6 +25,7 @@ from ._questioned import Question
 from ._run_folder import RunFolder
 from ._saved_maps import export
 from ._settings import Settings
+from ._trackers import log_run
 from ._workers import Workers, stoppable
 
 T = TypeVar("T")
@@ -264,3 +265,4 @@ class Run:
                 with self._model(name) as one:
                     disagreement.keep(self.files, one, samples)
         write_report(self.files, statistics)
+        log_run(Comparison(self.out), self.settings.log_with)

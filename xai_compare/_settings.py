@@ -116,6 +116,9 @@ class Settings:
     save_maps: bool = _setting(False, "keep whole maps, as maps/METHOD.npz", "no")
     retry_failed: bool = _setting(False, "compute again what failed in an earlier call", "no")
     resamples: int = _setting(2000, "number of bootstrap resamples", least=100)
+    log_with: tuple[str, ...] = _setting(
+        (), "comma-separated trackers, as tensorboard or mlflow; all is every installed one", "none"
+    )
     out: str = _setting("xai-compare-run", "output folder: a path, or a URL that fsspec knows, as s3://BUCKET/RUN")
 
     def __post_init__(self) -> None:
@@ -169,7 +172,7 @@ def from_mapping(given: Mapping[str, Any], where: str = "") -> Settings:
     if unknown:
         plural = "s" * (len(unknown) > 1)
         raise ValueError(f"Unknown setting{plural} {', '.join(unknown)}{place}. Known settings: {', '.join(NAMES)}.")
-    for name in ("methods", "metrics"):
+    for name in ("methods", "metrics", "log_with"):
         if name in plain:
             plain[name] = names_in(plain[name], name)
     for name in SEVERAL:

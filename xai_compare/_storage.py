@@ -124,7 +124,7 @@ class Storage:
         return {"path": self._path(name), "filesystem": self.fs}
 
     def _path(self, name: str) -> str:
-        return str(self.local / name) if self.local is not None else f"{self.root}/{name}"
+        return str(self.local / name) if self.local is not None else f"{self.root}/{name}".rstrip("/")
 
     def _forget(self, name: str) -> None:
         """What others may have changed since."""

@@ -22,6 +22,7 @@ from ._models import python_function
 from ._questioned import Question
 from ._runner import Run
 from ._settings import METHODS, METRICS, Settings, from_mapping
+from ._trackers import trackers_named
 from ._workers import Workers
 
 
@@ -68,7 +69,7 @@ def compare(
             other; "identity", where the outputs are probabilities or no classes; or a function of the outputs.
         command: The command shown in the report.
         **settings: As in `Settings`: split, options, limit, seed, device, dtype, batch_size, forward_batch, gallery,
-            resamples, pretrained, checkpoint.
+            resamples, pretrained, checkpoint, save_maps, retry_failed, log_with.
 
     Returns:
         The results.
@@ -104,6 +105,7 @@ def compare(
         raise ValueError(
             "Expected `data`: a folder of images, 'digits', or a dataset. On the command line: --data FOLDER"
         )
+    trackers_named(given.log_with)  # an unknown one is refused before any work
     entries = lineup(model, given.checkpoint, pretrained=given.pretrained)
     if not _are_names(model):
         titles = [entry.title for entry in entries.values()]

@@ -3,13 +3,14 @@
     make bench                                                   # with the others
     .venv/bin/python benchmarks/comparison.py --samples 64
 
-Writes comparison-DEVICE.md. On scenes of digits with the bundled ViT: seconds of a whole run (checks, statistics and
-report included) against a loop that calls the same methods and metrics by hand; how many images go through the model
-for the metrics of one method and of all; and the largest memory of runs of different lengths, each in a process of its
-own.
+Writes comparison-DEVICE.md. On scenes of digits with the bundled ViT, and with a network whose pass takes a few
+milliseconds: seconds of a whole run (checks, statistics and report included) against a loop that calls the same
+methods and metrics by hand. With the ViT: how many images go through the model for the metrics of one method and of
+all, and the largest memory of runs of different lengths, each in a process of its own.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import resource
 import tempfile
@@ -29,6 +30,8 @@ from xai_compare import METHODS, METRICS, compare, digit_vit, methods_named
 from xai_compare.digit_scenes import make_scenes
 
 BATCH = 16
+CAMS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "eigencam")
+OF_A_NETWORK = (*CAMS, "ixg", "saliency", "guided-backprop", "occlusion")
 
 
 def main() -> None:
@@ -43,7 +46,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     scenes = make_scenes(args.samples, digits=2, seed=0)
     model = digit_vit.load().to(args.device)
-    ratios = overhead(model, scenes.images, scenes.labels[:, 0], args)
+    network = convolutional().to(args.device)
+    labels = scenes.labels[:, 0]
+    ratios = {
+        "the bundled ViT": overhead(model, scenes.images, labels, METHODS, args),
+        f"a network of {milliseconds(network, scenes.images[:1], args.device):.1f} ms a pass": overhead(
+            network, scenes.images, labels, OF_A_NETWORK, args
+        ),
+    }
     rows = {count: passed(model, scenes.images[:BATCH], args, METHODS[:count]) for count in (1, len(METHODS))}
     memory = {count: largest_memory(count, args) for count in (BATCH, 2 * BATCH, 6 * BATCH)}
     text = (
@@ -51,9 +61,12 @@ def main() -> None:
         f"{len(METHODS)} methods, {len(METRICS)} metrics, {args.samples} scenes of digits, {args.boxes} boxes of each "
         "size.\n\n"
         "| | |\n|---|---|\n"
-        f"| seconds of a whole run, in seconds of a loop by hand: median of {args.repeats} rounds (quartiles) | "
-        f"{spread(ratios):.3f} |\n"
-        f"| images that pass the model for the metrics of {len(METHODS)} methods, in those of one | "
+        + "".join(
+            f"| seconds of a whole run with {name}, in seconds of a loop by hand: median of {args.repeats} rounds "
+            f"(quartiles) | {spread(found):.3f} |\n"
+            for name, found in ratios.items()
+        )
+        + f"| images that pass the model for the metrics of {len(METHODS)} methods, in those of one | "
         f"{rows[len(METHODS)] / rows[1]:.3f} |\n"
         + "".join(f"| largest memory of a run of {count} samples, MB | {m:.0f} |\n" for count, m in memory.items())
         + f"\nThreads: {torch.get_num_threads()}; torch {version('torch')}; `python benchmarks/comparison.py`."
@@ -62,12 +75,29 @@ def main() -> None:
     print(text)
 
 
-def overhead(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Namespace) -> list[float]:
+def convolutional() -> nn.Module:
+    """A small network of convolutions for the scenes, with random weights."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for given, made in itertools.pairwise((1, 32, 64, 64, 64)):
+        layers += [nn.Conv2d(given, made, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+def milliseconds(model: nn.Module, image: Tensor, device: str) -> float:
+    """Of a forward pass of one image, at best."""
+    with torch.no_grad():
+        return 1000 * min(seconds(lambda: model(image.to(device)), device) for _ in range(20))
+
+
+def overhead(
+    model: nn.Module, images: Tensor, labels: Tensor, methods: Sequence[str], args: argparse.Namespace
+) -> list[float]:
     """A whole run's seconds divided by those of the loop by hand, once a round."""
     ratios = []
     for _ in tqdm(range(args.repeats), desc="overhead", unit="round"):
-        hand = seconds(lambda: by_hand(model, images, labels, args.boxes), args.device)
-        ratios.append(seconds(lambda: run(model, images, labels, args.boxes), args.device) / hand)
+        hand = seconds(lambda: by_hand(model, images, labels, methods, args.boxes), args.device)
+        ratios.append(seconds(lambda: run(model, images, labels, args.boxes, methods), args.device) / hand)
     return ratios
 
 
@@ -95,11 +125,11 @@ def run(
         )
 
 
-def by_hand(model: nn.Module, images: Tensor, labels: Tensor, boxes: int) -> None:
+def by_hand(model: nn.Module, images: Tensor, labels: Tensor, methods: Sequence[str], boxes: int) -> None:
     """The same explanations and scores, without anything else."""
     box = BoxSensitivity(num_boxes=boxes)
     metrics = [SoftAverageDrop(), EffectiveAverageDrop(), box, ClassDiscrimination(box), Compactness()]
-    explains = {name: method.explain({}, BATCH) for name, method in methods_named(METHODS).items()}
+    explains = {name: method.explain({}, BATCH) for name, method in methods_named(methods).items()}
     for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         with torch.no_grad():
             other = model(x).scatter(1, y[:, None], float("-inf")).argmax(1)

@@ -70,7 +70,7 @@ def compared(name, model, images, layers, **given):
     used = layers if name == "refinecam" else layers[-1:]
     theirs = by_hand(name, model, images, used, **given, **options, **by_itself)
     assert theirs.std() > 0.01
-    np.testing.assert_allclose(by_name(name, model, images, **options), theirs, atol=1e-5)
+    np.testing.assert_allclose(by_name(name, model, images, **options), theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ._method import Row, Table
+from ._rules import DECONVOLUTION, DEEP_LIFT, GUIDED_BACKPROP
 from ._seeding import seeded_for
 
 _PATCHES = 64  # at most, about
@@ -124,44 +126,7 @@ def _lime(model: nn.Module, kernel_width: float = 0.25, alpha: float = 1.0) -> A
     return _ByPatches(attr.Lime(model, SkLearnRidge(alpha=alpha), similarity_func=similarity))
 
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_SMOOTH = (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
-
-
-def _check(
-    model: nn.Module, name: str, wrong: tuple[type[nn.Module], ...], needed: tuple[type[nn.Module], ...]
-) -> None:
-    """Refuse a model for which Captum has no rule, as it then returns a plain gradient without a word.
-
-    Raises:
-        ValueError: if it holds one of the wrong layers and none of those that are needed.
-    """
-    kinds = [type(module) for module in model.modules()]
-    found = next((kind.__name__ for kind in kinds if issubclass(kind, wrong)), None)
-    if found and not any(issubclass(kind, needed) for kind in kinds):
-        raise ValueError(
-            f"Captum's {name} has no rule for {found}, which this {type(model).__name__} holds: the map would be one "
-            "of plain gradients. Use saliency or ixg, or for transformers relevance."
-        )
-
-
-def _guided_backprop(model: nn.Module) -> Any:
-    _check(model, "GuidedBackprop", _SMOOTH, (nn.ReLU,))
-    return attr.GuidedBackprop(model)
-
-
-def _deconvolution(model: nn.Module) -> Any:
-    _check(model, "Deconvolution", _SMOOTH, (nn.ReLU,))
-    return attr.Deconvolution(model)
-
-
-def _deep_lift(model: nn.Module) -> Any:
-    _check(model, "DeepLIFT", (*_NORMS, *_SMOOTH), ())
-    return attr.DeepLift(model)
-
-
 def _deep_lift_shap(model: nn.Module) -> Any:
-    _check(model, "DeepLIFT", (*_NORMS, *_SMOOTH), ())
     return _ByBaselines(attr.DeepLiftShap(model))
 
 
@@ -197,12 +162,12 @@ CAPTUM: Table = {
     },
     "Captum: rules of backpropagation": {
         "guided-backprop": Row(
-            _guided_backprop, "Guided Backprop", "gradient in which ReLUs pass only what is positive twice", "2"
+            GUIDED_BACKPROP, "Guided Backprop", "gradient in which ReLUs pass only what is positive twice", "2"
         ),
-        "deconvolution": Row(_deconvolution, "Deconvolution", "gradient in which ReLUs pass positive gradients", "2"),
-        "deep-lift": Row(_deep_lift, "DeepLIFT", "differences from zero, by the rescale rule", "4"),
+        "deconvolution": Row(DECONVOLUTION, "Deconvolution", "gradient in which ReLUs pass positive gradients", "2"),
+        "deep-lift": Row(DEEP_LIFT, "DeepLIFT", "differences from zero, by the rescale rule", "4"),
         "deep-lift-shap": Row(
-            _deep_lift_shap,
+            replace(DEEP_LIFT, make=_deep_lift_shap),
             "DeepLIFT SHAP",
             "DeepLIFT from shuffled copies of the image, averaged",
             "4 x n_baselines (8): 32",

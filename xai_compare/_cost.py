@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 
 class _Operations(TorchDispatchMode):
@@ -22,9 +22,18 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)  # noqa: SLF001 # as torch's own counter asks
-        if count is not None:
+        if func is torch.ops.aten.convolution_backward.default:
+            self.total += _backward(*args)
+        elif count is not None:
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, *further: Any) -> int:
+    """Of a convolution: each gradient has as many products as the forward pass, where torch counts no groups."""
+    *_, transposed, _, _, wanted = further
+    forward: int = conv_flop_count(list(x.shape), list(weight.shape), list(grad.shape), transposed=transposed)
+    return forward * sum(map(int, wanted[:2]))
 
 
 def in_forwards(work: Callable[[], object], model: nn.Module, x: Tensor) -> float:

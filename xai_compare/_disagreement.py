@@ -14,12 +14,12 @@ from ._samples import Sample
 SHOWN = 10  # samples
 
 
-def wanted(folder: RunFolder, model: str, by_sample: pd.DataFrame, gallery: int) -> list[int]:
-    """The samples with the lowest agreement that the gallery should have and has not."""
+def wanted(folder: RunFolder, model: str, by_sample: pd.DataFrame, gallery: int) -> list[int] | None:
+    """The samples with the lowest agreement that the gallery should have, too; None if it has them."""
     lowest = by_sample.dropna(subset=["agreement"])["sample"].head(min(gallery, SHOWN)).to_list()
     there = {one["index"] for one in pictures_in(folder.files, folder.of(model).disagreeing)}
-    missing = [int(sample) for sample in lowest if sample >= gallery]
-    return missing if set(missing) != there else []
+    further = [int(sample) for sample in lowest if sample >= gallery]
+    return further if set(further) != there else None
 
 
 def keep(folder: RunFolder, one: Candidate, samples: list[int]) -> None:

@@ -261,7 +261,7 @@ class Run:
         statistics = write_statistics(self.files, self.settings.resamples)
         for name in self.models:
             samples = disagreement.wanted(self.files, name, statistics.of[name].by_sample, self.settings.gallery)
-            if samples:
+            if samples is not None:
                 with self._model(name) as one:
                     disagreement.keep(self.files, one, samples)
         write_report(self.files, statistics)

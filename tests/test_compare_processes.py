@@ -229,3 +229,23 @@ def test_what_one_process_refuses_all_refuse(commands, line, whole, tmp_path):
     assert code == 1
     assert "settings.seed was 0 and is 1" in said
     assert_same(whole, whole)
+
+
+def test_two_models_killed_and_on_two_processes_have_the_numbers_of_one_alone(commands, line, whole, tmp_path, capped):
+    out = tmp_path / "run"
+    models = [text for name in ("first", "second") for text in ("--model", f"{name}={line[1]}")]
+    line = [*models, *line[2:], "--out", out]
+    for most in (3, 8):  # of twelve batches: within the first model, and within the second
+        with capped(out, most):
+            job = commands.start(line)
+            wait_until(lambda most=most: parts(out) >= most)
+            os.kill(job.pid, signal.SIGKILL)
+            commands.wait(job)
+    code, said = commands.run(line, 2)
+    assert code == 0, said
+    scores, expected = (pd.read_parquet(one / "scores.parquet").drop(columns="seconds") for one in (out, whole))
+    for name in ("first", "second"):
+        found = scores[scores.model == name].drop(columns="model").reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, expected.drop(columns="model"), check_exact=True)
+    assert Comparison(out).run["interruptions"] == 2
+    assert {one.name for one in out.glob("*.html")} == {"report.html", "report-first.html", "report-second.html"}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tqdm.auto import tqdm
 
 from adapters.models import OutputChoice, evaluation_mode
 
@@ -21,6 +20,7 @@ from ._finish import write_report, write_statistics
 from ._methods import Method
 from ._metrics import Metric
 from ._names import distinct, fingerprint
+from ._progress import progress
 from ._questioned import Question
 from ._run_folder import RunFolder
 from ._saved_maps import export
@@ -232,20 +232,20 @@ class Run:
             whole = sum(min(size, one.count - start) for start in parts.begun() - again if start < one.count)
             return min(one.count, whole + done)
 
-        watched = sys.stderr.isatty()
-        bar = tqdm(
+        bar = progress(
             total=one.count,
             initial=finished(),
             desc=f"comparing {one.name}" if len(self.models) > 1 else "comparing",
             unit="sample",
             disable=not self.workers.is_main,
-            mininterval=0.1 if watched else 30,  # few lines where a log is written
-            smoothing=0.1,
+            leave=True,
         )
         with bar:
             added = 0
             for start in mine:
-                batch = one.batch(start, todo[start], lambda doing: bar.set_postfix_str(doing, refresh=watched))
+                batch = one.batch(
+                    start, todo[start], lambda doing: bar.set_postfix_str(doing, refresh=sys.stderr.isatty())
+                )
                 parts.write(start, batch, todo[start])
                 added += min(size, one.count - start) * self.workers.count * (start in again)
                 bar.update(max(0, finished(added) - bar.n))

@@ -4,10 +4,10 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from adapters.models import placement_of
 from quantus_metrics._predictions import Predictions
@@ -17,6 +17,7 @@ from ._cost import in_forwards
 from ._evaluation import Evaluation
 from ._method import Explain, Method
 from ._metrics import Metric
+from ._progress import progress
 from ._samples import Sample
 from ._seeding import seeded_for
 
@@ -57,7 +58,7 @@ def costs_of_methods(
     targets = evaluate.question.targets(y)
     forwards: dict[str, float] = {}
     unfit: dict[str, str] = {}
-    for name, method in tqdm(methods.items(), desc="checking methods", unit="method", leave=False, disable=None):
+    for name, method in progress(methods.items(), desc="checking methods", unit="method"):
         try:
             forwards[name] = cost_of(evaluate.explains[name], method, evaluate.model, x, targets, evaluate.seed)
         except (AssertionError, TypeError, ValueError, NotImplementedError) as error:  # Captum asserts
@@ -78,9 +79,10 @@ def check_metrics(evaluate: Evaluation, metrics: Mapping[str, Metric], samples: 
     failing, said = dict(metrics), {}
     for sample in samples:
         trial = replace(evaluate, metrics=failing, gallery=0)
-        with warnings.catch_warnings():
+        bar = progress(total=1 + len(failing), desc="checking metrics", unit="metric")
+        with warnings.catch_warnings(), bar:
             warnings.simplefilter("ignore")  # the run says them
-            batch = trial([sample], {method: list(failing)})
+            batch = trial([sample], {method: list(failing)}, partial(_advance, bar))
         if any(error for *_, error, _ in batch.explanations):
             continue
         said = {metric: error for _, _, _, metric, _, error, _ in batch.scores if error is not None}
@@ -98,6 +100,10 @@ def check_metrics(evaluate: Evaluation, metrics: Mapping[str, Metric], samples: 
             f"{type(evaluate.model).__name__} and these data; leave them out, or set the options that they ask for:\n"
             + "\n".join(refused)
         )
+
+
+def _advance(bar: Any, _: str) -> None:
+    bar.update()
 
 
 def suited(metrics: Mapping[str, Metric], columns: int) -> dict[str, Metric]:

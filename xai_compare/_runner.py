@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -240,12 +241,11 @@ class Run:
             disable=not self.workers.is_main,
             leave=True,
         )
+        watched = sys.stderr.isatty()
         with bar:
             added = 0
             for start in mine:
-                batch = one.batch(
-                    start, todo[start], lambda doing: bar.set_postfix_str(doing, refresh=sys.stderr.isatty())
-                )
+                batch = one.batch(start, todo[start], partial(bar.set_postfix_str, refresh=watched))
                 parts.write(start, batch, todo[start])
                 added += min(size, one.count - start) * self.workers.count * (start in again)
                 bar.update(max(0, finished(added) - bar.n))

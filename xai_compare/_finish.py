@@ -126,6 +126,9 @@ def _described(folder: RunFolder, facts: Mapping[str, Any], model: str) -> dict[
         about = facts["models"][model]
         facts = {**facts, "model": about["title"], **{k: about[k] for k in ("weights", "data", "classes", "samples")}}
         scores, skipped = scores[scores.model == model], skipped[skipped.model == model]
+    else:
+        weights = [f"{about['title']}: {about['weights']}" for about in facts["models"].values()]
+        facts = {**facts, "weights": "; ".join(weights)}
     failed = scores.dropna(subset=["error"])
     errors = failed.groupby(["method", "metric"], sort=False).error.agg(count_="size", first_="first").reset_index()
     models = [model] if model else list(facts["models"])

@@ -143,13 +143,17 @@ def _side_by_side(
         f"{method}@{model}": f"{title}, {name}" for method, title in methods.items() for model, name in models.items()
     }
     found: dict[int | None, Picture] = {}
+    explained: dict[tuple[int | None, int], list[str]] = {}  # of an image and a class, the models that explain it
     for model, several in pictures.items():
         for one in several:
             picture = found.setdefault(one.index, replace(one, classes={}, maps={}))
             for cls, label in one.classes.items():
-                said = f" (explained of {models[model]})" if cls == one.target else ""
-                picture.classes[cls] = picture.classes.get(cls, label) + said
+                picture.classes.setdefault(cls, label)
+                explained.setdefault((one.index, cls), []).extend([models[model]] * (cls == one.target))
                 maps = {f"{method}@{model}": heat for method, heat in one.maps.get(cls, {}).items()}
                 picture.maps[cls] = picture.maps.get(cls, {}) | maps
+    for (index, cls), names in explained.items():
+        said = "all models" if len(names) == len(models) else ", ".join(names)
+        found[index].classes[cls] += f" ({said})" * bool(names)
     seen = {name for one in found.values() for maps in one.maps.values() for name in maps}
     return [replace(one, target=-2) for one in found.values()], {k: v for k, v in drawn.items() if k in seen}

@@ -1,6 +1,9 @@
 """Names of methods and metrics: the user's own, third parties', and such that look like numbers."""
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -98,3 +101,21 @@ def test_third_parties_do_not_replace_what_is_there(monkeypatch, tmp_path, group
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), torch.rand(2, 1, 6, 6)
     with pytest.raises(ValueError, match=f"'{name}', which .* offers .*, is also the name of another one here"):
         compare(model, images, out=tmp_path / "run", methods=["ixg"], metrics=["compactness"])
+
+
+@pytest.mark.slow
+def test_methods_have_the_same_fingerprint_in_every_process():
+    """By which a run is resumed; sets of names, for one, have another order in each."""
+    code = (
+        "import json; from xai_compare._methods import methods; from xai_compare._names import fingerprint; "
+        "print(json.dumps({name: fingerprint(method.make) for name, method in methods().items()}))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]
+    assert b"guided-backprop" in said[0]
+    assert b"0x" not in said[0]

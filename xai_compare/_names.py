@@ -100,6 +100,8 @@ def fingerprint(value: Any) -> Any:
         return {str(name): fingerprint(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [fingerprint(one) for one in value]
+    if isinstance(value, set | frozenset):  # whose order is another one in each process
+        return sorted((fingerprint(one) for one in value), key=str)
     if isinstance(value, Tensor | np.ndarray | np.generic):
         array = np.ascontiguousarray(value.detach().cpu().double() if isinstance(value, Tensor) else value)
         return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"

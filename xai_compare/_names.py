@@ -98,10 +98,9 @@ def fingerprint(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {str(name): fingerprint(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [fingerprint(one) for one in value]
-    if isinstance(value, set | frozenset):  # whose order is another one in each process
-        return sorted((fingerprint(one) for one in value), key=str)
+    if isinstance(value, list | tuple | set | frozenset):
+        listed = [fingerprint(one) for one in value]
+        return listed if isinstance(value, list | tuple) else sorted(listed, key=str)  # as sets have no order
     if isinstance(value, Tensor | np.ndarray | np.generic):
         array = np.ascontiguousarray(value.detach().cpu().double() if isinstance(value, Tensor) else value)
         return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"

@@ -104,7 +104,7 @@ class Pictures:
 
         A picture's mask passes the picture's transform: it is where a white object on black becomes white.
         """
-        found = torch.as_tensor(np.array(mask))
+        found = torch.as_tensor(np.asarray(mask).copy())
         sides = tuple(image.shape[1:])
         own = () if picture is None else self.sides(picture)
         if found.shape[:1] == (1,) and found.dim() == len(sides) + 1:

@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 
 
 def progress(*given: Any, **options: Any) -> Any:
-    """A bar that is drawn at once; where a log is written in place of a terminal, with few lines."""
+    """A bar; where a log is written in place of a terminal, with few lines, and none for what takes less than 10 s."""
     watched = sys.stderr.isatty()
-    return tqdm(*given, **({"mininterval": 0.1 if watched else 30, "smoothing": 0.1, "leave": not watched} | options))
+    quiet = {"mininterval": 0.1, "leave": False} if watched else {"mininterval": 30, "leave": True, "delay": 10}
+    return tqdm(*given, **({"smoothing": 0.1} | quiet | options))

@@ -240,6 +240,7 @@ class Run:
             unit="sample",
             disable=not self.workers.is_main,
             leave=True,
+            delay=0,
         )
         watched = sys.stderr.isatty()
         with bar:

@@ -119,3 +119,12 @@ def test_methods_have_the_same_fingerprint_in_every_process():
     assert said[0] == said[1]
     assert b"guided-backprop" in said[0]
     assert b"0x" not in said[0]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "++", "\u00e4"])
+def test_names_without_letters_and_digits_are_refused_as_files_are_called_by_them(tmp_path, name):
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), torch.rand(3, 1, 6, 6)
+    for given in ({"methods": {name: "ixg"}}, {"model": {name: model}}):
+        with pytest.raises(ValueError, match="a letter from a to z or a digit"):
+            compare(**({"model": model, "data": images, "out": tmp_path, "metrics": ["compactness"]} | given))
+    assert list(tmp_path.iterdir()) == []

@@ -48,7 +48,7 @@ def test_networks_of_relu_layers_have_the_maps_of_captum(name):
 
 
 @pytest.mark.parametrize("name", [*RULES, "deep-lift-shap"])
-@pytest.mark.parametrize("function", [F.relu, torch.relu, F.relu6, F.gelu, F.silu, F.hardswish, nn.functional.elu])
+@pytest.mark.parametrize("function", [F.relu, torch.relu, F.relu6, F.gelu, F.silu, F.elu, torch.tanh, F.softplus])
 def test_activations_that_are_functions_have_no_rule(name, function):
     with pytest.raises(ValueError, match=f"no rule for {function.__name__} as this Functional calls it"):
         by_name(name, Functional(function).eval(), IMAGES)
@@ -58,6 +58,11 @@ def test_activations_that_are_functions_have_no_rule(name, function):
 def test_relu6_has_no_rule_though_relu_has(name):
     with pytest.raises(ValueError, match=r"no rule for (relu6|hardtanh) as this Sequential calls it"):
         by_name(name, net(nn.ReLU6()), IMAGES)
+
+
+def test_activations_in_place_are_seen_too():
+    with pytest.raises(ValueError, match="no rule for relu as"):
+        by_name("guided-backprop", Functional(torch.relu_).eval(), IMAGES)
 
 
 def test_smooth_activations_may_stand_beside_relus_in_guided_backprop_and_not_in_deep_lift():

@@ -8,10 +8,9 @@ import pandas as pd
 from ._candidate import Candidate
 from ._display import flat
 from ._parts import packed, pictures_in
+from ._report_agreement import SHOWN
 from ._run_folder import RunFolder
 from ._samples import Sample
-
-SHOWN = 10  # samples
 
 
 def wanted(folder: RunFolder, model: str, by_sample: pd.DataFrame, gallery: int) -> list[int] | None:

@@ -132,7 +132,11 @@ def _described(folder: RunFolder, facts: Mapping[str, Any], model: str) -> dict[
     failed = scores.dropna(subset=["error"])
     errors = failed.groupby(["method", "metric"], sort=False).error.agg(count_="size", first_="first").reset_index()
     models = [model] if model else list(facts["models"])
-    unfit = [(method, name, why) for name in models for method, why in facts["models"][name]["unfit"].items()]
+    unfit = [
+        (method, facts["models"][name]["title"], why)
+        for name in models
+        for method, why in facts["models"][name]["unfit"].items()
+    ]
     return {
         **facts,
         "finished": int(scores["sample"].nunique()),

@@ -36,8 +36,9 @@ def by_slug(names: Iterable[str]) -> dict[str, str]:
         other = found.setdefault(slug(name), name)
         if other != name:
             raise ValueError(f"{other!r} and {name!r} are the same name, {slug(name)!r}, once normalised: rename one.")
-    if "" in found:
-        raise ValueError(f"Expected names with a letter from a to z or a digit, got {found['']!r}: rename it.")
+    nameless = next((given for name, given in found.items() if not re.search("[a-z0-9]", name)), None)
+    if nameless is not None:  # files are called by names, so ".." must be none
+        raise ValueError(f"Expected names with a letter from a to z or a digit, got {nameless!r}: rename it.")
     return found
 
 

@@ -30,6 +30,7 @@ TABLES = {
     "maps": pa.schema(_SAMPLE | _MAP),
     "skipped": pa.schema(_SAMPLE | {"name": _TEXT, "error": _TEXT}),
 }
+_CHECKED = {"small_maps": ["method"], "maps": ["method"]}  # what is read of large tables to see if they are whole
 _DAMAGED = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 Cells = Mapping[str, Collection[str]]
@@ -127,11 +128,12 @@ class Parts:
         parquet.write_table(rows, file, compression="zstd")
         self._files.write(name, file.getvalue().to_pybytes())
 
-    def _read_part(self, table: str, start: int) -> pa.Table:
+    def _read_part(self, table: str, start: int, columns: list[str] | None = None) -> pa.Table:
         name = self._part(table, start)
         if not self._files.exists(name):
             return TABLES[table].empty_table()
-        return parquet.read_table(pa.BufferReader(self._files.read(name)), schema=TABLES[table])
+        source, files = self._files.for_arrow(name)
+        return parquet.read_table(source, filesystem=files, columns=columns, schema=TABLES[table], partitioning=None)
 
     def _finished(self, start: int, size: int) -> "_Finished":
         """What is finished of a batch.
@@ -139,7 +141,7 @@ class Parts:
         A part that is damaged is taken away with all others of its batch, so that they are computed again.
         """
         try:
-            found = {table: self._read_part(table, start) for table in TABLES}
+            found = {table: self._read_part(table, start, _CHECKED.get(table)) for table in TABLES}
             self._pictures_of(start)
         except _DAMAGED as error:
             said = f"Part {start} of {self._files.where} is damaged ({error}) and is computed again."

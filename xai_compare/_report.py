@@ -29,7 +29,7 @@ _LARGEST = 448  # pixels; larger images are shrunk
 _MISSING = -128  # the code of a value that is not finite
 _OPTIONAL = (
     *("model", "models", "data", "samples", "device", "seconds"),
-    *("finished", "failed", "skipped", "interruptions"),
+    *("finished", "failed", "skipped", "unfit", "interruptions"),
 )
 
 
@@ -153,6 +153,7 @@ def _provenance(
     ]
     made = [(title, method, entry(run, "methods", method).get("source", "")) for method, title in methods.items()]
     skipped = [(one.get("sample", ""), one.get("error", "")) for one in run.get("skipped") or ()]
+    unfit = [(methods[one["method"]], one["model"], one["error"]) for one in run.get("unfit") or ()]
     errors = [
         (
             methods.get(one.get("method", ""), one.get("method", "")),
@@ -165,6 +166,7 @@ def _provenance(
     return [
         Table("skipped", "Skipped images", ("Image", "Error"), skipped),
         Table("failed", "Failed scores", ("Method", "Metric", "Count", "Error"), errors, numeric=("Count",)),
+        Table("unfit", "Methods that do not fit", ("Method", "Model", "Reason"), unfit),
         Table("run", "Run", ("", ""), facts),
         Table(
             "classes", "Classes", ("Name in the data", "Class"), list((run.get("classes") or {}).items()), ("Class",)

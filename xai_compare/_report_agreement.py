@@ -8,7 +8,7 @@ import pandas as pd
 
 from ._report_table import Table, between, mean, number, to_float
 
-_SHOWN = 10  # samples with the lowest agreement
+SHOWN = 10  # samples with the lowest agreement
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ def _lowest(samples: pd.DataFrame, gallery: Sequence[int | None]) -> list[tuple[
     if samples.empty:
         return []
     places = {sample: at for at, sample in enumerate(gallery) if sample is not None}
-    first = samples.sort_values("agreement", kind="stable").head(_SHOWN).to_dict("records")
+    first = samples.sort_values("agreement", kind="stable").head(SHOWN).to_dict("records")
     return [(str(r["name"]), number(r["agreement"], 2), places.get(int(r["sample"]))) for r in first]

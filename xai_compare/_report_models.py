@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ._report import Picture, render
 from ._report_table import Cell, Records, Table, counted, entry, metric_column, test_table, to_float
 from ._statistics import SIGNIFICANT
+
+_ROUNDING = 2.0  # of 255, by which images may differ that were normalised in different ways
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,12 @@ class Models:
         words: Sentences.
         tables: One for each metric.
         tests: All paired tests.
-        unfit: The methods that do not fit a model.
     """
 
     titles: Mapping[str, str]
     words: Sequence[str]
     tables: Sequence[Side]
     tests: Table
-    unfit: Table
 
 
 def overview(
@@ -60,13 +61,11 @@ def overview(
     pairs: Records = model_tests.rename(columns={"model_a": "method_a", "model_b": "method_b"}).to_dict("records")
     rows = [row | {"model": name} for name, table in summaries.items() for row in table.to_dict("records")]
     tables = [_side(run, rows, pairs, titles, methods, metric, title) for metric, title in metrics.items()]
-    unfit = [(methods[one["method"]], titles[one["model"]], one["error"]) for one in run["unfit"]]
     models = Models(
         titles,
         [*_words(run, pairs, titles), _said_of_classes(*same)],
         tables,
         _test_table(pairs, titles, metrics, methods),
-        Table("unfit", "Methods that do not fit a model", ("Method", "Model", "Reason"), unfit),
     )
     joined, drawn = _side_by_side(pictures, methods, titles)
     empty = pd.DataFrame()
@@ -138,22 +137,33 @@ def _said_of_classes(same: int, count: int) -> str:
 def _side_by_side(
     pictures: Mapping[str, Sequence[Picture]], methods: Mapping[str, str], models: Mapping[str, str]
 ) -> tuple[list[Picture], dict[str, str]]:
-    """The pictures with the maps of all models, and what each map is called."""
+    """The pictures with the maps of all models that saw the same, and what each map is called."""
     drawn = {
         f"{method}@{model}": f"{title}, {name}" for method, title in methods.items() for model, name in models.items()
     }
-    found: dict[int | None, Picture] = {}
-    explained: dict[tuple[int | None, int], list[str]] = {}  # of an image and a class, the models that explain it
+    found: list[Picture] = []
+    explained: dict[tuple[int, int], list[str]] = {}  # of a picture and a class, the models that explain it
     for model, several in pictures.items():
         for one in several:
-            picture = found.setdefault(one.index, replace(one, classes={}, maps={}))
+            at = next((i for i, other in enumerate(found) if _same_picture(one, other)), len(found))
+            if at == len(found):
+                seen = any(one.index == other.index for other in found)
+                sample = f"{one.sample} ({models[model]})" if seen else one.sample
+                found.append(replace(one, sample=sample, target=-2, classes={}, maps={}))
             for cls, label in one.classes.items():
-                picture.classes.setdefault(cls, label)
-                explained.setdefault((one.index, cls), []).extend([models[model]] * (cls == one.target))
+                found[at].classes.setdefault(cls, label)
+                explained.setdefault((at, cls), []).extend([models[model]] * (cls == one.target))
                 maps = {f"{method}@{model}": heat for method, heat in one.maps.get(cls, {}).items()}
-                picture.maps[cls] = picture.maps.get(cls, {}) | maps
-    for (index, cls), names in explained.items():
+                found[at].maps[cls] = found[at].maps.get(cls, {}) | maps
+    for (at, cls), names in explained.items():
         said = "all models" if len(names) == len(models) else ", ".join(names)
-        found[index].classes[cls] += f" ({said})" * bool(names)
-    seen = {name for one in found.values() for maps in one.maps.values() for name in maps}
-    return [replace(one, target=-2) for one in found.values()], {k: v for k, v in drawn.items() if k in seen}
+        found[at].classes[cls] += f" ({said})" * bool(names)
+    shown = {name for one in found for maps in one.maps.values() for name in maps}
+    return found, {name: title for name, title in drawn.items() if name in shown}
+
+
+def _same_picture(one: Picture, other: Picture) -> bool:
+    """Do they show the same part of a sample? Another model's transform may crop it otherwise."""
+    if one.index != other.index or one.image.shape != other.image.shape:
+        return False
+    return float(np.abs(one.image.astype(float) - other.image).mean()) < _ROUNDING

@@ -11,9 +11,14 @@ from torch.overrides import TorchFunctionMode
 
 from adapters.models.hooks import watch_calls
 
-_RECTIFIERS = frozenset(("relu", "relu_", "relu6", "hardtanh", "hardtanh_"))
-_SMOOTH = frozenset(("gelu", "silu", "silu_", "mish", "mish_", "hardswish", "hardswish_", "elu", "elu_", "leaky_relu"))
-_OTHERS = frozenset(("layer_norm", "rms_norm", "group_norm", "softmax", "scaled_dot_product_attention", "sigmoid"))
+_RECTIFIERS = frozenset(("relu", "relu6", "hardtanh"))
+_OTHER_ACTIVATIONS = frozenset(
+    (
+        *("celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "leaky_relu", "log_sigmoid", "logsigmoid", "mish"),
+        *("prelu", "rrelu", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"),
+    )
+)
+_OTHERS = frozenset(("layer_norm", "rms_norm", "group_norm", "softmax", "scaled_dot_product_attention"))
 
 
 @dataclass(frozen=True)
@@ -91,13 +96,13 @@ class _Activations(TorchFunctionMode):
         self._inside -= isinstance(module, self._rule.layers)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").rstrip("_")  # in place or not
         if self._depth and not self._inside:
             self.never += [name] * (name in self._rule.never)
             self.others += [name] * (name in self._rule.not_alone)
         return func(*args, **(kwargs or {}))
 
 
-GUIDED_BACKPROP = Rule(attr.GuidedBackprop, (nn.ReLU,), _RECTIFIERS, _SMOOTH)
-DECONVOLUTION = Rule(attr.Deconvolution, (nn.ReLU,), _RECTIFIERS, _SMOOTH)
-DEEP_LIFT = Rule(attr.DeepLift, tuple(SUPPORTED_NON_LINEAR), _RECTIFIERS | _SMOOTH | _OTHERS)
+GUIDED_BACKPROP = Rule(attr.GuidedBackprop, (nn.ReLU,), _RECTIFIERS, _OTHER_ACTIVATIONS)
+DECONVOLUTION = Rule(attr.Deconvolution, (nn.ReLU,), _RECTIFIERS, _OTHER_ACTIVATIONS)
+DEEP_LIFT = Rule(attr.DeepLift, tuple(SUPPORTED_NON_LINEAR), _RECTIFIERS | _OTHER_ACTIVATIONS | _OTHERS)

@@ -112,13 +112,15 @@ class RunFolder:
         parts = self.files.names(f"{name}.parquet")
         if not parts:
             return pd.DataFrame(TABLES[name].empty_table().to_pandas())
-        found: pd.DataFrame = pd.read_parquet(**self.files.for_arrow(f"{name}.parquet"))
+        path, files = self.files.for_arrow(f"{name}.parquet")
+        found: pd.DataFrame = pd.read_parquet(path, filesystem=files)
         return found
 
     def parts(self, name: str, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
         """The rows of a table, or some columns of them, one part after the other."""
         for part in self.files.names(f"{name}.parquet"):
-            yield pd.read_parquet(**self.files.for_arrow(f"{name}.parquet/{part}"), columns=columns)
+            path, files = self.files.for_arrow(f"{name}.parquet/{part}")
+            yield pd.read_parquet(path, filesystem=files, columns=columns)
 
     def pictures(self) -> list[dict[str, Any]]:
         """What was kept for the gallery: model, index, name, classes, image and maps by method and class."""

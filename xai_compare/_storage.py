@@ -118,10 +118,10 @@ class Storage:
         found: datetime = self.fs.modified(self._path(name))
         return found
 
-    def for_arrow(self, name: str) -> dict[str, Any]:
-        """Arguments of `pandas.read_parquet` for a folder."""
+    def for_arrow(self, name: str) -> tuple[str, Any]:
+        """The path of a file or folder, and the file system, as pyarrow and pandas take them."""
         self._forget(f"{name}/")
-        return {"path": self._path(name), "filesystem": self.fs}
+        return self._path(name), self.fs
 
     def _path(self, name: str) -> str:
         return str(self.local / name) if self.local is not None else f"{self.root}/{name}".rstrip("/")

@@ -126,11 +126,24 @@ def test_maps_of_models_that_saw_the_same_lie_beside_each_other():
 
 @pytest.mark.parametrize("other", [IMAGE[::-1].copy(), np.zeros((4, 4, 3), np.uint8)])
 def test_maps_of_models_that_saw_other_parts_of_a_sample_lie_each_on_what_its_model_saw(other):
-    pictures = {"a": [picture("a", IMAGE, 1, 0.5)], "b": [picture("b", other, 1, -0.25)]}
-    found = embedded(page_of(pictures))["pictures"]
+    later = picture("a", IMAGE[:, ::-1].copy(), 1, 0.5, index=9)
+    pictures = {"a": [picture("a", IMAGE, 1, 0.5), later], "b": [picture("b", other, 1, -0.25)]}
+    *found, last = embedded(page_of(pictures))["pictures"]
     assert [one["sample"] for one in found] == ["seen.png", "seen.png (Model <B>)"]
+    assert last["sample"] == "seen.png"  # of another index
     assert [list(one["maps"]["1"]) for one in found] == [["ig@a"], ["ig@b"]]
     assert [one["size"] for one in found] == [list(one.shape[1::-1]) for one in (IMAGE, other)]
+
+
+@pytest.mark.slow
+def test_maps_that_only_another_model_has_leave_no_gap(show):
+    pictures = {"a": [picture("a", IMAGE, 1, 0.5)], "b": [picture("b", IMAGE[::-1].copy(), 1, -0.25)]}
+    browser = show(page_of(pictures))
+    for at, model in enumerate(("Model A", "Model <B>")):
+        browser.execute_script(f"document.querySelectorAll('#pictures input')[{at}].click()")
+        browser.execute_async_script("setTimeout(arguments[0], 400)")
+        shown = [one.text for one in browser.find_elements("css selector", "#maps h3")][1:]
+        assert shown == [f"Integrated Gradients, {model}"]
 
 
 @pytest.mark.slow

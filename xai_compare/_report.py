@@ -111,7 +111,11 @@ def render(
         diagrams=diagrams(rankings, methods, metrics),
         agreement=matrix(by_pair, by_sample, methods, [picture.index for picture in pictures]),
         sections=sections(curves, methods, _titles(run, "metrics", [curve.metric for curve in curves])),
-        data={"methods": list((drawn or methods).items()), "pictures": [_embedded(picture) for picture in pictures]},
+        data={
+            "methods": list((drawn or methods).items()),
+            "sparse": drawn is not None,
+            "pictures": [_embedded(picture) for picture in pictures],
+        },
         provenance=_provenance(run, scores, methods, metrics),
         tests=test_table(pairs, methods, metrics),
     )

@@ -159,6 +159,7 @@ def _side_by_side(
         said = "all models" if len(names) == len(models) else ", ".join(names)
         found[at].classes[cls] += f" ({said})" * bool(names)
     shown = {name for one in found for maps in one.maps.values() for name in maps}
+    found.sort(key=lambda one: one.index or 0)  # stable: what two models saw of a sample stays together
     return found, {name: title for name, title in drawn.items() if name in shown}
 
 

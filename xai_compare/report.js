@@ -76,7 +76,7 @@ unfold();
 const RED = [230, 26, 26];
 const BLUE = [26, 77, 242];
 const MISSING = -128;
-const { methods, pictures } = JSON.parse(byId("data").textContent);
+const { methods, pictures, sparse } = JSON.parse(byId("data").textContent);
 const chosen = { picture: 0, class: 0, raw: false };
 const cursor = { x: 0.5, y: 0.5, on: false };
 let tiles = []; // of the maps that are shown: what writes the value at the cursor
@@ -180,10 +180,11 @@ async function draw() {
   const { maps, largest, top } = decoded(picture);
   const own = maps[picture.classes[chosen.class]?.[0]] || {};
   tiles = [];
+  const made = (method) => !sparse || Object.values(maps).some((all) => method in all); // of several models some have none
   const scaleOf = (method) => (chosen.raw ? top : largest.get(method));
   byId("maps").replaceChildren(
     tile(picture.sample, source),
-    ...methods.map(([method, title]) =>
+    ...methods.filter(([method]) => made(method)).map(([method, title]) =>
       methodTile(method, title, source, own[method], scaleOf(method), largest.get(method))));
   const end = chosen.raw ? written(top, top) : "1";
   byId("low").textContent = end === "0" ? end : `\u2212${end}`;

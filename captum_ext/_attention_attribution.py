@@ -1,7 +1,8 @@
 """What the maps of attention weights share: the run, the row that is read, the shape of the result."""
 
+import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from adapters.models import OutputChoice, root_module, uncompiled
+from adapters.prompts import answered_prompts, logits_of_answers
 from adapters.recording import AttentionMatrices, Prediction, mean_weights, weights_and_gradients
 
+from ._answer_attribution import AnswerAttribution, Asked
+from ._answers import place
 from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._features import full_precision
 from ._grids import grid_for
@@ -20,7 +24,7 @@ from ._targets import Score, Target, latent_of, scores_of
 from ._token_attribution import Tensors
 
 
-class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyped
+class AttentionAttribution(AnswerAttribution, Attribution):  # type: ignore[misc] # captum is untyped
     """Base of the maps of attention weights: a formula of matrices, one a layer, and of the row that is read.
 
     Args:
@@ -99,6 +103,17 @@ class AttentionAttribution(Attribution):  # type: ignore[misc] # captum is untyp
         answer = tokens if grid is None else grid.arranged(tokens)
         answer = answer[:, None] if grid is not None and len(grid.sizes) == 2 else answer
         return (answer,) if isinstance(inputs, tuple) else answer
+
+    def _of_answers(self, asked: Asked, answers: list[list[int]], options: Mapping[str, Any]) -> Tensor:
+        """A pass for each token, of which the model reads what is in front of it: maps are read from its last row."""
+        found = []
+        for number in range(max(map(len, answers))):
+            prompts = answered_prompts(asked.model, asked.inputs, [answer[: number + 1] for answer in answers])
+            explainer = copy.copy(self)
+            explainer.forward_func, explainer.output = logits_of_answers(asked.model, prompts, rows=1), None
+            target = [place(0, answer[-1], asked.score) for answer in prompts.answers]
+            found.append(prompts.of_prompt(explainer.attribute(prompts.ids, target, return_tokens=True, **options)))
+        return torch.stack(found, 1)
 
     def _relevances(
         self, given: tuple[Tensor, ...], target: Target, arguments: tuple[Any, ...], failures: Failures

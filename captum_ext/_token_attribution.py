@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from adapters.models import OutputChoice, root_module, uncompiled
 from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass
 
+from ._answer_attribution import AnswerAttribution
 from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._closed_form import check_closed_form
 from ._grids import grid_for
@@ -94,7 +95,7 @@ class Request:
     on_error: OnError = "raise"
 
 
-class TokenAttribution(LayerAttribution, GradientAttribution):  # type: ignore[misc] # captum is untyped
+class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution):  # type: ignore[misc] # captum is untyped
     """Base of the CDAM family: explains a model's output by the tokens that enter its last attention.
 
     Args:

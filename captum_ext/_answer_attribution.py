@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adapters.models import uncompiled
 from adapters.prompts import (
     AnsweredPrompts,
+    Generated,
     ImageTokens,
     agrees,
     answered_prompts,
@@ -145,16 +146,20 @@ class AnswerAttribution:
             isinstance(self, LayerAttribution) and self.layer is None and getattr(self, "attention", None) is None
         )
         made = generated(asked.model, inputs, max_new_tokens, generation or {}, keep=reads_last)
-        found = None
-        if made.hidden is not None:
-            prompts, logits = tail(asked.model, inputs, made)
-            with torch.no_grad():
-                same = agrees(made, logits(made.hidden))
-            if same:
-                per_token = prompts.of_prompt(self._of_rows(logits, made.hidden, prompts, score, options))
-                found = _Found(made.answers, per_token, "the passes of generation")
+        found = self._from_passes(asked, made, options) if made.hidden is not None else None
         found = found or self._answered(asked, made.answers, "answer", options)
         return _maps(asked, found, found.per_token.sum(1), found.per_token, exclude)
+
+    def _from_passes(self, asked: "Asked", made: Generated, options: Mapping[str, Any]) -> "_Found | None":
+        """From what entered the last layer; None where what follows is not seen to give the logits of the generation."""
+        prompts, logits, seen = tail(asked.model, asked.inputs, made)
+        try:
+            rows = self._of_rows(logits, made.hidden, prompts, asked.score, options)
+        except Exception:  # of any kind: the layers were run in another way than the model's code expects
+            return None
+        if not agrees(made, seen[0]):
+            return None
+        return _Found(made.answers, prompts.of_prompt(rows), "the passes of generation")
 
     def _answered(self, asked: "Asked", answer: Any, name: str, options: Mapping[str, Any]) -> "_Found":
         answers = answer_ids(answer, asked.batch, asked.tokenizer, asked.vocabulary, name)

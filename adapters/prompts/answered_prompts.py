@@ -44,7 +44,17 @@ class AnsweredPrompts:
         return self.number - len(self.answers[sample]) + token
 
     def of_prompt(self, scores: Tensor) -> Tensor:
-        """Scores (batch, ..., tokens read) of the prompts' tokens as they were given; 0 for padding."""
+        """Scores (batch, ..., tokens read) of the prompts' tokens as they were given; 0 for padding.
+
+        Raises:
+            ValueError: if what was scored are not the tokens that the model was given.
+        """
+        if scores.shape[-1] != self.ids.shape[1]:
+            raise ValueError(
+                f"The last attention reads {scores.shape[-1]} tokens, not the {self.ids.shape[1]} token ids of the "
+                "prompt and its answer: which of them are the prompt's is not known. Explain the model's logits by "
+                "`attribute` with `return_tokens=True`, or choose another attention by `attention=`."
+            )
         shape = (len(scores), *[1] * (scores.dim() - 2), -1)
         places = self.places.to(scores.device).clamp(min=0).view(shape).expand(*scores.shape[:-1], -1)
         return scores.gather(-1, places).masked_fill(~self.real.to(scores.device).view(shape), 0)

@@ -133,12 +133,14 @@ def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 def tail(
     model: nn.Module, inputs: Mapping[str, Any], made: Generated
-) -> tuple[AnsweredPrompts, Callable[[Tensor], Tensor]]:
+) -> tuple[AnsweredPrompts, Callable[[Tensor], Tensor], list[Tensor]]:
     """The answers as the last layer read them, and how the logits follow from what entered it.
 
     Returns:
-        The prompts with their answers, and a function of (batch, tokens, channels) that returns the rows of logits.
+        The prompts with their answers; a function of (batch, tokens, channels) that returns the rows of logits; and
+        what it returned, call by call.
     """
+    seen: list[Tensor] = []
     texts = {name: x for name, x in inputs.items() if not (isinstance(x, Tensor) and x.is_floating_point())}
     prompts = answered_prompts(model, texts, made.steps)
     *earlier, last = made.layers
@@ -156,13 +158,15 @@ def tail(
         def run(**named: Any) -> Any:
             return run_stand_in(model, forwards, **named)
 
-        return logits_of_answers(model, prompts, call=run)(prompts.ids)
+        seen.append(logits_of_answers(model, prompts, call=run)(prompts.ids))
+        return seen[-1]
 
-    return prompts, logits
+    return prompts, logits, seen
 
 
 def agrees(made: Generated, found: Tensor) -> bool:
     """Are these the logits of the generation, up to rounding?"""
+    found = found.detach()
     given = made.logits.to(found)  # generation has them in float32
     finite = torch.isfinite(given)
     eps: float = max(torch.finfo(x.dtype).eps for x in (made.logits, found))

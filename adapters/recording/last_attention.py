@@ -97,6 +97,8 @@ class LastAttention:
         if self._reads_tokens and not tied:
             raise NotInClosedFormError("the tokens are also read outside the attention")
         if self._reads_tokens:
+            if any(found.slot in op.inputs and not found.reads_tokens(op) for op in after):
+                raise NotInClosedFormError("the tokens go past the attention, too, and gate what it gives")
             start[found.slot] = self._token_axis
         self._after = RowPlan(self._recorder, after, start, self._queries, found.externals)
         wanted = self._wanted()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.evaluation_mode import evaluation_mode
 from ..models.stand_in import run_stand_in
 from .answered_prompts import AnsweredPrompts, answered_prompts, logits_of_answers
 
@@ -57,7 +58,7 @@ def generated(
     prompts = answered_prompts(model, inputs, [[0]] * len(inputs["input_ids"]))
     named = {name: value for name, value in prompts.named.items() if name not in ("position_ids", "decoder_input_ids")}
     kept = _Kept(last_layers(model) if keep else [])
-    with kept:
+    with kept, evaluation_mode(model):
         found = model.generate(
             input_ids=prompts.ids,
             **named,

@@ -10,7 +10,7 @@ from .outputs import OutputChoice, output_tensor
 from .unwrapping import Forward
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_EXCHANGED = {*HOOKS, "_modules", "forward"}
+_EXCHANGED = {*HOOKS, "_modules", "forward", "training"}
 M = TypeVar("M", bound=nn.Module)
 
 

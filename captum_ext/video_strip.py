@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from torch import Tensor
 
 from .signed_overlay import BLUE, RED, SIGNED, rgb_of, scale_of
@@ -58,11 +59,13 @@ def video_strip(
     figure = Figure(figsize=(1.3 * len(shown) + 1.6, 1.4 + 2.6 * len(maps)), layout="constrained")
     grid = figure.add_gridspec(1 + 2 * len(maps), len(shown), height_ratios=[1.3] + [1.3, 1.0] * len(maps))
     labels = [f"frame {k}" if fps is None else f"{k / fps:.2f} s" for k in shown]
-    _draw_row(figure, grid[0, :], [rgb_of(video[k]) for k in shown], "video", labels)
+    _draw_row(figure, grid, 0, [rgb_of(video[k]) for k in shown], "video")
+    for axes, label in zip(figure.axes, labels, strict=True):
+        axes.set_title(label, fontsize=8)
     charts: list[Any] = []
     for row, (title, heat) in enumerate(spread.items()):
         drawn = video_overlay(video[shown], heat[shown], scale)
-        _draw_row(figure, grid[1 + 2 * row, :], list(drawn), title)
+        _draw_row(figure, grid, 1 + 2 * row, list(drawn), title)
         charts.append(figure.add_subplot(grid[2 + 2 * row, :], sharey=charts[0] if charts else None))
         _draw_bars(charts[-1], maps[title], frames_of(len(video), maps[title]), fps)
     charts[-1].set_xlabel("frame" if fps is None else "time (s)")
@@ -89,17 +92,13 @@ def _spread(heat: Tensor, count: int, title: str) -> Tensor:
     return heat.detach()[number]
 
 
-def _draw_row(figure: Figure, place: Any, pictures: list[Any], title: str, labels: list[str] | None = None) -> None:
-    cells = place.subgridspec(1, len(pictures))
+def _draw_row(figure: Figure, grid: GridSpec, row: int, pictures: list[Any], title: str) -> None:
     for column, picture in enumerate(pictures):
-        axes = figure.add_subplot(cells[column])
+        axes = figure.add_subplot(grid[row, column])
         axes.imshow(picture)
         axes.set_xticks([])
         axes.set_yticks([])
-        if labels is not None:
-            axes.set_title(labels[column], fontsize=8)
-        if column == 0:
-            axes.set_ylabel(title, fontsize=8)
+        axes.set_ylabel("" if column else title, fontsize=8)
 
 
 def _draw_bars(axes: Any, heat: Tensor, number: list[int], fps: float | None) -> None:

@@ -156,7 +156,7 @@ def main() -> None:
     first = int(read.float().argmax())
     named = {EVENTS[int(k)]: heat for k, heat in zip(sounds.labels[first], maps[first], strict=True)}
     spectrogram_figure(sounds.spectrograms[first].T, named, seconds=SECONDS).savefig(
-        args.out / "sound_spectrogram.png", dpi=110
+        args.out / "sound_spectrogram.png", dpi=90
     )
     print(f"wrote {args.out / 'sound_spectrogram.png'}: a spectrogram, and the maps of {list(named)}")
 

@@ -139,8 +139,8 @@ def main() -> None:
         f"Tiny models of transformers {version('transformers')} with random weights, in float64 (some of them compute "
         "norms, gates or rotary embeddings in float32: differences of 1e-7). Written by `python "
         "benchmarks/answer_models.py`: `CDAM.attribute_answer` of two tokens against hooks and autograd "
-        "(tests/zoo_truth.py), the largest difference in parts of the largest score; `explain_generation` of three tokens "
-        "against the same tokens given as an answer, and whether it needed more than the passes of generation.\n\n"
+        "(tests/zoo_truth.py), the largest difference in parts of the largest score; `explain_generation` of three "
+        "tokens against these tokens given as an answer, and whether it needed more than the passes of generation.\n\n"
         f"## Models of images and texts\n\nEach with two images in a prompt.\n\n{table(readers)}\n"
         f"## Decoders\n\n{equal} of {len(decoders)} agree with autograd.\n\n{table(decoders)}"
     )

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -90,12 +91,16 @@ class AnswerAttribution:
         found = self._answered(asked, answer, "answer", options)
         scores = found.per_token.sum(1)
         per_token: Tensor | None = found.per_token
+        others: list[list[int]] = []
         if against is not None:
             other = self._answered(asked, against, "against", options)
             scores = scores - other.per_token.sum(1)
-            same = list(map(len, found.answers)) == list(map(len, other.answers))
+            others = other.answers
+            same = list(map(len, found.answers)) == list(map(len, others))
             per_token = found.per_token - other.per_token if same else None
-        return _maps(asked, found, scores, per_token, exclude)
+        made = _maps(asked, found, scores, per_token, exclude)
+        words = [words_of(ids, asked.tokenizer) for ids in others]
+        return replace(made, against_tokens=words, method=type(self).__name__)
 
     def explain_generation(
         self,
@@ -148,7 +153,8 @@ class AnswerAttribution:
         made = generated(asked.model, inputs, max_new_tokens, generation or {}, keep=reads_last)
         found = self._from_passes(asked, made, options) if made.hidden is not None else None
         found = found or self._answered(asked, made.answers, "answer", options)
-        return _maps(asked, found, found.per_token.sum(1), found.per_token, exclude)
+        made_maps = _maps(asked, found, found.per_token.sum(1), found.per_token, exclude)
+        return replace(made_maps, method=type(self).__name__)
 
     def _from_passes(self, asked: "Asked", made: Generated, options: Mapping[str, Any]) -> "_Found | None":
         """From what entered the last layer; None where what follows is not seen to give the logits of the generation."""
@@ -266,6 +272,10 @@ def _maps(
         shares["special"],
         excluded,
         found.way,
+        real=asked.real,
+        special=masks["special"],
+        image_numbers=[[image.numbers.tolist() for image in own] for own in images],
+        score=asked.score,
     )
 
 

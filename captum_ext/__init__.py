@@ -6,6 +6,7 @@ from .attention_rollout import AttentionRollout as AttentionRollout
 from .cdam import CDAM as CDAM
 from .concept_target import ConceptTarget as ConceptTarget
 from .contrast_target import ContrastTarget as ContrastTarget
+from .gif import save_gif as save_gif
 from .integrated_cdam import IntegratedCDAM as IntegratedCDAM
 from .mhex_cam import MHEXCAM as MHEXCAM
 from .partial_lrp import PartialLRP as PartialLRP
@@ -14,4 +15,8 @@ from .relevance_propagation import RelevancePropagation as RelevancePropagation
 from .signed_overlay import overlay_figure as overlay_figure
 from .signed_overlay import signed_overlay as signed_overlay
 from .smooth_cdam import SmoothCDAM as SmoothCDAM
+from .spectrogram_overlay import spectrogram_figure as spectrogram_figure
+from .spectrogram_overlay import spectrogram_overlay as spectrogram_overlay
 from .text_target import TextTarget as TextTarget
+from .video_overlay import video_overlay as video_overlay
+from .video_strip import video_strip as video_strip

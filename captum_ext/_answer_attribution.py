@@ -46,6 +46,7 @@ class AnswerAttribution:
         *,
         score: AnswerScore = "logit",
         exclude: Collection[Excluded] = (),
+        images: bool = True,
         **options: Any,
     ) -> AnswerMaps:
         """Explain an answer of a language model: which words and image places of the prompt speak for it.
@@ -64,6 +65,7 @@ class AnswerAttribution:
             score: "logit", or "log_prob": the logarithm of the probability, which weighs what else could be said.
             exclude: "first", the first real token, or "special", special tokens that are no images: their scores are
                 set to 0 in the maps, and `.excluded` says where.
+            images: Lay the scores of image tokens on the images' grids; False for models of which these are not known.
             **options: Further arguments of the method's `attribute`, such as `n_steps`.
 
         Returns:
@@ -73,8 +75,8 @@ class AnswerAttribution:
         Raises:
             TypeError: if `inputs` is no mapping with `input_ids`, an answer is of the wrong kind, or the model is no
                 module that returns `logits`.
-            ValueError: if an answer is empty or not in the vocabulary, or the tokens of the prompt are not what the
-                last attention reads.
+            ValueError: if an answer is empty or not in the vocabulary, if the tokens of the prompt are not what the
+                last attention reads, or if it cannot be told where image tokens lie.
 
         Example:
             >>> import torch
@@ -87,7 +89,7 @@ class AnswerAttribution:
             >>> maps.scores.shape
             torch.Size([1, 4])
         """
-        asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score)
+        asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score, images=images)
         found = self._answered(asked, answer, "answer", options)
         scores = found.per_token.sum(1)
         per_token: Tensor | None = found.per_token
@@ -111,6 +113,7 @@ class AnswerAttribution:
         generation: Mapping[str, Any] | None = None,
         score: AnswerScore = "logit",
         exclude: Collection[Excluded] = (),
+        images: bool = True,
         **options: Any,
     ) -> AnswerMaps:
         """Generate an answer, and explain each of its tokens from the passes that generation makes anyway.
@@ -127,6 +130,7 @@ class AnswerAttribution:
             generation: Further arguments of `model.generate`, such as `{"do_sample": True}`; no beams.
             score: As for `attribute_answer`.
             exclude: As for `attribute_answer`.
+            images: As for `attribute_answer`.
             **options: Further arguments of the method's `attribute`, such as `n_steps`.
 
         Returns:
@@ -146,21 +150,23 @@ class AnswerAttribution:
             >>> maps.per_token.shape
             torch.Size([1, 3, 4])
         """
-        asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score)
+        asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score, images=images)
         reads_last = (
             isinstance(self, LayerAttribution) and self.layer is None and getattr(self, "attention", None) is None
         )
         made = generated(asked.model, inputs, max_new_tokens, generation or {}, keep=reads_last)
-        found = self._from_passes(asked, made, options) if made.hidden is not None else None
+        found = None if made.hidden is None else self._from_passes(asked, made, made.hidden, options)
         found = found or self._answered(asked, made.answers, "answer", options)
         made_maps = _maps(asked, found, found.per_token.sum(1), found.per_token, exclude)
         return replace(made_maps, method=type(self).__name__)
 
-    def _from_passes(self, asked: "Asked", made: Generated, options: Mapping[str, Any]) -> "_Found | None":
-        """From what entered the last layer; None where what follows is not seen to give the logits of the generation."""
+    def _from_passes(
+        self, asked: "Asked", made: Generated, hidden: Tensor, options: Mapping[str, Any]
+    ) -> "_Found | None":
+        """From what entered the last layer; None where what follows does not give the logits of the generation."""
         prompts, logits, seen = tail(asked.model, asked.inputs, made)
         try:
-            rows = self._of_rows(logits, made.hidden, prompts, asked.score, options)
+            rows = self._of_rows(logits, hidden, prompts, asked.score, options)
         except Exception:  # of any kind: the layers were run in another way than the model's code expects
             return None
         if not agrees(made, seen[0]):
@@ -200,13 +206,16 @@ class Asked:
         inputs: The prompts.
         tokenizer: The tokenizer, or None.
         score: "logit" or "log_prob".
+        images: Are maps of images wanted?
 
     Raises:
         TypeError: if `inputs` has no `input_ids`.
-        ValueError: if `score` is another.
+        ValueError: if `score` is another, or it is not known where image tokens lie.
     """
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], tokenizer: Any, score: AnswerScore) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Mapping[str, Any], tokenizer: Any, score: AnswerScore, *, images: bool
+    ) -> None:
         if score not in get_args(AnswerScore):
             raise ValueError(f"Expected `score` to be one of {get_args(AnswerScore)}, got {score!r}.")
         self.model, self.inputs, self.tokenizer, self.score = model, inputs, tokenizer, score
@@ -214,6 +223,7 @@ class Asked:
         self.batch = len(self.ids)
         self.real: Tensor = inputs.get("attention_mask", torch.ones_like(self.ids)).bool()
         self.vocabulary = vocabulary_size(model)
+        self.images = image_tokens(model, inputs) if images else [[] for _ in self.ids]
 
 
 class _Found:
@@ -246,7 +256,7 @@ def _maps(
     """The result, with what is excluded set to 0."""
     if isinstance(exclude, str) or not set(exclude) <= set(get_args(Excluded)):
         raise ValueError(f"Expected `exclude` to be a list of some of {get_args(Excluded)}, got {exclude!r}.")
-    images = image_tokens(asked.model, asked.inputs)
+    images = asked.images
     masks = {"first": _first(asked.real), "special": _special(asked, images)}
     total = scores.abs().sum(-1)
     shares = {

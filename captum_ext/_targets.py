@@ -244,7 +244,7 @@ def _check_count(outputs: Tensor, batch: int, rows: int) -> None:
         raise ValueError(
             f"The model's output has shape {tuple(outputs.shape)}, which is not one prediction for each of the {batch} "
             "samples, nor one for several. Give `output` a function that makes the samples the first axis, as "
-            f"`output=lambda y: y.unflatten(0, ({batch}, -1))`."
+            f"`output=lambda y: y.unflatten(0, ({batch}, -1))`, or `y.logits` where y is a ModelOutput."
         )
     if rows not in (1, count):
         raise ValueError(f"Expected one `target` per prediction, {count} for this batch, got {rows}.")

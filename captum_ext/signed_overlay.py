@@ -11,9 +11,9 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-_BLUE, _RED = (0.1, 0.3, 0.95), (0.9, 0.1, 0.1)
-_SIGNED = LinearSegmentedColormap.from_list(
-    "signed", [(0.0, (*_BLUE, 1.0)), (0.5, (*_BLUE, 0.0)), (0.5, (*_RED, 0.0)), (1.0, (*_RED, 1.0))]
+BLUE, RED = (0.1, 0.3, 0.95), (0.9, 0.1, 0.1)
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", [(0.0, (*BLUE, 1.0)), (0.5, (*BLUE, 0.0)), (0.5, (*RED, 0.0)), (1.0, (*RED, 1.0))]
 )
 
 
@@ -45,10 +45,10 @@ def signed_overlay(image: Tensor, maps: Tensor, scale: float | None = None) -> n
         raise TypeError(f"Expected `maps` to be a tensor, got {type(maps)}.")
     if maps.dim() not in (2, 3) or not bool(torch.isfinite(maps).all()):
         raise ValueError(f"Expected finite `maps` (maps, h, w) or (h, w), got shape {tuple(maps.shape)}.")
-    scale = _scale(maps, scale)
+    scale = scale_of(maps, scale)
     sized = F.interpolate(maps.detach().reshape(1, -1, *maps.shape[-2:]).float().cpu(), base.shape, mode="bilinear")[0]
     signed = (sized / scale).clamp(-1, 1).numpy()[..., None]
-    colors, opacity = np.where(signed > 0, _RED, _BLUE), np.abs(signed)
+    colors, opacity = np.where(signed > 0, RED, BLUE), np.abs(signed)
     drawn: npt.NDArray[np.float32] = ((1 - opacity) * base[..., None] + opacity * colors).astype(np.float32)
     return drawn.reshape(*maps.shape[:-2], *drawn.shape[1:])
 
@@ -77,19 +77,20 @@ def overlay_figure(image: Tensor, maps: Mapping[str, Tensor], scale: float | Non
     """
     if not maps:
         raise ValueError("Expected at least one map to draw, got none.")
-    scale = max(_scale(heat, None) for heat in maps.values()) if scale is None else scale
-    pictures = {"image": _rgb(image)} | {title: signed_overlay(image, heat, scale) for title, heat in maps.items()}
+    scale = max(scale_of(heat, None) for heat in maps.values()) if scale is None else scale
+    pictures = {"image": rgb_of(image)} | {title: signed_overlay(image, heat, scale) for title, heat in maps.items()}
     figure = Figure(figsize=(2.4 * len(pictures) + 0.8, 2.7), layout="constrained")
     row = figure.subplots(1, len(pictures), squeeze=False)[0]
     for axes, (title, picture) in zip(row, pictures.items(), strict=True):
         axes.imshow(picture)
         axes.set_title(title)
         axes.set_axis_off()
-    figure.colorbar(ScalarMappable(Normalize(-scale, scale), _SIGNED), ax=row, label="relevance")
+    figure.colorbar(ScalarMappable(Normalize(-scale, scale), SIGNED), ax=row, label="relevance")
     return figure
 
 
-def _scale(maps: Tensor, scale: float | None) -> float:
+def scale_of(maps: Tensor, scale: float | None) -> float:
+    """The absolute value that is drawn opaque."""
     if scale is None:
         return float(maps.detach().abs().max()) or 1.0
     if not scale > 0:
@@ -97,7 +98,7 @@ def _scale(maps: Tensor, scale: float | None) -> float:
     return float(scale)
 
 
-def _rgb(image: Tensor) -> npt.NDArray[np.float32]:
+def rgb_of(image: Tensor) -> npt.NDArray[np.float32]:
     """(height, width, 3) colours of an image in [0, 1]."""
     if not isinstance(image, Tensor):
         raise TypeError(f"Expected `image` to be a tensor, got {type(image)}.")
@@ -116,5 +117,5 @@ def _rgb(image: Tensor) -> npt.NDArray[np.float32]:
 
 def _gray(image: Tensor) -> npt.NDArray[np.float32]:
     """The image's brightness, which leaves the colours to the map."""
-    gray: npt.NDArray[np.float32] = _rgb(image).mean(-1)
+    gray: npt.NDArray[np.float32] = rgb_of(image).mean(-1)
     return gray

@@ -84,7 +84,8 @@ def _ends(model: Any, options: Mapping[str, Any]) -> list[int]:
 
 def last_layers(model: nn.Module) -> list[nn.Module]:
     """The decoder's layers up to the last one that has an attention; none if they are not found."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    get: Any = getattr(model, "get_decoder", None)
+    decoder = model if get is None else get()
     lists = [one for one in decoder.children() if isinstance(one, nn.ModuleList)] if decoder is not None else []
     layers = list(max(lists, key=len, default=[]))
     while layers and not any("att" in name for name, _ in layers[-1].named_modules()):

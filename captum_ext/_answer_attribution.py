@@ -284,7 +284,9 @@ def _maps(
         found.way,
         real=asked.real,
         special=masks["special"],
-        image_numbers=[[image.numbers.tolist() for image in own] for own in images],
+        image_numbers=[
+            [sorted({int(i) for grid in one.grids for i in grid.flatten()}) for one in own] for own in images
+        ],
         score=asked.score,
     )
 

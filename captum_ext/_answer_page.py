@@ -51,7 +51,7 @@ def answer_page(maps: "AnswerMaps", images: Sequence[Any], sample: int) -> str:
         given=bool(images),
         scale=f"{scale:.3g}",
         parts=_parts(one),
-        beyond=sum(one.beyond(scale)),
+        beyond=one.beyond(scale),
         explained=_SCORES.get(one.score, one.score),
         data={
             "scale": scale,
@@ -122,16 +122,20 @@ class _Sample:
         return found
 
     def scale(self) -> float:
-        """The largest absolute score that lies on no sink, 1 if there is none."""
-        sizes = (self.scores / self.weights(self.scores)).abs()
-        others = sizes[:, [not sink for sink in self.sinks]]
-        largest = [float(found.max()) for found in (others, sizes) if found.numel() and found.max() > 0]
-        return largest[0] if largest else 1.0
+        """The largest absolute value that is shown outside the sinks, 1 if there is none."""
+        images = [views.flatten(1) / self.weights(views.flatten(1)) for views in self.images]
+        shares, others = self._shares(), [at for at in self.places if not self.sinks[at]]
+        for found in (torch.cat([shares[:, others], *images], 1), shares):
+            if found.numel() and float(found.abs().max()) > 0:
+                return float(found.abs().max())
+        return 1.0
 
-    def beyond(self, scale: float) -> list[bool]:
-        """Which tokens have a score beyond the scale in some view."""
-        found: list[bool] = ((self.scores / self.weights(self.scores)).abs() > scale).any(0).tolist()
-        return found
+    def beyond(self, scale: float) -> int:
+        """How many words have a score beyond the scale in some view."""
+        return int((self._shares()[:, self.places].abs() > scale).any(0).sum())
+
+    def _shares(self) -> Tensor:
+        return self.scores / self.weights(self.scores)
 
 
 def _sample(maps: "AnswerMaps", sample: int) -> _Sample:
@@ -180,13 +184,21 @@ def _views(whole: Tensor, each: Tensor | None) -> Tensor:
 
 def _parts(one: _Sample) -> list[dict[str, Any]]:
     """Words and pictures in the order of the prompt; a picture stands where the first of its tokens does."""
-    words = [(at, {"word": one.tokens[at], "excluded": one.excluded[at]}) for at in one.places]
+    texts = [(at, one.tokens[at]) for at in one.places]
+    words = [
+        (at, {"word": _cut(text), "spaced": _cut(text) != text, "excluded": one.excluded[at]}) for at, text in texts
+    ]
     starts = [min(own) for own in one.numbers] or [-1] * len(one.images)
     pictures = [
         (start, {"picture": number, "size": views.shape[1:]})
         for number, (start, views) in enumerate(zip(starts, one.images, strict=True))
     ]
     return [part for _, part in sorted([*words, *pictures], key=lambda part: part[0])]
+
+
+def _cut(text: str) -> str:
+    """A word without the space in front of it."""
+    return text[1:] if text.startswith(" ") and text[1:].strip() else text
 
 
 def _visible(text: str) -> str:

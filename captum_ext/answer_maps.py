@@ -37,7 +37,8 @@ class AnswerMaps:
         way: How the maps were computed, as `path` of the method calls it.
         real: (batch, tokens of the prompt), False for padding; None: nothing is padding.
         special: (batch, tokens of the prompt), True at special tokens that stand for no image; None: there are none.
-        image_numbers: For each sample and each of its images which tokens of the prompt stand for it, counted from 0.
+        image_numbers: For each sample and each of its images which tokens of the prompt its map is made of, counted
+            from 0; not those that end a row of places.
         against_tokens: The tokens of each sample's other answer; empty if there is none.
         score: What is explained of each token of the answer: "logit" or "log_prob".
         method: The name of the class that computed the maps.
@@ -62,11 +63,11 @@ class AnswerMaps:
     method: str = ""
 
     def html(self, images: Sequence[Any] = (), path: str | Path | None = None, sample: int = 0) -> str:
-        """A page on which each token of the answer lights up the words and the image places that speak for it.
+        """A page on which each token of the answer highlights the words and image regions that are evidence for it.
 
-        Red speaks for the token, blue against it; zero is transparent. All of the page has one colour scale, which ends
-        at the largest absolute score of a token of the answer that lies on no first and no special token of the prompt
-        (these often hold most of the relevance); what is beyond is framed. The page needs no network and no other file.
+        Red is evidence for the token, blue against it; zero is transparent. The whole page has one colour scale, which
+        ends at the largest absolute score outside the first and special tokens of the prompt (these often hold most of
+        the relevance); words beyond it are framed. The page needs no network and no other file.
 
         Args:
             images: The images of the sample's prompt in their order, as the model saw them, that is after any

@@ -40,9 +40,9 @@ function show(view) {
   const order = scores[view].map((value, at) => [value, at]).sort((a, b) => b[0] - a[0]);
   const listed = (found) => found.slice(0, 3).map(([value, at]) => `\u201c${words[at].textContent.trim()}\u201d ${written(value)}`).join(", ");
   const [most, least] = [order.filter(([value]) => value > 0), order.filter(([value]) => value < 0).reverse()];
-  strongest.textContent = `${buttons[view].textContent}: ` + [
-    most.length ? `most for it ${listed(most)}` : "no word for it",
-    least.length ? `most against it ${listed(least)}` : "no word against it"].join("; ") + ".";
+  strongest.textContent = `${view ? `\u201c${buttons[view].textContent.trim()}\u201d` : "Whole answer"} \u2013 ` + [
+    most.length ? `most for it: ${listed(most)}` : "no word for it",
+    least.length ? `most against it: ${listed(least)}` : "no word against it"].join("; ") + ".";
   document.body.dataset.shown = view;
 }
 

@@ -66,7 +66,8 @@ def explained(question: Question, say: Callable[[str], None]) -> Iterator[str]:
 
 def _maps(explainer: Any, inputs: dict[str, Any], processor: Any, question: Question) -> AnswerMaps:
     """Of the given answer, or of what the model generates."""
-    options = {"tokenizer": processor, "score": question.score, "exclude": question.exclude}
+    options: dict[str, Any] = {"tokenizer": processor, "score": question.score, "exclude": question.exclude}
+    options |= {"images": not question.words_only}
     answer: Any = question.answer
     if answer is None:
         generated: AnswerMaps = explainer.explain_generation(inputs, question.max_new_tokens, **options)

@@ -87,11 +87,13 @@ def _floats(value: Any) -> bool:
 
 
 def seen_image(processor: Any, inputs: dict[str, Any], image: Image.Image) -> Any:
-    """The image as the model saw it; None where a part that is not known was cut off."""
+    """The image as the model saw it; None where what was cut off is not known."""
     pixels, by = inputs.get("pixel_values"), processor.image_processor
-    if isinstance(pixels, Tensor) and pixels.dim() == 4 and pixels.shape[:2] == (1, 3):
-        if getattr(by, "do_normalize", False):
-            mean, std = (torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (by.image_mean, by.image_std))
-            return (pixels[0].float() * std + mean).clamp(0, 1)
-        return pixels[0].float().clamp(0, 1)
-    return None if getattr(by, "do_center_crop", False) else image
+    if not isinstance(pixels, Tensor) or pixels.dim() != 4:
+        return image  # tiles or patches of all of it
+    if pixels.shape[:2] != (1, 3):
+        return None if getattr(by, "do_center_crop", False) else image
+    if getattr(by, "do_normalize", False):
+        mean, std = (torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (by.image_mean, by.image_std))
+        return (pixels[0].float() * std + mean).clamp(0, 1)
+    return pixels[0].float().clamp(0, 1)

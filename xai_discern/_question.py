@@ -23,6 +23,7 @@ class Question:
         method: The method.
         score: What is explained of each token of the answer.
         exclude: Which scores are set to 0.
+        words_only: Make no map of the image.
         out: The folder to write to.
         device: Where the model runs; empty: on a GPU, if there is one.
         dtype: The type of the weights, "auto" as they were saved.
@@ -37,6 +38,7 @@ class Question:
     method: Method
     score: Score
     exclude: tuple[Excluded, ...]
+    words_only: bool
     out: Path
     device: str
     dtype: str

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _explain(question)
     except (TypeError, ValueError, OSError, ImportError) as error:
-        _stop(str(error), 1)
+        _stop(str(error).replace("`images=False`", "--words-only"), 1)
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
@@ -81,6 +81,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
         metavar="{first,special}",
         help="set the scores of the first token, of special tokens, or of both (first,special) to 0, and say so",
     )
+    add("--words-only", action="store_true", help="no map of the image, for models whose image tokens lie on no grid")
     add("--out", type=Path, default=Path("explanation"), metavar="FOLDER", help="where to write (default: explanation)")
     add("--device", default="", help="such as cpu or cuda (default: cuda if there is one)")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights")

@@ -35,7 +35,9 @@ def save_image_model(folder):
     vision = CLIPVisionConfig(**SIZES, image_size=SIDE, patch_size=PATCH)
     text = LlamaConfig(vocab_size=len(tokenizer), **SIZES, **SPECIAL)
     image_token = tokenizer.convert_tokens_to_ids("<image>")
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, vision_feature_select_strategy="default")
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=image_token, vision_feature_select_strategy="default"
+    )
     pixels = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     processor = LlavaProcessor(
         pixels, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1

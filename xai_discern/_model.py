@@ -13,8 +13,13 @@ def loaded(name: str, with_image: bool, device: str, dtype: str) -> tuple[nn.Mod
     Raises:
         ModuleNotFoundError: if transformers is not installed.
         OSError: if there is no such model.
-        ValueError: if it is no model that answers, or some of its weights are missing.
+        ValueError: if it is no model that answers, some of its weights are missing, or there is no such device.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"The device {device!r} cannot be used: {error}") from error
     try:
         import transformers
         from transformers.models.auto import modeling_auto
@@ -39,7 +44,7 @@ def loaded(name: str, with_image: bool, device: str, dtype: str) -> tuple[nn.Mod
             "random, and so would the answer. Expected a model that was trained to answer."
         )
     processor = (auto.AutoProcessor if with_image else auto.AutoTokenizer).from_pretrained(name)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+    return model.to(device).eval(), processor
 
 
 def asked(model: Any, processor: Any, question: str, image: Image.Image | None) -> tuple[dict[str, Any], bool]:

@@ -1,7 +1,7 @@
 """Explaining the tokens that a language model answers with: what the methods share."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -13,10 +13,10 @@ from adapters.models import uncompiled
 from adapters.prompts import (
     AnsweredPrompts,
     Generated,
-    ImageTokens,
     agrees,
     answered_prompts,
     generated,
+    image_token_id,
     image_tokens,
     logits_of_answers,
     special_ids,
@@ -257,7 +257,7 @@ def _maps(
     if isinstance(exclude, str) or not set(exclude) <= set(get_args(Excluded)):
         raise ValueError(f"Expected `exclude` to be a list of some of {get_args(Excluded)}, got {exclude!r}.")
     images = asked.images
-    masks = {"first": _first(asked.real), "special": _special(asked, images)}
+    masks = {"first": _first(asked.real), "special": _special(asked)}
     total = scores.abs().sum(-1)
     shares = {
         name: (scores.abs() * mask.to(scores.device)).sum(-1) / torch.where(total > 0, total, 1)
@@ -296,12 +296,8 @@ def _first(real: Tensor) -> Tensor:
     return real & (real.cumsum(-1) == 1)
 
 
-def _special(asked: Asked, images: Sequence[Sequence[ImageTokens]]) -> Tensor:
+def _special(asked: Asked) -> Tensor:
     """(batch, tokens), True at special tokens that stand for no image."""
     known = special_ids(asked.model) | set(getattr(asked.tokenizer, "all_special_ids", ()))
-    special = torch.tensor(sorted(known), device=asked.ids.device)
-    found = torch.isin(asked.ids, special) & asked.real
-    for sample, own in enumerate(images):
-        for image in own:
-            found[sample, image.numbers.to(found.device)] = False
-    return found
+    special = torch.tensor(sorted(known - {image_token_id(asked.model)}), dtype=torch.long, device=asked.ids.device)
+    return torch.isin(asked.ids, special) & asked.real

@@ -1,6 +1,7 @@
 """`xai-discern explain`: questions with and without an image, what is written, what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 import xai_discern._explain as command
 from captum_ext import CDAM, AttentionMap, AttentionRollout, IntegratedCDAM, RelevancePropagation, SmoothCDAM
 from xai_discern.cli import main
+
+PAGE = (ROOT / "docs" / "answers.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +124,9 @@ def test_an_image_is_shown_as_the_model_saw_it(image_model, tmp_path, photo, mon
         np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.npy"), values, rtol=1e-4, atol=1e-7)
     assert [row["image"] for row in facts["prompt_tokens"]] == [*9 * [0], *4 * [None]]
     assert facts["arrays"]["image_per_token_0.npy"] == [2, 3, 3]
+    share = facts["special_share"]
     facts = explain(tmp_path / "out", *given, "--words-only")
+    assert facts["special_share"] == pytest.approx(share)  # tokens of an image are no special ones, shown or not
     assert (
         set(facts["arrays"])
         == {"scores.npy", "per_token.npy"}
@@ -152,6 +157,32 @@ def test_each_method_is_the_class_of_its_name(text_model, tmp_path, name, method
     )
     maps = method(model).attribute_answer(inputs, "a dog", tokenizer=word_tokenizer())
     np.testing.assert_allclose(np.load(tmp_path / "out" / "scores.npy"), maps.scores[0], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_the_code_of_the_document_runs_and_its_shapes_are_those_of_the_comments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(block, scope)
+        for name, shape in re.findall(r"^maps\.(\S+)  # \(([\d, ]+)\)", block, re.MULTILINE):
+            value = eval(f"maps.{name}", scope)
+            assert tuple(value.shape) == tuple(map(int, shape.split(","))), name
+            assert value.std() > 0
+        if "explain_generation" in block:
+            assert scope["maps"].way == "the passes of generation"
+    assert (tmp_path / "answer.html").exists()
+    assert "<figure>" in scope["page"]
+    assert scope["maps"].method == "IntegratedCDAM"
+
+
+def test_the_document_describes_all_that_is_written(text_model, tmp_path):
+    given = ("--model", f"transformers:{text_model}", "--ask", "the cat sat", "--answer", "a dog")
+    facts = explain(tmp_path / "out", *given)
+    table = PAGE.split("| key of `answer.json` |")[1]
+    assert set(facts) == {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert all(f"`{name}`" in table for row in facts["prompt_tokens"] for name in row)
+    assert all(f"`{one.name}`" in PAGE for one in (tmp_path / "out").iterdir())
 
 
 def stopped(capsys, *arguments):

@@ -56,11 +56,8 @@ def explained(question: Question, say: Callable[[str], None]) -> Iterator[str]:
         f"{facts['special_share']:.1%}; excluded: {', '.join(question.exclude) or 'nothing'}."
     )
     if image is not None and not fits:
-        yield (
-            "Which places of the image the tokens stand for is not known: the page shows maps without the image."
-            if (maps.images)
-            else "Which tokens stand for the image is not known: the page shows no map of it."
-        )
+        unknown = "Which places of the image the tokens stand for is not known: the page shows maps without the image."
+        yield unknown if maps.images else "The page has no map of the image."
     yield f"Page: {page}"
 
 

@@ -2,7 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,10 +14,10 @@ from adapters.models import uncompiled
 from adapters.prompts import (
     AnsweredPrompts,
     Generated,
-    ImageTokens,
     agrees,
     answered_prompts,
     generated,
+    image_token_id,
     image_tokens,
     logits_of_answers,
     special_ids,
@@ -99,12 +100,16 @@ class AnswerAttribution:
         found = self._answered(asked, answer, "answer", options)
         scores = found.per_token.sum(1)
         per_token: Tensor | None = found.per_token
+        others: list[list[int]] = []
         if against is not None:
             other = self._answered(asked, against, "against", options)
             scores = scores - other.per_token.sum(1)
-            same = list(map(len, found.answers)) == list(map(len, other.answers))
+            others = other.answers
+            same = list(map(len, found.answers)) == list(map(len, others))
             per_token = found.per_token - other.per_token if same else None
-        return _maps(asked, found, scores, per_token, exclude)
+        made = _maps(asked, found, scores, per_token, exclude)
+        words = [words_of(ids, asked.tokenizer) for ids in others]
+        return replace(made, against_tokens=words, method=type(self).__name__)
 
     def explain_generation(
         self,
@@ -160,7 +165,8 @@ class AnswerAttribution:
         made = generated(asked.model, inputs, max_new_tokens, generation or {}, keep=reads_last)
         found = None if made.hidden is None else self._from_passes(asked, made, made.hidden, options)
         found = found or self._answered(asked, made.answers, "answer", options)
-        return _maps(asked, found, found.per_token.sum(1), found.per_token, exclude)
+        made_maps = _maps(asked, found, found.per_token.sum(1), found.per_token, exclude)
+        return replace(made_maps, method=type(self).__name__)
 
     def _from_passes(
         self, asked: "Asked", made: Generated, hidden: Tensor, options: Mapping[str, Any]
@@ -268,7 +274,7 @@ def _maps(
     if isinstance(exclude, str) or not set(exclude) <= set(get_args(Excluded)):
         raise ValueError(f"Expected `exclude` to be a list of some of {get_args(Excluded)}, got {exclude!r}.")
     images = asked.images
-    masks = {"first": _first(asked.real), "special": _special(asked, images)}
+    masks = {"first": _first(asked.real), "special": _special(asked)}
     total = scores.abs().sum(-1)
     shares = {
         name: (scores.abs() * mask.to(scores.device)).sum(-1) / torch.where(total > 0, total, 1)
@@ -293,6 +299,12 @@ def _maps(
         shares["special"],
         excluded,
         found.way,
+        real=asked.real,
+        special=masks["special"],
+        image_numbers=[
+            [sorted({int(i) for grid in one.grids for i in grid.flatten()}) for one in own] for own in images
+        ],
+        score=asked.score,
     )
 
 
@@ -301,12 +313,8 @@ def _first(real: Tensor) -> Tensor:
     return real & (real.cumsum(-1) == 1)
 
 
-def _special(asked: Asked, images: Sequence[Sequence[ImageTokens]]) -> Tensor:
+def _special(asked: Asked) -> Tensor:
     """(batch, tokens), True at special tokens that stand for no image."""
     known = special_ids(asked.model) | set(getattr(asked.tokenizer, "all_special_ids", ()))
-    special = torch.tensor(sorted(known), device=asked.ids.device)
-    found = torch.isin(asked.ids, special) & asked.real
-    for sample, own in enumerate(images):
-        for image in own:
-            found[sample, image.numbers.to(found.device)] = False
-    return found
+    special = torch.tensor(sorted(known - {image_token_id(asked.model)}), dtype=torch.long, device=asked.ids.device)
+    return torch.isin(asked.ids, special) & asked.real

@@ -15,6 +15,7 @@ ALLOWED = {
     "captum_ext": {"adapters"},
     "quantus_metrics": {"quantus", "adapters"},
     "xai_compare": {*PACKAGES[:3], *OPTIONAL},
+    "xai_discern": {"captum_ext", "xai_compare", "transformers"},
 }
 
 

@@ -72,9 +72,7 @@ def image_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> list[list[Image
     ids = token_ids(inputs)
     if not isinstance(inputs.get("pixel_values"), Tensor):
         return [[] for _ in ids]
-    config = model.config
-    names = ("image_token_id", "image_token_index")
-    token = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    config, token = model.config, image_token_id(model)
     rows = [(row == token).nonzero().flatten().tolist() for row in ids] if token is not None else []
     seen = {name: tuple(x.shape) for name, x in inputs.items() if isinstance(x, Tensor)}
     if not any(rows):
@@ -97,3 +95,9 @@ def image_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> list[list[Image
             numbers.append(ImageTokens(mine, tuple(mine[grid] for grid in layout.grids)))
         found.append(numbers)
     return found
+
+
+def image_token_id(model: nn.Module) -> int | None:
+    """The token id that stands for places of an image, if the model's config has one."""
+    found = (getattr(model.config, name, None) for name in ("image_token_id", "image_token_index"))
+    return next((value for value in found if isinstance(value, int)), None)

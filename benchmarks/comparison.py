@@ -4,18 +4,20 @@
     .venv/bin/python benchmarks/comparison.py --samples 64
 
 Writes comparison-DEVICE.md. On scenes of digits with the bundled ViT, and with a network whose pass takes a few
-milliseconds: seconds of a whole run (checks, statistics and report included) against a loop that calls the same
-methods and metrics by hand. With the ViT: how many images go through the model for the metrics of one method and of
-all, and the largest memory of runs of different lengths, each in a process of its own.
+milliseconds: what a sample more costs against a loop that calls the same methods and metrics by hand, and what a run
+costs besides (checks, statistics and report). With the ViT: how many images go through the model for the metrics of one
+method and of all, and the largest memory of runs of different lengths, each in a process of its own.
 """
 
 import argparse
+import functools
 import itertools
 import multiprocessing
 import resource
 import tempfile
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ OF_A_NETWORK = (*CAMS, "ixg", "saliency", "guided-backprop", "occlusion")
 def main() -> None:
     """Measure, print and write."""
     parser = make_parser("The cost of xai-compare itself.", repeats=3)
-    parser.add_argument("--samples", type=int, default=32, help="number of scenes")
+    parser.add_argument("--samples", type=int, default=48, help="number of scenes")
     parser.add_argument("--boxes", type=int, default=25, help="of each of 8 sizes, in box sensitivity")
     parser.add_argument(
         "--threads", type=int, default=1, help="torch threads; one is disturbed least by other processes"
@@ -62,9 +64,10 @@ def main() -> None:
         "size.\n\n"
         "| | |\n|---|---|\n"
         + "".join(
-            f"| seconds of a whole run with {name}, in seconds of a loop by hand: median of {args.repeats} rounds "
+            f"| {name}: seconds of a sample more, in those of a loop by hand; median of {args.repeats} rounds "
             f"(quartiles) | {spread(found):.3f} |\n"
-            for name, found in ratios.items()
+            f"| {name}: seconds of a run that do not grow with samples | {spread(fixed):.1f} |\n"
+            for name, (found, fixed) in ratios.items()
         )
         + f"| images that pass the model for the metrics of {len(METHODS)} methods, in those of one | "
         f"{rows[len(METHODS)] / rows[1]:.3f} |\n"
@@ -92,13 +95,30 @@ def milliseconds(model: nn.Module, image: Tensor, device: str) -> float:
 
 def overhead(
     model: nn.Module, images: Tensor, labels: Tensor, methods: Sequence[str], args: argparse.Namespace
-) -> list[float]:
-    """A whole run's seconds divided by those of the loop by hand, once a round."""
-    ratios = []
+) -> tuple[list[float], list[float]]:
+    """What a sample more costs, in those of the loop by hand, and the seconds of a run that do not grow with samples.
+
+    From a run of all samples and one of a third of them, once a round. On a CPU the seconds of this process, which
+    others disturb least; a run with one worker has no other process.
+    """
+    took = cpu_seconds if args.device == "cpu" else functools.partial(seconds, device=args.device)
+    count, few = len(images), max(BATCH, len(images) // 3 // BATCH * BATCH)
+    ratios, fixed = [], []
     for _ in tqdm(range(args.repeats), desc="overhead", unit="round"):
-        hand = seconds(lambda: by_hand(model, images, labels, methods, args.boxes), args.device)
-        ratios.append(seconds(lambda: run(model, images, labels, args.boxes, methods), args.device) / hand)
-    return ratios
+        hand = took(lambda: by_hand(model, images, labels, methods, args.boxes)) / count
+        short = took(lambda: run(model, images[:few], labels[:few], args.boxes, methods))
+        long = took(lambda: run(model, images, labels, args.boxes, methods))
+        each = (long - short) / (count - few)
+        ratios.append(each / hand)
+        fixed.append(short - few * each)
+    return ratios, fixed
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """How long this process computes."""
+    before = time.process_time()
+    function()
+    return time.process_time() - before
 
 
 def run(

@@ -1,6 +1,7 @@
 """Attribution classes with Captum's interface: class-discriminative attention maps."""
 
 from ._token_attribution import without_closed_form as without_closed_form
+from .answer_maps import AnswerMaps as AnswerMaps
 from .attention_map import AttentionMap as AttentionMap
 from .attention_rollout import AttentionRollout as AttentionRollout
 from .cdam import CDAM as CDAM

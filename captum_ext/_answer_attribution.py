@@ -1,6 +1,7 @@
 """Explaining the tokens that a language model answers with: what the methods share."""
 
 import copy
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -29,6 +30,10 @@ from ._answers import AnswerScore, answer_ids, lengths_mask, targets_of, text_to
 from .answer_maps import AnswerMaps, image_maps
 
 Excluded = Literal["first", "special"]
+_OF_ATTRIBUTE = {  # what answers decide themselves
+    *("inputs", "target", "additional_forward_args", "return_tokens", "attribute_to_layer_input"),
+    "return_convergence_delta",
+}
 
 
 class AnswerAttribution:
@@ -36,6 +41,7 @@ class AnswerAttribution:
 
     forward_func: Callable[..., Any]
     attention: Any = None
+    attribute: Callable[..., Any]
 
     def attribute_answer(
         self,
@@ -89,6 +95,7 @@ class AnswerAttribution:
             >>> maps.scores.shape
             torch.Size([1, 4])
         """
+        self._check_options(options)
         asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score, images=images)
         found = self._answered(asked, answer, "answer", options)
         scores = found.per_token.sum(1)
@@ -150,6 +157,7 @@ class AnswerAttribution:
             >>> maps.per_token.shape
             torch.Size([1, 3, 4])
         """
+        self._check_options(options)
         asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score, images=images)
         reads_last = (
             isinstance(self, LayerAttribution) and self.layer is None and getattr(self, "attention", None) is None
@@ -172,6 +180,15 @@ class AnswerAttribution:
         if not agrees(made, seen[0]):
             return None
         return _Found(made.answers, prompts.of_prompt(rows), "the passes of generation")
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        known = inspect.signature(self.attribute).parameters.keys() - _OF_ATTRIBUTE
+        for name in options:
+            if name not in known:
+                raise TypeError(
+                    f"{type(self).__name__} takes no `{name}` for answers"
+                    + (f", only {sorted(known)}." if known else ".")
+                )
 
     def _answered(self, asked: "Asked", answer: Any, name: str, options: Mapping[str, Any]) -> "_Found":
         answers = answer_ids(answer, asked.batch, asked.tokenizer, asked.vocabulary, name)

@@ -64,6 +64,7 @@ def test_against_another_answer_is_the_difference_of_both_maps():
 
 
 GAPS = {"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.tensor([[1, 0, 1]])}
+IDS = batch("left")["input_ids"]
 ODD = ("DoryForCausalLM", "DeepseekV3ForCausalLM", "AfmoeForCausalLM", "JetMoeForCausalLM", "GptOssForCausalLM")
 SLOW = ("Gemma3ForCausalLM", "Qwen3NextForCausalLM", "FalconForCausalLM", "BloomForCausalLM", "Zamba2ForCausalLM")
 
@@ -153,6 +154,11 @@ def test_strings_are_read_by_the_tokenizer_and_their_tokens_are_shown():
         ({"answer": 5, "exclude": "first"}, ValueError, "a list of some of"),
         ({"answer": 5, "inputs": torch.ones(1, 3)}, TypeError, "with `input_ids`"),
         ({"answer": 5, "inputs": GAPS}, ValueError, "padding on one side"),
+        ({"answer": 5, "inputs": {"input_ids": torch.ones(1, 0).long()}}, ValueError, "at least one token in each"),
+        ({"answer": 5, "inputs": batch("left") | {"past_key_values": 3}}, ValueError, "leave it out"),
+        ({"answer": [5, 6], "inputs": batch("left") | {"position_ids": IDS}}, ValueError, "Leave it out, if the model"),
+        ({"answer": 5, "n_steps": 3}, TypeError, r"CDAM takes no `n_steps` for answers, only \['on_error'\]"),
+        ({"answer": 5, "target": 3}, TypeError, "CDAM takes no `target` for answers"),
     ],
 )
 def test_bad_questions_say_what_was_expected(arguments, error, words):

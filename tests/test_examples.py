@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.slow
 def test_the_readmes_code_runs_and_its_shapes_are_right():
     scope = {}
-    first, methods, texts = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, methods, texts, answers = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(first, scope)
     assert scope["heat"].shape == (2, 1, 14, 14)
     assert scope["heat"].std() > 0
@@ -30,6 +30,9 @@ def test_the_readmes_code_runs_and_its_shapes_are_right():
     exec(texts, scope)
     assert scope["maps"].shape == (2, 2, 7, 7)
     assert scope["maps"].std() > 0
+    exec(answers, scope)
+    assert scope["maps"].scores.shape == (1, 4)
+    assert scope["run"].per_token.shape == (1, 3, 4)
 
 
 @pytest.mark.slow

@@ -74,23 +74,11 @@ def answered_prompts(model: nn.Module, inputs: Mapping[str, Any], answers: Seque
     """
     ids = token_ids(inputs)
     given = {name: value for name, value in inputs.items() if value is not None}
-    mask = given.get("attention_mask", torch.ones_like(ids))
-    if mask.shape != ids.shape:
-        raise ValueError(f"Expected `attention_mask` of shape {tuple(ids.shape)}, got {tuple(mask.shape)}.")
+    mask = _mask_of(given, ids)
     listed = [list(map(int, answer)) for answer in answers]
-    real = mask.bool()
     if is_encoder_decoder(model):
-        return _for_decoder(model, given, listed, real)
-    number, size = max(map(len, listed)), ids.shape[1]
-    rows = torch.full((len(ids), size + number - 1), -1)  # which of the prompt's tokens, or -1 for padding, is read
-    places = torch.full_like(ids, -1, device="cpu")
-    for sample, answer in enumerate(listed):
-        tokens = real[sample].nonzero().flatten().cpu()
-        if len(tokens) and int(tokens[-1] - tokens[0]) >= len(tokens):
-            raise ValueError(f"Expected padding on one side, but `attention_mask` of sample {sample} has gaps.")
-        end = rows.shape[1] - (len(answer) - 1)
-        rows[sample, end - len(tokens) : end] = tokens
-        places[sample, tokens] = torch.arange(end - len(tokens), end)
+        return _for_decoder(model, given, listed, mask.bool())
+    rows, places = _aligned(mask.bool().cpu(), listed)
     rows = rows.to(ids.device)
     named = {name: _continued(name, value, ids, rows, listed) for name, value in given.items() if name != "input_ids"}
     made = _moved(ids, rows, padding_id(model))
@@ -100,7 +88,35 @@ def answered_prompts(model: nn.Module, inputs: Mapping[str, Any], answers: Seque
     if "attention_mask" in given or bool((rows < 0).any()):
         named["attention_mask"] = _continued("attention_mask", mask, ids, rows, listed)
     _with_positions(model, named)
-    return AnsweredPrompts(made, named, listed, places, real)
+    return AnsweredPrompts(made, named, listed, places, mask.bool())
+
+
+def _mask_of(given: Mapping[str, Any], ids: Tensor) -> Tensor:
+    """Which tokens are no padding, (batch, tokens), 1 or 0."""
+    for name in ("cache", "past_key_values"):
+        if name in given:
+            raise ValueError(f"Expected whole prompts, got `{name}`, which holds a part of them: leave it out.")
+    mask: Tensor = given.get("attention_mask", torch.ones_like(ids))
+    if mask.shape != ids.shape:
+        raise ValueError(f"Expected `attention_mask` of shape {tuple(ids.shape)}, got {tuple(mask.shape)}.")
+    if not bool(mask.bool().any(1).all()):
+        raise ValueError("Expected at least one token in each prompt, got one that is empty or all padding.")
+    return mask
+
+
+def _aligned(real: Tensor, answers: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Which token of the prompt is read at each place, and at which place each token is read; -1 for none."""
+    batch, size = real.shape
+    rows = torch.full((batch, size + max(map(len, answers)) - 1), -1)
+    places = torch.full((batch, size), -1)
+    for sample, answer in enumerate(answers):
+        tokens = real[sample].nonzero().flatten()
+        if int(tokens[-1] - tokens[0]) >= len(tokens):
+            raise ValueError(f"Expected padding on one side, but `attention_mask` of sample {sample} has gaps.")
+        end = rows.shape[1] - (len(answer) - 1)
+        rows[sample, end - len(tokens) : end] = tokens
+        places[sample, tokens] = torch.arange(end - len(tokens), end)
+    return rows, places
 
 
 def _for_decoder(model: nn.Module, given: dict[str, Any], answers: list[list[int]], real: Tensor) -> AnsweredPrompts:

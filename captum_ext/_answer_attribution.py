@@ -12,10 +12,10 @@ from adapters.models import uncompiled
 from adapters.prompts import (
     AnsweredPrompts,
     Generated,
-    ImageTokens,
     agrees,
     answered_prompts,
     generated,
+    image_token_id,
     image_tokens,
     logits_of_answers,
     special_ids,
@@ -45,6 +45,7 @@ class AnswerAttribution:
         *,
         score: AnswerScore = "logit",
         exclude: Collection[Excluded] = (),
+        images: bool = True,
         **options: Any,
     ) -> AnswerMaps:
         """Explain an answer of a language model: which words and image places of the prompt speak for it.
@@ -63,6 +64,8 @@ class AnswerAttribution:
             score: "logit", or "log_prob": the logarithm of the probability, which weighs what else could be said.
             exclude: "first", the first real token, or "special", special tokens that are no images: their scores are
                 set to 0 in the maps, and `.excluded` says where.
+            images: Make maps of the prompt's images. False: of the tokens alone, for models of which it is not known
+                how their tokens lie on an image.
             **options: Further arguments of the method's `attribute`, such as `n_steps`.
 
         Returns:
@@ -72,8 +75,8 @@ class AnswerAttribution:
         Raises:
             TypeError: if `inputs` is no mapping with `input_ids`, an answer is of the wrong kind, or the model is no
                 module that returns `logits`.
-            ValueError: if an answer is empty or not in the vocabulary, or the tokens of the prompt are not what the
-                last attention reads.
+            ValueError: if an answer is empty or not in the vocabulary, the tokens of the prompt are not what the last
+                attention reads, or it cannot be told how an image's tokens lie on it.
 
         Example:
             >>> import torch
@@ -86,7 +89,7 @@ class AnswerAttribution:
             >>> maps.scores.shape
             torch.Size([1, 4])
         """
-        asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score)
+        asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score, images)
         found = self._answered(asked, answer, "answer", options)
         scores = found.per_token.sum(1)
         per_token: Tensor | None = found.per_token
@@ -106,6 +109,7 @@ class AnswerAttribution:
         generation: Mapping[str, Any] | None = None,
         score: AnswerScore = "logit",
         exclude: Collection[Excluded] = (),
+        images: bool = True,
         **options: Any,
     ) -> AnswerMaps:
         """Generate an answer, and explain each of its tokens from the passes that generation makes anyway.
@@ -122,6 +126,7 @@ class AnswerAttribution:
             generation: Further arguments of `model.generate`, such as `{"do_sample": True}`; no beams.
             score: As for `attribute_answer`.
             exclude: As for `attribute_answer`.
+            images: As for `attribute_answer`.
             **options: Further arguments of the method's `attribute`, such as `n_steps`.
 
         Returns:
@@ -141,7 +146,7 @@ class AnswerAttribution:
             >>> maps.per_token.shape
             torch.Size([1, 3, 4])
         """
-        asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score)
+        asked = Asked(language_model(self.forward_func), inputs, text_tokenizer(tokenizer), score, images)
         reads_last = (
             isinstance(self, LayerAttribution) and self.layer is None and getattr(self, "attention", None) is None
         )
@@ -194,13 +199,16 @@ class Asked:
         inputs: The prompts.
         tokenizer: The tokenizer, or None.
         score: "logit" or "log_prob".
+        images: Look where the prompts' images are.
 
     Raises:
         TypeError: if `inputs` has no `input_ids`.
-        ValueError: if `score` is another.
+        ValueError: if `score` is another, or it cannot be told how an image's tokens lie on it.
     """
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], tokenizer: Any, score: AnswerScore) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Mapping[str, Any], tokenizer: Any, score: AnswerScore, images: bool
+    ) -> None:
         if score not in get_args(AnswerScore):
             raise ValueError(f"Expected `score` to be one of {get_args(AnswerScore)}, got {score!r}.")
         self.model, self.inputs, self.tokenizer, self.score = model, inputs, tokenizer, score
@@ -208,6 +216,7 @@ class Asked:
         self.batch = len(self.ids)
         self.real: Tensor = inputs.get("attention_mask", torch.ones_like(self.ids)).bool()
         self.vocabulary = vocabulary_size(model)
+        self.images = image_tokens(model, inputs) if images else [[] for _ in self.ids]
 
 
 class _Found:
@@ -240,8 +249,8 @@ def _maps(
     """The result, with what is excluded set to 0."""
     if isinstance(exclude, str) or not set(exclude) <= set(get_args(Excluded)):
         raise ValueError(f"Expected `exclude` to be a list of some of {get_args(Excluded)}, got {exclude!r}.")
-    images = image_tokens(asked.model, asked.inputs)
-    masks = {"first": _first(asked.real), "special": _special(asked, images)}
+    images = asked.images
+    masks = {"first": _first(asked.real), "special": _special(asked)}
     total = scores.abs().sum(-1)
     shares = {
         name: (scores.abs() * mask.to(scores.device)).sum(-1) / torch.where(total > 0, total, 1)
@@ -274,12 +283,8 @@ def _first(real: Tensor) -> Tensor:
     return real & (real.cumsum(-1) == 1)
 
 
-def _special(asked: Asked, images: Sequence[Sequence[ImageTokens]]) -> Tensor:
+def _special(asked: Asked) -> Tensor:
     """(batch, tokens), True at special tokens that stand for no image."""
     known = special_ids(asked.model) | set(getattr(asked.tokenizer, "all_special_ids", ()))
-    special = torch.tensor(sorted(known), device=asked.ids.device)
-    found = torch.isin(asked.ids, special) & asked.real
-    for sample, own in enumerate(images):
-        for image in own:
-            found[sample, image.numbers.to(found.device)] = False
-    return found
+    special = torch.tensor(sorted(known - {image_token_id(asked.model)}), device=asked.ids.device)
+    return torch.isin(asked.ids, special) & asked.real

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 _CONTINUED = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}  # what an answer's tokens have there
 _ROW_BY_ROW = ("cross_attention_mask",)  # of an answer's tokens as of the last token before
+_UNREAD = ("rows", "cols")  # how processors arrange tiles, which no model takes
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def answered_prompts(model: nn.Module, inputs: Mapping[str, Any], answers: Seque
         ValueError: if an argument of `inputs` cannot be continued, or real tokens lie between padding.
     """
     ids = token_ids(inputs)
-    given = {name: value for name, value in inputs.items() if value is not None}
+    given = {name: value for name, value in inputs.items() if value is not None and name not in _UNREAD}
     mask = given.get("attention_mask", torch.ones_like(ids))
     if mask.shape != ids.shape:
         raise ValueError(f"Expected `attention_mask` of shape {tuple(ids.shape)}, got {tuple(mask.shape)}.")

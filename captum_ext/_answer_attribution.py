@@ -1,7 +1,7 @@
 """Explaining the tokens that a language model answers with: what the methods share."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -156,7 +156,7 @@ class AnswerAttribution:
         return _maps(asked, found, found.per_token.sum(1), found.per_token, exclude)
 
     def _from_passes(self, asked: "Asked", made: Generated, options: Mapping[str, Any]) -> "_Found | None":
-        """From what entered the last layer; None where what follows is not seen to give the logits of the generation."""
+        """From what entered the last layer; None where what follows is not seen to give the generation's logits."""
         prompts, logits, seen = tail(asked.model, asked.inputs, made)
         try:
             rows = self._of_rows(logits, made.hidden, prompts, asked.score, options)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 _CONTINUED = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}  # what an answer's tokens have there
 _ROW_BY_ROW = ("cross_attention_mask",)  # of an answer's tokens as of the last token before
-_UNREAD = ("rows", "cols")  # how processors arrange tiles, which no model takes
+_UNREAD = ("labels", "rows", "cols")  # for training, and how a processor arranges tiles
 
 
 @dataclass(frozen=True)

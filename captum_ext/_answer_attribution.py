@@ -151,15 +151,17 @@ class AnswerAttribution:
             isinstance(self, LayerAttribution) and self.layer is None and getattr(self, "attention", None) is None
         )
         made = generated(asked.model, inputs, max_new_tokens, generation or {}, keep=reads_last)
-        found = self._from_passes(asked, made, options) if made.hidden is not None else None
+        found = None if made.hidden is None else self._from_passes(asked, made, made.hidden, options)
         found = found or self._answered(asked, made.answers, "answer", options)
         return _maps(asked, found, found.per_token.sum(1), found.per_token, exclude)
 
-    def _from_passes(self, asked: "Asked", made: Generated, options: Mapping[str, Any]) -> "_Found | None":
+    def _from_passes(
+        self, asked: "Asked", made: Generated, hidden: Tensor, options: Mapping[str, Any]
+    ) -> "_Found | None":
         """From what entered the last layer; None where what follows is not seen to give the generation's logits."""
         prompts, logits, seen = tail(asked.model, asked.inputs, made)
         try:
-            rows = self._of_rows(logits, made.hidden, prompts, asked.score, options)
+            rows = self._of_rows(logits, hidden, prompts, asked.score, options)
         except Exception:  # of any kind: the layers were run in another way than the model's code expects
             return None
         if not agrees(made, seen[0]):

@@ -355,16 +355,19 @@ def pictures(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     ]
 
 
-def process(name: str, images: Sequence[Tensor], side: str = "left") -> dict[str, Any]:
-    """What a family's processor makes of two prompts, the second of which has the last picture; in float64."""
-    family = FAMILIES[name]
-    words = (
-        [f"what is {family.image} and {family.image} here"] if len(images) == 3 else [f"what {family.image} is here"]
-    )
-    split = [list(images[:-1]), [images[-1]]]
-    found = family.processor()(
-        images=split,
-        text=[*words, f"a {family.image} dog"],
+def texts_of(name: str, number: int) -> list[str]:
+    """Two prompts, the first with all pictures but the last, the second with the last one."""
+    image = FAMILIES[name].image
+    return ["what is " + " and ".join([image] * (number - 1)) + " here", f"a {image} dog"]
+
+
+def process(
+    name: str, images: Sequence[Tensor], side: str = "left", texts: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What a family's processor makes of two prompts, or of one with all pictures; in float64."""
+    found = FAMILIES[name].processor()(
+        images=[list(images[:-1]), [images[-1]]] if texts is None else [list(images)],
+        text=texts_of(name, len(images)) if texts is None else list(texts),
         return_tensors="pt",
         padding=True,
         padding_side=side,

@@ -81,7 +81,7 @@ def _ends(model: Any, options: Mapping[str, Any]) -> list[int]:
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def last_layers(model: nn.Module) -> list[nn.Module]:
+def last_layers(model: Any) -> list[nn.Module]:
     """The decoder's layers up to the last one that has an attention; none if they are not found."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     lists = [one for one in decoder.children() if isinstance(one, nn.ModuleList)] if decoder is not None else []

@@ -10,6 +10,7 @@ from .generation import Generated as Generated
 from .generation import agrees as agrees
 from .generation import generated as generated
 from .generation import tail as tail
+from .image_tokens import ImagePart as ImagePart
 from .image_tokens import ImageTokens as ImageTokens
 from .image_tokens import image_token_id as image_token_id
 from .image_tokens import image_tokens as image_tokens

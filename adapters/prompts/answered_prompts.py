@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_CONTINUED = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}  # what an answer's tokens have there
+_CONTINUED = {"attention_mask": 1, "mm_token_type_ids": 0}  # what an answer's tokens have there
 _ROW_BY_ROW = ("cross_attention_mask",)  # of an answer's tokens as of the last token before
+_UNREAD = ("labels", "rows", "cols")  # for training, and how a processor arranges tiles
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,22 @@ def answered_prompts(model: nn.Module, inputs: Mapping[str, Any], answers: Seque
         ValueError: if an argument of `inputs` cannot be continued, or real tokens lie between padding.
     """
     ids = token_ids(inputs)
-    given = {name: value for name, value in inputs.items() if value is not None}
+    given = {name: value for name, value in inputs.items() if value is not None and name not in _UNREAD}
     mask = _mask_of(given, ids)
     listed = [list(map(int, answer)) for answer in answers]
     if is_encoder_decoder(model):
         return _for_decoder(model, given, listed, mask.bool())
     rows, places = _aligned(mask.bool().cpu(), listed)
     rows = rows.to(ids.device)
-    named = {name: _continued(name, value, ids, rows, listed) for name, value in given.items() if name != "input_ids"}
+    named = {
+        name: _continued(model, name, value, ids, rows, listed) for name, value in given.items() if name != "input_ids"
+    }
     made = _moved(ids, rows, padding_id(model))
     for sample, answer in enumerate(listed):
         if len(answer) > 1:
             made[sample, 1 - len(answer) :] = torch.tensor(answer[:-1], device=ids.device)
     if "attention_mask" in given or bool((rows < 0).any()):
-        named["attention_mask"] = _continued("attention_mask", mask, ids, rows, listed)
+        named["attention_mask"] = _continued(model, "attention_mask", mask, ids, rows, listed)
     _with_positions(model, named)
     return AnsweredPrompts(made, named, listed, places, mask.bool())
 
@@ -221,15 +224,16 @@ def _text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _continued(name: str, value: Any, ids: Tensor, rows: Tensor, answers: list[list[int]]) -> Any:
+def _continued(model: nn.Module, name: str, value: Any, ids: Tensor, rows: Tensor, answers: list[list[int]]) -> Any:
     """An argument for what the model reads, if it has a value for each token of the prompt."""
     if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[:2] != ids.shape:
         return value
-    if name in _CONTINUED:
+    if name in _CONTINUED or name == "token_type_ids":
         made = _moved(value, rows, 0)
         for sample, answer in enumerate(answers):
             if len(answer) > 1:
-                made[sample, 1 - len(answer) :] = _CONTINUED[name]
+                before = made[sample : sample + 1, : 1 - len(answer)]
+                made[sample, 1 - len(answer) :] = _CONTINUED[name] if name in _CONTINUED else _next_type(model, before)
         return made
     if name in _ROW_BY_ROW:
         last = rows.max(1, keepdim=True).values
@@ -241,6 +245,18 @@ def _continued(name: str, value: Any, ids: Tensor, rows: Tensor, answers: list[l
         f"`{name}`, of shape {tuple(value.shape)}, has a value for each token of the prompt, and it is not known which "
         "values an answer's tokens have. Leave it out, if the model makes it itself."
     )
+
+
+def _next_type(model: nn.Module, types: Tensor) -> int:
+    """The type of an answer's tokens: as the model's own generation has it, or else the last of the prompt (1, tokens).
+
+    PaliGemma lets tokens of one type read each other in both directions, and its answers have another.
+    """
+    update = getattr(model, "_update_model_kwargs_for_generation", None)
+    named = {"token_type_ids": types}
+    if callable(update):
+        named = update({}, named, is_encoder_decoder=False, num_new_tokens=1)
+    return int(named["token_type_ids"][0, -1])
 
 
 def _moved(value: Tensor, rows: Tensor, filling: int) -> Tensor:

@@ -82,7 +82,7 @@ def _ends(model: Any, options: Mapping[str, Any]) -> list[int]:
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def last_layers(model: nn.Module) -> list[nn.Module]:
+def last_layers(model: Any) -> list[nn.Module]:
     """The decoder's layers up to the last one that has an attention; none if they are not found."""
     get: Any = getattr(model, "get_decoder", None)
     decoder = model if get is None else get()

@@ -1,4 +1,4 @@
-"""Where the image tokens of a prompt lie on its images."""
+"""Where the image tokens of a prompt lie on the pictures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,96 +8,127 @@ import torch
 from torch import Tensor, nn
 
 from .answered_prompts import token_ids
-from .image_layouts import UnknownLayoutError, layouts_of
+from .image_layouts import WHOLE, Box, Layout
+from .image_rules import Seen, layouts
 
 
-@dataclass(frozen=True)
-class ImageTokens:
-    """The tokens of one image in a prompt, and where they lie on the image as the processor made it.
+@dataclass(frozen=True, eq=False)
+class ImagePart:
+    """One grid of an image's tokens.
 
     Attributes:
-        numbers: (tokens,), their places in that row of `input_ids`.
-        grids: Each (h, w) places in that row, over the whole image: the finest grid first, then overviews.
+        positions: (h, w), where in the row of `input_ids` each token is.
+        box: (x0, y0, x1, y1), which part of the image the grid covers, in fractions of its width and height; a little
+            below 0 or above 1 where the outermost tokens reach into the image's padding.
+    """
+
+    positions: Tensor
+    box: Box
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTokens:
+    """Where the tokens of one image lie in a prompt, and on the image.
+
+    The image is what the image processor made of the picture: if that cut off its edges, as CLIP's does, so does the
+    map. Only where the inputs have the picture's own size (`image_sizes` of LLaVA-NeXT) it is the whole picture.
+
+    Attributes:
+        numbers: The places of all its tokens in that row of `input_ids`, in order.
+        parts: Its grids: one, or an overview and tiles. Tokens that lie nowhere, such as ends of rows, are in none.
     """
 
     numbers: Tensor
-    grids: tuple[Tensor, ...]
+    parts: tuple[ImagePart, ...]
 
     def map_of(self, scores: Tensor) -> Tensor:
-        """The scores of a prompt's tokens as one map of the image.
+        """One map of the image of scores (..., tokens of the prompt): (..., h, w), on the finest of the grids.
 
-        On the finest grid. An overview's scores are spread evenly over the area that each of its tokens stands for, so
-        that the sum of the map is that of the scores of all tokens that lie on the image. Tokens that end a row or
-        stand for no place are left out.
+        Scores of coarser grids are spread evenly over the area of each token and added, so that the sum of the map is
+        the sum of the scores of all tokens on grids. Tokens that lie nowhere are left out.
 
-        Args:
-            scores: (..., tokens of the prompt).
-
-        Returns:
-            (..., h, w).
+        Example:
+            >>> import torch
+            >>> from adapters.prompts.image_tokens import ImagePart, ImageTokens
+            >>> grid = ImagePart(torch.tensor([[1, 2], [3, 4]]), (0.0, 0.0, 1.0, 1.0))
+            >>> ImageTokens(torch.arange(1, 5), (grid,)).map_of(torch.tensor([9.0, 1.0, 2.0, 3.0, 4.0, 9.0]))
+            tensor([[1., 2.],
+                    [3., 4.]])
         """
-        height, width = self.grids[0].shape
-        total = scores[..., self.grids[0].to(scores.device)]
-        for grid in self.grids[1:]:
-            down, across = (_spread(a, b, scores) for a, b in zip(grid.shape, (height, width), strict=True))
-            total = total + down @ scores[..., grid.to(scores.device)] @ across.mT
-        return total
-
-    def boxes(self, height: int, width: int) -> Tensor:
-        """The pixels of each place of the map, on an image of this size: (h, w, 4) left, top, right, bottom."""
-        h, w = self.grids[0].shape
-        top, left = torch.arange(h) * height / h, torch.arange(w) * width / w
-        y, x = torch.meshgrid(top, left, indexing="ij")
-        return torch.stack([x, y, x + width / w, y + height / h], -1)
+        if len(self.parts) == 1 and self.parts[0].box == WHOLE:
+            return scores[..., self.parts[0].positions.to(scores.device)]
+        height = max(round(part.positions.shape[0] / (part.box[3] - part.box[1])) for part in self.parts)
+        width = max(round(part.positions.shape[1] / (part.box[2] - part.box[0])) for part in self.parts)
+        whole = scores.new_zeros(*scores.shape[:-1], height, width)
+        for part in self.parts:
+            x0, y0, x1, y1 = part.box
+            rows = _spread(part.positions.shape[0], y0, y1, height).to(scores)
+            columns = _spread(part.positions.shape[1], x0, x1, width).to(scores)
+            whole = whole + rows @ scores[..., part.positions.to(scores.device)] @ columns.T
+        return whole
 
 
-def _spread(coarse: int, fine: int, like: Tensor) -> Tensor:
-    """(fine, coarse), which part of each coarse interval lies in each fine one of the same length."""
-    edges = torch.arange(fine + 1, dtype=like.dtype, device=like.device) * coarse / fine
-    cells = torch.arange(coarse, dtype=like.dtype, device=like.device)
-    overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
-    return overlap.clamp(min=0)
+def _spread(cells: int, start: float, end: float, number: int) -> Tensor:
+    """(number, cells): which part of each cell between `start` and `end` lies in each of `number` cells from 0 to 1.
+
+    What lies outside counts at the edge: each column's sum is 1.
+    """
+    edges = (start + (end - start) * torch.linspace(0, 1, cells + 1, dtype=torch.float64)).clamp(0, 1) * number
+    places = torch.arange(number, dtype=torch.float64)[:, None]
+    shared = (torch.minimum(edges[1:], places + 1) - torch.maximum(edges[:-1], places)).clamp(min=0)
+    outside = edges[1:] - edges[:-1] < 1e-9
+    at_edge = (edges[:-1].clamp(max=number - 1).floor() == places).double()
+    shared = torch.where(outside, at_edge, shared)
+    return shared / shared.sum(0)
 
 
 def image_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> list[list[ImageTokens]]:
-    """The image tokens of each prompt of a batch, image by image; none without `pixel_values`.
+    """Where the image tokens of each prompt lie: for each sample its images, in order.
 
     Args:
-        model: A model of transformers that reads images and texts.
-        inputs: What its processor returned.
+        model: An image-text-to-text model as of transformers; only its config is read.
+        inputs: What its processor returns: `input_ids` (batch, tokens), `pixel_values` and what belongs to them. Of
+            models whose tiles' arrangement the processor does not return, `image_sizes` (images, 2), height and width
+            of the pictures, may be added.
+
+    Returns:
+        A list for each sample, empty for a sample without images.
 
     Raises:
-        ValueError: if the prompts have no image tokens, or it cannot be told where they lie.
+        TypeError: if `inputs` is no mapping with `input_ids`.
+        ValueError: if there are images, but no image tokens, or it cannot be told how the tokens lie on them.
     """
     ids = token_ids(inputs)
-    if not isinstance(inputs.get("pixel_values"), Tensor):
+    if not isinstance(inputs.get("pixel_values"), Tensor | list):
         return [[] for _ in ids]
-    config, token = model.config, image_token_id(model)
-    rows = [(row == token).nonzero().flatten().tolist() for row in ids] if token is not None else []
-    seen = {name: tuple(x.shape) for name, x in inputs.items() if isinstance(x, Tensor)}
-    if not any(rows):
+    mask = inputs.get("attention_mask")
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    token = image_token_id(model)
+    places = [row.nonzero().flatten().cpu() for row in (ids == token) & real]
+    if token is None or not any(map(len, places)):
         raise ValueError(
-            f"The inputs have images, but `input_ids` has no image token (id {token}): pass a prompt with the image's "
-            f"placeholder to the processor. Got {seen}. With `images=False` only the tokens are scored."
+            f"There are `pixel_values`, but no image token in the prompts: `image_token_id` of the config is {token}. "
+            "Give the processor the prompt with its image placeholder, such as by `apply_chat_template`."
         )
-    try:
-        layouts = layouts_of(config, inputs, rows)
-    except UnknownLayoutError as error:
-        raise ValueError(
-            f"{error} Got {seen}, with {[len(row) for row in rows]} image tokens (id {token}). With `images=False` "
-            "the tokens are scored without maps of images."
-        ) from error
-    found = []
-    for row, own in zip(rows, layouts, strict=True):
-        numbers, places = [], torch.tensor(row)
-        for layout in own:
-            mine, places = places[: layout.count], places[layout.count :]
-            numbers.append(ImageTokens(mine, tuple(mine[grid] for grid in layout.grids)))
-        found.append(numbers)
-    return found
+    return _placed(layouts(Seen.of(model, inputs, ids.cpu(), places)), places)
 
 
 def image_token_id(model: nn.Module) -> int | None:
-    """The token id that stands for places of an image, if the model's config has one."""
-    found = (getattr(model.config, name, None) for name in ("image_token_id", "image_token_index"))
-    return next((value for value in found if isinstance(value, int)), None)
+    """The token id that stands for a place of an image, if the config has one."""
+    config = getattr(model, "config", None)
+    found = getattr(config, "image_token_id", None)
+    return getattr(config, "image_token_index", None) if found is None else found
+
+
+def _placed(found: list[list[Layout]], places: list[Tensor]) -> list[list[ImageTokens]]:
+    """Layouts of each sample's images, at the places of the sample's image tokens."""
+    made: list[list[ImageTokens]] = []
+    for images, numbers in zip(found, places, strict=True):
+        own = numbers.split([image.count for image in images])
+        made.append(
+            [
+                ImageTokens(part, tuple(ImagePart(part[grid], box) for grid, box in image.grids))
+                for image, part in zip(images, own, strict=True)
+            ]
+        )
+    return made

@@ -30,7 +30,7 @@ from zoo.cases import Case
 
 ANSWER = (9, 11)
 MESSAGE = 90
-GENERATION = {"eos_token_id": None, "pad_token_id": 0, "suppress_tokens": [7, 8]}
+GENERATION = {"eos_token_id": None, "pad_token_id": 0, "suppress_tokens": list(range(12, 40))}
 
 
 class Rows(nn.Module):
@@ -106,13 +106,12 @@ def rows_of_decoders(match: str) -> list[tuple[str, ...]]:
 
 
 def rows_of_readers(match: str) -> list[tuple[str, ...]]:
-    """Of the models of images and texts, each with a prompt of two images of different sizes."""
+    """Of the models of images and texts, each with a prompt of three images of different sizes."""
     found = []
-    for name, make in tqdm(tiny_vlms.FAMILIES.items(), desc="images and texts"):
-        if match in name:
-            tiny = make()
-            pictures = [tiny_vlms.picture(*size, seed=number) for number, size in enumerate(tiny.sizes)]
-            found.append(row_of(name, tiny.model(), tiny.inputs([[1, 9, pictures[0], 10, pictures[1], 11]])))
+    for name in tqdm([one for one in tiny_vlms.FAMILIES if match in one], desc="images and texts"):
+        images = tiny_vlms.pictures(tiny_vlms.FAMILIES[name].sizes)
+        prompt = tiny_vlms.texts_of(name, len(images) + 1)[0]
+        found.append(row_of(name, tiny_vlms.model_of(name), tiny_vlms.process(name, images, texts=[prompt])))
     return found
 
 
@@ -141,7 +140,7 @@ def main() -> None:
         "benchmarks/answer_models.py`: `CDAM.attribute_answer` of two tokens against hooks and autograd "
         "(tests/zoo_truth.py), the largest difference in parts of the largest score; `explain_generation` of three "
         "tokens against these tokens given as an answer, and whether it needed more than the passes of generation.\n\n"
-        f"## Models of images and texts\n\nEach with two images in a prompt.\n\n{table(readers)}\n"
+        f"## Models of images and texts\n\nThree images in a prompt, made by its processor.\n\n{table(readers)}\n"
         f"## Decoders\n\n{equal} of {len(decoders)} agree with autograd.\n\n{table(decoders)}"
     )
     print(f"wrote {args.out}: {equal} of {len(decoders)} decoders agree with autograd")

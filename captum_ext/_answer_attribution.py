@@ -302,7 +302,7 @@ def _maps(
         real=asked.real,
         special=masks["special"],
         image_numbers=[
-            [sorted({int(i) for grid in one.grids for i in grid.flatten()}) for one in own] for own in images
+            [sorted({int(i) for part in one.parts for i in part.positions.flatten()}) for one in own] for own in images
         ],
         score=asked.score,
     )

@@ -10,7 +10,7 @@ ANSWERS = [[IDS["a"], IDS["dog"], IDS["here"]], [IDS["cat"]]]
 
 
 def by_hand(model, alone, answer):
-    """T * dlogit/dT of each token of the answer, (answer tokens, tokens of the prompt); T enters the last attention.
+    """T * dlogit/dT for each token of the answer, (answer tokens, tokens of the prompt); T enters the last attention.
 
     The prompt is run alone, without padding, and word by word: for each token of the answer with the tokens before it,
     as generation without a cache would.

@@ -74,7 +74,8 @@ def any_resolution(
     numbers = torch.arange(kept[0] * (kept[1] + 1)).view(kept[0], kept[1] + 1) + first
     (y0, y1), (x0, x1) = edges
     overview = one_grid(side, side).grids[0]
-    return Layout(first + numbers.numel(), (overview, _on_image(numbers[:, :-1], (x0, y0, x1, y1))))
+    grids = [_on_image(numbers[:, :-1], (x0, y0, x1, y1))] if all(kept) else []  # nothing is left of a thin strip
+    return Layout(first + numbers.numel(), (overview, *grids))
 
 
 def padded_to_square(size: tuple[int, int], side: int, ended: int = 0) -> Layout:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -203,8 +204,19 @@ def _are_own_sizes(seen: Seen) -> bool:
 
 
 def _are_tiled(seen: Seen) -> bool:
-    """Does the config tell of tokens made smaller for images of many tiles?"""
-    return _attribute(seen, ("downsample_ratio", "downsample_factor")) is not None
+    """Does the config tell of tokens made fewer, for images of many tiles?"""
+    return _attribute(seen, (*_SHRINKING, "downsample_factor")) is not None
+
+
+def _check_runs(seen: Seen, count: int) -> None:
+    """Refuses image tokens that are not whole images or tiles, and tiles divided by tokens of their own."""
+    for sample in range(len(seen.ids)):
+        runs = seen.runs(sample)
+        wrong = [len(run) for run in runs if len(run) % count]
+        if wrong:
+            raise _unknown(seen, f"an image or tile has {count} tokens, and {wrong} follow each other")
+        if _are_tiled(seen) and any(int(b[0] - a[-1]) == 2 for a, b in pairwise(runs)):
+            raise _unknown(seen, "single tokens divide what may be tiles of one image")
 
 
 def _tile_grid(seen: Seen) -> tuple[int, int]:
@@ -232,8 +244,8 @@ def _squares(seen: Seen) -> list[list[Layout]]:
     with_class = getattr(seen.config, "vision_feature_select_strategy", None) == "full"
     skipped = int(with_class and sum(seen.counts) == len(pixels) * (height * width + 1))
     count = height * width + skipped
-    wrong = [len(run) for sample in range(len(seen.ids)) for run in seen.runs(sample) if len(run) % count]
-    if wrong or sum(seen.counts) != len(pixels) * count:
+    _check_runs(seen, count)
+    if sum(seen.counts) != len(pixels) * count:
         raise _unknown(seen, f"{len(pixels)} images or tiles of {count} tokens were expected")
     rest = pixels
     found: list[list[Layout]] = []

@@ -12,5 +12,6 @@ from .places import Grid as Grid
 from .prediction import DifferentOutputError as DifferentOutputError
 from .prediction import Prediction as Prediction
 from .projections import Projection as Projection
+from .queries import BY_QUERIES as BY_QUERIES
 from .token_pass import NoTokensError as NoTokensError
 from .token_pass import TokenPass as TokenPass

@@ -50,7 +50,7 @@ def _prefix(run: TokenPass, count: int) -> list[int]:
     grid = run.grid()
     if grid is None:
         return []
-    patches = set(grid.order.tolist())
+    patches = set(grid.places.tolist())
     return [number for number in range(count) if number not in patches]
 
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from adapters.models import OutputChoice, evaluation_mode
 from adapters.recording import BY_QUERIES
 
+from ._checks import Failures
 from ._detections import Size, boxes_of, class_logits, pixel_logits
 from .box_target import BoxTarget
 from .contrast_target import ContrastTarget
@@ -31,9 +32,18 @@ class Question(NamedTuple):
     output: OutputChoice
     attention: str | None = None
 
+    @property
+    def located(self) -> bool:
+        """Are they targets of a detector or of a model that segments?"""
+        return self.attention is not None
+
 
 def question_of(
-    targets: Any, forward: Callable[..., Any], arguments: tuple[Any, ...], output: OutputChoice
+    targets: Any,
+    forward: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    output: OutputChoice,
+    failures: Failures,
 ) -> Question:
     """What is asked of a model.
 
@@ -42,6 +52,7 @@ def question_of(
         forward: The model, or any function that returns its output.
         arguments: Its arguments, the images first.
         output: Which tensor the user chose.
+        failures: Images in which no box is found are noted there.
 
     Raises:
         ValueError: if there are no images, targets of both kinds, as many as there are no images, or no box is found.
@@ -67,7 +78,7 @@ def question_of(
     if any(isinstance(one, BoxTarget) for one in queries):
         found = _outputs(forward, arguments)
         class_logits(found, output)
-        targets = [_found(one, found, len(images), size) for one in targets]
+        targets = [_found(one, found, _Images(len(images), size, failures)) for one in targets]
     return Question(targets, partial(class_logits if queries else pixel_logits, choice=output), BY_QUERIES)
 
 
@@ -89,20 +100,33 @@ def _outputs(forward: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return forward(*copies)
 
 
-def _found(target: Any, output: Any, batch: int, size: Size) -> Any:
+class _Images(NamedTuple):
+    """How many images there are, their size, and where those are noted in which a box is not found."""
+
+    batch: int
+    size: Size
+    failures: Failures
+
+
+def _found(target: Any, output: Any, images: _Images) -> Any:
     """A target with the queries that its boxes mean, in each image."""
     if isinstance(target, ContrastTarget):
-        a, b = (_found(one, output, batch, size) for one in (target.a, target.b))
+        a, b = (_found(one, output, images) for one in (target.a, target.b))
         return ContrastTarget(a, b, probabilities=target.probabilities)
-    targets = target if isinstance(target, list) else [target] * batch
+    targets = target if isinstance(target, list) else [target] * images.batch
     if not any(isinstance(one, BoxTarget) for one in targets):
         return target
-    if len(targets) != batch:
-        raise ValueError(f"Expected one `target` per sample, {batch} for this batch, got {len(targets)}.")
-    return [_of_sample(one, output, sample, size) for sample, one in enumerate(targets)]
+    if len(targets) != images.batch:
+        raise ValueError(f"Expected one `target` per sample, {images.batch} for this batch, got {len(targets)}.")
+    return [_of_sample(one, output, sample, images) for sample, one in enumerate(targets)]
 
 
-def _of_sample(target: Any, output: Any, sample: int, size: Size) -> Any:
+def _of_sample(target: Any, output: Any, sample: int, images: _Images) -> Any:
     if not isinstance(target, BoxTarget):
         return target
-    return target.query_in(boxes_of(output, target.size or size)[sample])
+    boxes = boxes_of(output, target.size or images.size)[sample]
+    try:
+        return target.query_in(boxes)
+    except ValueError as error:
+        images.failures.add(torch.arange(images.batch) == sample, f"In sample(s) {{}}: {error}")
+        return DetectionTarget(0, target.label)  # whose map is not shown

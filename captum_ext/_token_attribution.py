@@ -167,7 +167,7 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
             >>> CDAM(timm.create_model("vit_tiny_patch16_224").eval()).path(torch.randn(1, 3, 224, 224)).way
             'closed form'
         """
-        question = self._question([target], checked_inputs(inputs), additional_forward_args)
+        question = self._question([target], checked_inputs(inputs), additional_forward_args, Failures("raise"))
         run = self._run(inputs, additional_forward_args, attribute_to_layer_input, question=question)
         try:
             check_closed_form(LastAttention(run))
@@ -256,9 +256,11 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
             self._earliest = last.ordinal if self._earliest is None else min(self._earliest, last.ordinal)
         return run
 
-    def _question(self, targets: Any, given: tuple[Tensor, ...], additional_forward_args: Any) -> Question:
+    def _question(
+        self, targets: Any, given: tuple[Tensor, ...], additional_forward_args: Any, failures: Failures
+    ) -> Question:
         arguments = (*given, *further_arguments(self.forward_func, additional_forward_args))
-        return question_of(targets, self.forward_func, arguments, self.output)
+        return question_of(targets, self.forward_func, arguments, self.output, failures)
 
     def _attribute_many(self, request: Request, formula: Formula) -> Any:
         """Maps (batch, targets, height, width), or scores (batch, targets, tokens); a tuple if the inputs are one."""
@@ -276,7 +278,7 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
     def _maps(self, request: Request, formula: Formula) -> Tensor:
         failures = Failures(request.on_error)
         given = checked_inputs(request.inputs, failures)
-        question = self._question(request.targets, given, request.additional_forward_args)
+        question = self._question(request.targets, given, request.additional_forward_args, failures)
         scores = scores_of(question.targets, len(given[0]), given[0].device)
         run = self._run(
             given,

@@ -16,8 +16,8 @@ from ._detections import pixel_logits
 class MaskTarget:
     """The mean logit of a label inside a region: what the model looks at when it segments this.
 
-    `f = mean over (y, x) in the region of z[label, y, x]`, with the logits `z` of a model that segments. The region is
-    resized to the logits by nearest neighbours. Of models that predict classes and masks of queries (MaskFormer) `z`
+    `f = sum_yx w z[label, y, x] / sum_yx w`, with the logits `z` of a model that segments, and the share `w` of each of
+    their pixels that lies in the region. Of models that predict classes and masks of queries (MaskFormer) `z`
     are the semantic scores `sum_q p_q(label) m_q(y, x)`, with the softmax `p_q` without its last class, which is none,
     and the sigmoid `m_q`. Source: Vinogradova et al., Towards Interpretable Semantic Segmentation via Gradient-weighted
     Class Activation Mapping, AAAI 2020; the semantic scores: Cheng et al. 2021 (arXiv:2107.06278), section 3.4.
@@ -32,7 +32,7 @@ class MaskTarget:
     Raises:
         TypeError: if the region is not boolean, or the label no integer.
         ValueError: if the region is empty, or not (height, width); when it is explained, if it is not of the image's
-            size, or nothing is left of it at the size of the logits.
+            size, or the label is out of range.
 
     Example:
         >>> import torch
@@ -69,19 +69,14 @@ class MaskTarget:
             A number.
 
         Raises:
-            ValueError: if there is no such label, or nothing is left of the region at the size of the logits.
+            ValueError: if there is no such label.
         """
         logits = output if isinstance(output, Tensor) else pixel_logits({k: v[None] for k, v in output.items()})[0]
         if logits.dim() != 3 or self.label >= len(logits):
             raise ValueError(f"{self} is out of range: the logits of one image have shape {tuple(logits.shape)}.")
-        sizes = tuple(logits.shape[1:])
-        region = F.interpolate(self.region[None, None].to(logits), size=sizes, mode="nearest-exact")[0, 0]
-        if not bool(region.any()):
-            raise ValueError(
-                f"{self} has no pixel left at the size of the logits, {sizes[0]} x {sizes[1]}: it is smaller than "
-                "their pixels. Take a larger region."
-            )
-        return (logits[self.label] * region).sum() / region.sum()
+        region = self.region.to(torch.promote_types(logits.dtype, torch.float32))[None, None]
+        shares = F.adaptive_avg_pool2d(region, logits.shape[1:])[0, 0].to(logits)
+        return (logits[self.label] * shares).sum() / shares.sum()
 
     def __repr__(self) -> str:
         return f"MaskTarget(label={self.label}, region={int(self.region.sum())} pixels of {tuple(self.region.shape)})"

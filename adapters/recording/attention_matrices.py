@@ -116,6 +116,7 @@ def mean_weights(
     *,
     last_only: bool,
     output: OutputChoice = None,
+    attention: str | None = None,
 ) -> AttentionMatrices:
     """The attention weights, means over the heads.
 
@@ -125,6 +126,7 @@ def mean_weights(
         followed: How many of them are the inputs.
         last_only: Is the last layer enough?
         output: Which tensor of what the model returns is explained.
+        attention: BY_QUERIES, or None for the last one.
 
     Raises:
         ValueError: if there is no attention, or one whose weights are no matrices of one set of tokens.
@@ -138,7 +140,8 @@ def mean_weights(
             found[call.ordinal] = _mean(recorder, call, batch)
 
     def watch(on_attention: OnAttention | None) -> TokenPass:
-        return TokenPass(forward, arguments, followed=followed, on_attention=on_attention, output=output)
+        options: dict[str, Any] = {"followed": followed, "output": output, "attention": attention}
+        return TokenPass(forward, arguments, on_attention=on_attention, **options)
 
     run = watch(None if last_only else collect)
     calls = _attentions_of(run, last_only=last_only)
@@ -162,6 +165,7 @@ def weights_and_gradients(
     last_only: bool,
     latent: bool | nn.Module = False,
     output: OutputChoice = None,
+    attention: str | None = None,
 ) -> AttentionMatrices:
     """Matrices of the attention weights and their gradients.
 
@@ -175,14 +179,12 @@ def weights_and_gradients(
         last_only: As above.
         latent: Is what the head reads wanted?
         output: As above.
+        attention: As above.
     """
-    found: _InGraph | None = None
-    if last_only:
-        found = _repeated_last(TokenPass(forward, arguments, followed=followed, latent=latent, output=output))
+    options: dict[str, Any] = {"followed": followed, "latent": latent, "output": output, "attention": attention}
+    found = _repeated_last(TokenPass(forward, arguments, **options)) if last_only else None
     if found is None:
-        found = _watched_with_graph(
-            forward, arguments, followed=followed, latent=latent, output=output, last_only=last_only
-        )
+        found = _watched_with_graph(forward, arguments, last_only=last_only, **options)
     plain = [LayerMatrix(one, found.run.batch) for one in found.weights]
     _check_fit(plain, found.run)
     by_output = gradients(found.prediction, [*found.edges, *found.others])

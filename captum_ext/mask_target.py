@@ -75,7 +75,7 @@ class MaskTarget:
         if logits.dim() != 3 or self.label >= len(logits):
             raise ValueError(f"{self} is out of range: the logits of one image have shape {tuple(logits.shape)}.")
         region = self.region.to(torch.promote_types(logits.dtype, torch.float32))[None, None]
-        shares = F.adaptive_avg_pool2d(region, logits.shape[1:])[0, 0].to(logits)
+        shares = F.adaptive_avg_pool2d(region, (logits.shape[1], logits.shape[2]))[0, 0].to(logits)
         return (logits[self.label] * shares).sum() / shares.sum()
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ class PerImage(nn.Module):
         >>> sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
         >>> model = YolosForObjectDetection(YolosConfig(**sizes, image_size=[64, 64])).eval()
         >>> images, layers = torch.randn(2, 3, 64, 64), [model.vit.encoder.layer[-1].layernorm_before]
-        >>> with GradCAM(PerImage(model), layers, reshape_transform_for(model, images)) as cam:
+        >>> with GradCAM(PerImage(model), layers, reshape_transform_for(model)) as cam:
         ...     maps = cam(images, targets=[DetectionTarget(query=17, label=3)] * 2)
         >>> maps.shape
         (2, 64, 64)

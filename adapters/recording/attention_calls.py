@@ -39,10 +39,17 @@ class AttentionCall:
 
 
 class AttentionFinder:
-    """Told of all operations, finds the attentions among them."""
+    """Told of all operations, finds the attentions among them.
+
+    Attributes:
+        calls: The attentions, in order.
+        ends: The operations that end them, and those where constants weight values that are sampled at points, as for
+            the queries of a decoder's first layer, which have seen nothing of the image.
+    """
 
     def __init__(self) -> None:
         self.calls: list[AttentionCall] = []
+        self.ends: set[Operation] = set()
         self._weights: dict[Slot, Operation] = {}  # what a softmax gave, scaled, masked or rearranged
 
     def found(self, recorder: Recorder, operation: Operation) -> AttentionCall | None:
@@ -54,6 +61,8 @@ class AttentionFinder:
             return None
         weights = [slot for slot in operation.inputs if slot in self._weights]
         if not weights:
+            if operation.name in FACTORS and any(_taken_at_points(recorder, slot) for slot in operation.inputs):
+                self.ends.add(operation)
             return None
         values = self._weighted(recorder, operation)
         if values:
@@ -83,6 +92,7 @@ class AttentionFinder:
     def _add(self, operation: Operation, softmax: Operation | None, weights: Slot | None, value: Slot) -> AttentionCall:
         call = AttentionCall(operation, softmax, weights, value, operation.outputs[0], len(self.calls))
         self.calls.append(call)
+        self.ends.add(operation)
         return call
 
 

@@ -259,7 +259,7 @@ class WatchedPass:
 
     def _continue_from(self, call: AttentionCall) -> Continuation:
         tokens = tokens_of(self.recorder, self.finder.calls, call)
-        others = frozenset(other.operation for other in self.finder.calls if other is not call)
+        others = frozenset(self.finder.ends - {call.operation})
         found = Continuation(self.recorder, tokens, reads_of(self.recorder, call.operation, tokens, others), call)
         first = found.operations[0].index if found.operations else call.operation.index
         self._forget(first)

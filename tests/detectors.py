@@ -135,9 +135,7 @@ DETECTORS = {
         (2, 3),
     ),
     "Deformable DETR": Detector(
-        _of(
-            hf.DeformableDetrForObjectDetection, hf.DeformableDetrConfig, partial(resnet, 2, 3, 4), **_DETR, **_POINTS
-        ),
+        _of(hf.DeformableDetrForObjectDetection, hf.DeformableDetrConfig, partial(resnet, 2, 3, 4), **_DETR, **_POINTS),
         _CROSS,
         _ENCODER,
         (8, 12),
@@ -338,7 +336,7 @@ class Asked:
         return self.output()[self.kind.logits]
 
     def expected(self, score: Callable[[], Tensor], scale: float = 1) -> Tensor:
-        """`sum_channels T * df/dT` of the tokens times a scale, (batch, tokens): a leaf takes their place at the site."""
+        """`sum_channels T * df/dT` at the tokens times a scale, (batch, tokens): a leaf takes their place."""
         leaf: list[Tensor] = []
 
         def exchange(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -93,6 +93,13 @@ def picks(operation: Operation) -> bool:
     return operation.name in _BY_INDEX or any(isinstance(x, Slot) for x in _indices(operation))
 
 
+def picks_by_content(recorder: Recorder, operation: Operation) -> bool:
+    """Does an operation pick places by one list of numbers that were computed from the inputs, as `topk` gives them?"""
+    given = operation.args[1:] if operation.name in _BY_INDEX else _indices(operation)
+    numbers = [x for x in (*given, *operation.kwargs.values()) if isinstance(x, Slot)]
+    return picks(operation) and len(numbers) == 1 and recorder.follows[numbers[0]]
+
+
 def _grid_of_maps(first: Tensor, maps: tuple[Sizes, ...]) -> Grid | None:
     """The grid of tokens that come from one map, or from several of different sizes: all of a map, or none of it."""
     grids: list[Grid | None] = []

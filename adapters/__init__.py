@@ -4,6 +4,7 @@ import importlib.metadata
 import warnings
 
 from .grad_cam.mhex_cam import MHEXEvidenceCAM as MHEXEvidenceCAM
+from .grad_cam.per_image import PerImage as PerImage
 from .grad_cam.raw_attention_cam import RawAttentionCAM as RawAttentionCAM
 from .grad_cam.raw_attention_cam import raw_attention as raw_attention
 from .grad_cam.reshape_transform import ReshapeTransform as ReshapeTransform

@@ -4,11 +4,14 @@ from ._token_attribution import without_closed_form as without_closed_form
 from .answer_maps import AnswerMaps as AnswerMaps
 from .attention_map import AttentionMap as AttentionMap
 from .attention_rollout import AttentionRollout as AttentionRollout
+from .box_target import BoxTarget as BoxTarget
 from .cdam import CDAM as CDAM
 from .concept_target import ConceptTarget as ConceptTarget
 from .contrast_target import ContrastTarget as ContrastTarget
+from .detection_target import DetectionTarget as DetectionTarget
 from .gif import save_gif as save_gif
 from .integrated_cdam import IntegratedCDAM as IntegratedCDAM
+from .mask_target import MaskTarget as MaskTarget
 from .mhex_cam import MHEXCAM as MHEXCAM
 from .partial_lrp import PartialLRP as PartialLRP
 from .raw_attention import RawAttention as RawAttention

@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,13 +14,20 @@ from torch.autograd.graph import GradientEdge
 
 from adapters.models import OutputChoice, root_module, uncompiled
 from adapters.prompts import answered_prompts, logits_of_answers
-from adapters.recording import AttentionMatrices, Prediction, mean_weights, weights_and_gradients
+from adapters.recording import (
+    AttentionMatrices,
+    Prediction,
+    mean_weights,
+    rows_of_score,
+    weights_and_gradients,
+)
 
 from ._answer_attribution import AnswerAttribution, Asked
 from ._answers import place
 from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._features import full_precision
 from ._grids import grid_for
+from ._located import Question, question_of
 from ._targets import Score, Target, latent_of, scores_of
 from ._token_attribution import Tensors
 
@@ -65,7 +73,8 @@ class AttentionAttribution(AnswerAttribution, Attribution):  # type: ignore[misc
             target: What to explain, as in Captum: a class for all samples, a list or 1-D tensor with one for each, a
                 tuple of indices for outputs of more dimensions, None for outputs of one value; a function of one
                 sample's output that returns a number, or a list with one for each sample; or a ConceptTarget.
-                AttentionMap and AttentionRollout accept any: attention does not depend on it.
+                AttentionMap and AttentionRollout accept any: attention does not depend on it. But where an image has
+                several predictions, as of queries, the row is read that the target names.
             additional_forward_args: Further arguments of the model, such as an attention mask.
             return_tokens: Return the scores of all tokens, prefix tokens first, for images too.
             on_error: "raise", or "nan": a sample that cannot be explained costs its own map only, which is NaN, and
@@ -85,12 +94,17 @@ class AttentionAttribution(AnswerAttribution, Attribution):  # type: ignore[misc
         given: tuple[Tensor, ...] = checked_inputs(inputs, failures)
         arguments = (*given, *further_arguments(self.forward_func, additional_forward_args))
         with torch.inference_mode(False), torch.enable_grad():
+            question = question_of([target], self.forward_func, arguments, self.output, failures)
+            score = _score_of_image(question, given[0])
+            options: dict[str, Any] = {"output": question.output, "attention": question.attention}
+            options["last_only"] = self._last_only
             if self._of_gradients:
-                found = self._relevances(given, target, arguments, failures)
+                found = self._relevances(given, question.targets, arguments, failures, options)
             else:
-                found = mean_weights(
-                    self.forward_func, arguments, len(given), last_only=self._last_only, output=self.output
-                )
+                found = mean_weights(self.forward_func, arguments, len(given), **options)
+            if score is not None:
+                score.check(found.run.prediction)
+                found = replace(found, row=rows_of_score(found.run, found.matrices[-1].shape[1], score))
         with torch.no_grad(), full_precision(found.row):
             tokens = self._formula(found)
         failures.add(
@@ -116,19 +130,32 @@ class AttentionAttribution(AnswerAttribution, Attribution):  # type: ignore[misc
         return torch.stack(found, 1)
 
     def _relevances(
-        self, given: tuple[Tensor, ...], target: Target, arguments: tuple[Any, ...], failures: Failures
+        self,
+        given: tuple[Tensor, ...],
+        targets: Sequence[Target],
+        arguments: tuple[Any, ...],
+        failures: Failures,
+        options: dict[str, Any],
     ) -> AttentionMatrices:
-        (score,) = scores_of([target], len(given[0]), given[0].device)
+        (score,) = scores_of(targets, len(given[0]), given[0].device)
         return weights_and_gradients(
             self.forward_func,
             arguments,
             len(given),
             lambda prediction, edges: _gradients(score, prediction, edges, failures, len(given[0])),
             positive_relevance,
-            last_only=self._last_only,
             latent=latent_of([score]),
-            output=self.output,
+            **options,
         )
+
+
+def _score_of_image(question: Question, images: Tensor) -> Score | None:
+    """The score of a target that is one of several predictions for an image; None for one of a class."""
+    (target,) = question.targets
+    first = target[0] if isinstance(target, list) and target else target
+    if not question.located and not (images.dim() > 3 and isinstance(first, tuple) and len(first) > 1):
+        return None
+    return scores_of([target], len(images), images.device)[0]
 
 
 def positive_relevance(weights: Tensor, gradient: Tensor) -> Tensor:

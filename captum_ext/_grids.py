@@ -25,6 +25,7 @@ def _no_grid(run: TokenPass, images: Tensor) -> str:
     """Why tokens are not shown on an image, and what to do."""
     return (
         f"Cannot tell how the tokens, of shape {tuple(run.tokens.shape)}, lie on images of shape "
-        f"{tuple(images.shape)}: they do not come one by one from the patches of a grid. Were tokens dropped, merged "
-        "or pooled? Ask for `return_tokens=True` for a score of each token."
+        f"{tuple(images.shape)}: they do not come one by one from the patches of a grid. Are they the queries of a "
+        "decoder? Then explain a DetectionTarget, a BoxTarget or a MaskTarget. Were tokens dropped, merged or pooled? "
+        "Ask for `return_tokens=True` for a score of each token."
     )

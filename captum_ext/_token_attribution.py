@@ -20,6 +20,7 @@ from ._answer_attribution import AnswerAttribution
 from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._closed_form import check_closed_form
 from ._grids import grid_for
+from ._located import Question, question_of
 from ._targets import Score, Target, latent_of, scores_of
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
@@ -153,7 +154,7 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
         Args:
             inputs: (batch, channels, height, width) images or (batch, tokens) token ids, as the model takes them; a
                 tuple for models of several inputs.
-            target: Accepted as for `attribute`; the way does not depend on it.
+            target: As for `attribute`; the way depends on it for targets of detections and masks only.
             additional_forward_args: Further arguments of the model, such as an attention mask.
             attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
 
@@ -166,7 +167,8 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
             >>> CDAM(timm.create_model("vit_tiny_patch16_224").eval()).path(torch.randn(1, 3, 224, 224)).way
             'closed form'
         """
-        run = self._run(inputs, additional_forward_args, attribute_to_layer_input)
+        question = self._question([target], checked_inputs(inputs), additional_forward_args, Failures("raise"))
+        run = self._run(inputs, additional_forward_args, attribute_to_layer_input, question=question)
         try:
             check_closed_form(LastAttention(run))
             return Path(CLOSED_FORM, None)
@@ -227,9 +229,16 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
         return Tokens(run.tokens.detach(), None if grid is None else grid.order.view(grid.sizes))
 
     def _run(
-        self, inputs: Any, additional_forward_args: Any, at_input: bool, *, latent: bool | nn.Module = False
+        self,
+        inputs: Any,
+        additional_forward_args: Any,
+        at_input: bool,
+        *,
+        latent: bool | nn.Module = False,
+        question: Question | None = None,
     ) -> TokenPass:
         given = checked_inputs(inputs)
+        question = question or Question([], self.output)
         if at_input and self.layer is None:
             raise ValueError("`attribute_to_layer_input` is for a `layer` that is given; here the tokens are found.")
         run = TokenPass(
@@ -237,15 +246,21 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
             (*given, *further_arguments(self.forward_func, additional_forward_args)),
             followed=len(given),
             point=None if self.layer is None else HookPoint(self.layer, at_input),
-            attention=self.attention,
+            attention=question.attention if self.attention is None else self.attention,
             latent=latent,
             earliest=self._earliest or 0,
-            output=self.output,
+            output=question.output,
         )
         last = run.continuation.attention
         if last is not None:
             self._earliest = last.ordinal if self._earliest is None else min(self._earliest, last.ordinal)
         return run
+
+    def _question(
+        self, targets: Any, given: tuple[Tensor, ...], additional_forward_args: Any, failures: Failures
+    ) -> Question:
+        arguments = (*given, *further_arguments(self.forward_func, additional_forward_args))
+        return question_of(targets, self.forward_func, arguments, self.output, failures)
 
     def _attribute_many(self, request: Request, formula: Formula) -> Any:
         """Maps (batch, targets, height, width), or scores (batch, targets, tokens); a tuple if the inputs are one."""
@@ -263,12 +278,14 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
     def _maps(self, request: Request, formula: Formula) -> Tensor:
         failures = Failures(request.on_error)
         given = checked_inputs(request.inputs, failures)
-        scores = scores_of(request.targets, len(given[0]), given[0].device)
+        question = self._question(request.targets, given, request.additional_forward_args, failures)
+        scores = scores_of(question.targets, len(given[0]), given[0].device)
         run = self._run(
             given,
             request.additional_forward_args,
             request.attribute_to_layer_input,
             latent=latent_of(scores),
+            question=question,
         )
         for score in scores:
             score.check(run.prediction)  # a target the output cannot answer is an error before any gradient
@@ -315,7 +332,7 @@ def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predicti
         "The model's gradient is NaN or infinite for sample(s) {}, although the inputs are finite. Are the weights "
         "finite? In float16 the model may overflow: use bfloat16 or float32.",
     )
-    patches = parts if grid is None else parts[..., grid.order.to(parts.device)]
+    patches = parts if grid is None else parts[..., grid.places.to(parts.device)]
     has_gradient = (patches != 0).any(-1).all(0)
     if predictions < len(has_gradient) and bool(has_gradient.any()):
         return  # of several inputs to one prediction, some may not matter

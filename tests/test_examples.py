@@ -80,6 +80,15 @@ def test_the_code_on_wrappers_runs(name, tmp_path, monkeypatch):
         assert scopes[1]["saliency"][1, 5:].eq(0).all()
 
 
+@pytest.mark.filterwarnings("ignore")  # of random models
+def test_the_code_on_detectors_runs():
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "detection.md").read_text(), re.DOTALL):
+        exec(block, scope)
+    assert scope["heat"].shape == scope["why"].shape == scope["road"].shape == (2, 1, 2, 3)
+    assert scope["maps"].shape == (2, 64, 96)
+
+
 def test_the_networks_of_the_document_are_those_that_are_tested():
     from ca_stream_cases import CASES
 

@@ -107,6 +107,12 @@ def reshape_transform_for(
             f"The tokens of this {type(model).__name__}, of shape {tuple(run.tokens.shape)}, lie on no image grid. A "
             "reshape_transform must be written by hand for it."
         )
+    if grid.coarser:
+        raise ValueError(
+            f"The tokens of this {type(model).__name__}, of shape {tuple(run.tokens.shape)}, come from feature maps of "
+            f"{1 + len(grid.coarser)} sizes, not from one. Take a layer that returns a feature map as target layer, "
+            "and no reshape_transform."
+        )
     return ReshapeTransform(grid, run.count, size, image_size is not None)
 
 

@@ -12,5 +12,7 @@ from .places import Grid as Grid
 from .prediction import DifferentOutputError as DifferentOutputError
 from .prediction import Prediction as Prediction
 from .projections import Projection as Projection
+from .queries import BY_QUERIES as BY_QUERIES
+from .rows_read import rows_of_score as rows_of_score
 from .token_pass import NoTokensError as NoTokensError
 from .token_pass import TokenPass as TokenPass

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch.nn import functional as F
 
-from .operation_names import ELEMENTWISE, LINEAR, MOVES, PRODUCTS, SOFTMAXES
+from .operation_names import ELEMENTWISE, FACTORS, LINEAR, MOVES, PRODUCTS, SOFTMAXES
 from .operations import Operation, Slot
 from .recorder import Recorder
 
@@ -16,7 +16,8 @@ class AttentionCall:
     """One attention of a pass.
 
     Attributes:
-        operation: The operation that weights the values: a fused attention or a product.
+        operation: The operation that weights the values: a fused attention or a product, of each element with its
+            weight where the values are sampled at points of a map (deformable attention).
         softmax: The softmax of the weights; None where both are one operation.
         weights: The weights as they meet the values; None where both are one operation.
         value: The values.
@@ -31,12 +32,24 @@ class AttentionCall:
     output: Slot
     ordinal: int
 
+    @property
+    def samples_points(self) -> bool:
+        """Are values sampled at points that the queries choose, so that no weight belongs to a token?"""
+        return self.operation.name in FACTORS
+
 
 class AttentionFinder:
-    """Told of all operations, finds the attentions among them."""
+    """Told of all operations, finds the attentions among them.
+
+    Attributes:
+        calls: The attentions, in order.
+        ends: The operations that end them, and those where constants weight values that are sampled at points, as for
+            the queries of a decoder's first layer, which have seen nothing of the image.
+    """
 
     def __init__(self) -> None:
         self.calls: list[AttentionCall] = []
+        self.ends: set[Operation] = set()
         self._weights: dict[Slot, Operation] = {}  # what a softmax gave, scaled, masked or rearranged
 
     def found(self, recorder: Recorder, operation: Operation) -> AttentionCall | None:
@@ -48,15 +61,23 @@ class AttentionFinder:
             return None
         weights = [slot for slot in operation.inputs if slot in self._weights]
         if not weights:
+            if operation.name in FACTORS and any(_taken_at_points(recorder, slot) for slot in operation.inputs):
+                self.ends.add(operation)
             return None
-        if operation.name in PRODUCTS:
-            values = [slot for slot in operation.inputs if slot not in self._weights]
-            if len(values) >= 1:
-                return self._add(operation, self._weights[weights[0]], weights[0], values[-1])
-        elif operation.name in _KEEPS_WEIGHTS and not self._meets_others(recorder, operation):
+        values = self._weighted(recorder, operation)
+        if values:
+            return self._add(operation, self._weights[weights[0]], weights[0], values[-1])
+        if operation.name in _KEEPS_WEIGHTS and not self._meets_others(recorder, operation):
             for slot in operation.outputs:
                 self._weights[slot] = self._weights[weights[0]]
         return None
+
+    def _weighted(self, recorder: Recorder, operation: Operation) -> list[Slot]:
+        """The values that an operation weights: all in a product of matrices, or those of points in one of elements."""
+        others = [slot for slot in operation.inputs if slot not in self._weights]
+        if operation.name in FACTORS:
+            return [slot for slot in others if _taken_at_points(recorder, slot)]
+        return others if operation.name in PRODUCTS else []
 
     def _meets_others(self, recorder: Recorder, operation: Operation) -> bool:
         """Are weights multiplied with features, as gates are?"""
@@ -71,10 +92,26 @@ class AttentionFinder:
     def _add(self, operation: Operation, softmax: Operation | None, weights: Slot | None, value: Slot) -> AttentionCall:
         call = AttentionCall(operation, softmax, weights, value, operation.outputs[0], len(self.calls))
         self.calls.append(call)
+        self.ends.add(operation)
         return call
 
 
 _FUSED = frozenset(["scaled_dot_product_attention"])
+
+
+def _taken_at_points(recorder: Recorder, slot: Slot) -> bool:
+    """Are these values of a map at points, between its places or by their rows and columns, then rearranged?"""
+    while recorder.writers[slot]:
+        operation = recorder.writers[slot][0]
+        index = operation.args[1] if operation.name == "__getitem__" else ()
+        if operation.name == "grid_sample" or (
+            isinstance(index, tuple) and sum(isinstance(x, Slot) for x in index) > 1
+        ):
+            return True
+        if operation.name not in MOVES or not operation.inputs:
+            return False
+        slot = operation.inputs[0]
+    return False
 
 
 def fused_operands(operation: Operation) -> tuple[Slot, Slot, Slot]:

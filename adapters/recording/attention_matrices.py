@@ -116,6 +116,7 @@ def mean_weights(
     *,
     last_only: bool,
     output: OutputChoice = None,
+    attention: str | None = None,
 ) -> AttentionMatrices:
     """The attention weights, means over the heads.
 
@@ -125,6 +126,7 @@ def mean_weights(
         followed: How many of them are the inputs.
         last_only: Is the last layer enough?
         output: Which tensor of what the model returns is explained.
+        attention: BY_QUERIES, or None for the last one.
 
     Raises:
         ValueError: if there is no attention, or one whose weights are no matrices of one set of tokens.
@@ -138,10 +140,11 @@ def mean_weights(
             found[call.ordinal] = _mean(recorder, call, batch)
 
     def watch(on_attention: OnAttention | None) -> TokenPass:
-        return TokenPass(forward, arguments, followed=followed, on_attention=on_attention, output=output)
+        options: dict[str, Any] = {"followed": followed, "output": output, "attention": attention}
+        return TokenPass(forward, arguments, on_attention=on_attention, **options)
 
     run = watch(None if last_only else collect)
-    calls = _attentions_of(run)[-1 if last_only else 0 :]
+    calls = _attentions_of(run, last_only=last_only)
     if last_only and run.reason is None:
         found[calls[0].ordinal] = LayerMatrix(_last_weights(run, calls[0]), batch)
     elif last_only:
@@ -162,6 +165,7 @@ def weights_and_gradients(
     last_only: bool,
     latent: bool | nn.Module = False,
     output: OutputChoice = None,
+    attention: str | None = None,
 ) -> AttentionMatrices:
     """Matrices of the attention weights and their gradients.
 
@@ -175,14 +179,12 @@ def weights_and_gradients(
         last_only: As above.
         latent: Is what the head reads wanted?
         output: As above.
+        attention: As above.
     """
-    found: _InGraph | None = None
-    if last_only:
-        found = _repeated_last(TokenPass(forward, arguments, followed=followed, latent=latent, output=output))
+    options: dict[str, Any] = {"followed": followed, "latent": latent, "output": output, "attention": attention}
+    found = _repeated_last(TokenPass(forward, arguments, **options)) if last_only else None
     if found is None:
-        found = _watched_with_graph(
-            forward, arguments, followed=followed, latent=latent, output=output, last_only=last_only
-        )
+        found = _watched_with_graph(forward, arguments, last_only=last_only, **options)
     plain = [LayerMatrix(one, found.run.batch) for one in found.weights]
     _check_fit(plain, found.run)
     by_output = gradients(found.prediction, [*found.edges, *found.others])
@@ -233,9 +235,8 @@ def _watched_with_graph(
             "The model changes tokens in place (as by `x += attention(x)`), so that the gradients of its attentions "
             "cannot be taken. Write `x = x + attention(x)` in its code, or take CDAM or AttentionRollout."
         ) from error
-    reaching = _attentions_of(run)
-    calls = reaching[-1 if last_only else 0 :]
-    known = {call.ordinal for call in reaching}
+    calls = _attentions_of(run, last_only=last_only)
+    known = {call.ordinal for call in run.attentions()}
     others = [edge for ordinal, (_, edge) in kept.items() if ordinal not in known]
     found = [kept[call.ordinal] for call in calls]
     read: list[Weights | UnreadableAttentionError] = [one for one, _ in found]
@@ -246,7 +247,7 @@ def _repeated_last(run: TokenPass) -> _InGraph | None:
     """The last attention with its prediction, from repeating what follows the tokens; None if that cannot be done."""
     if run.reason is not None:
         return None
-    (call,) = _attentions_of(run)[-1:]
+    (call,) = _attentions_of(run, last_only=True)
     edges: list[GradientEdge | None] = []
     weights: list[Weights] = []
 
@@ -302,10 +303,15 @@ def _readable(found: Sequence[T | UnreadableAttentionError]) -> list[T]:
     return [one for one in found if not isinstance(one, UnreadableAttentionError)]
 
 
-def _attentions_of(run: TokenPass) -> list[AttentionCall]:
-    calls = run.attentions()
+def _attentions_of(run: TokenPass, *, last_only: bool) -> list[AttentionCall]:
+    calls = run.attentions()[-1 if last_only else 0 :]
     if not calls:
         raise UnreadableAttentionError("It is not seen through which attentions the output is reached.")
+    if any(call.samples_points for call in calls):
+        raise UnreadableAttentionError(
+            "An attention of this model samples values at points between the tokens (deformable attention), so that "
+            "its weights are no matrix of queries and tokens. Take CDAM, which needs no attention weights."
+        )
     return calls
 
 

@@ -202,6 +202,7 @@ ELEMENTWISE = _CASTS | frozenset(
 
 LINEAR = frozenset(["linear", "addmm", "conv1d", "conv2d", "conv3d"])
 PRODUCTS = frozenset(["matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "mm", "einsum", "tensordot"])
+FACTORS = frozenset(["mul", "mul_", "multiply", "__mul__", "__rmul__"])
 SOFTMAXES = frozenset(["softmax", "_softmax", "softmax_"])
 BEGINNINGS = SOFTMAXES | frozenset(["scaled_dot_product_attention"])
 

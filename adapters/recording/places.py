@@ -1,7 +1,7 @@
 """Where tokens lie on an image, a video or a volume: followed from the patches through the recorded operations."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ _MIXES_LAST = PRODUCTS | SOFTMAXES | frozenset(["linear", "addmm", "scaled_dot_p
 _JOINS = frozenset(["cat", "concat", "concatenate", "stack", "hstack", "vstack"])
 _NOWHERE = 2**30
 
+Sizes = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -29,15 +31,35 @@ class Grid:
     Attributes:
         sizes: Rows and columns of patches; of videos and volumes frames or slices in front.
         order: The numbers of tokens, row after row.
+        coarser: Of tokens of several scales, the grids of the others.
     """
 
     sizes: tuple[int, ...]
     order: Tensor
+    coarser: tuple["Grid", ...] = ()
+
+    @property
+    def places(self) -> Tensor:
+        """The numbers of all tokens that lie on a grid."""
+        return torch.cat([self.order, *(grid.order for grid in self.coarser)])
 
     def arranged(self, scores: Tensor) -> Tensor:
-        """Scores (..., tokens) as (..., *sizes)."""
+        """Scores (..., tokens) as (..., *sizes); those of larger patches are spread evenly over them: sums stay."""
         maps: Tensor = scores[..., self.order.to(scores.device)].unflatten(-1, self.sizes)
+        for grid in self.coarser:
+            part = grid.arranged(scores)
+            for axis, (fine, coarse) in enumerate(zip(self.sizes, grid.sizes, strict=True), -len(self.sizes)):
+                part = (part.movedim(axis, -1) @ _shares(coarse, fine).to(part)).movedim(-1, axis)
+            maps = maps + part
         return maps
+
+
+def _shares(coarse: int, fine: int) -> Tensor:
+    """Which share of each of some equal parts of a length lies in each of more parts of it, (coarse, fine)."""
+    ends = torch.arange(1, coarse + 1, dtype=torch.double)[:, None] * fine
+    others = torch.arange(1, fine + 1, dtype=torch.double) * coarse
+    overlap = torch.minimum(ends, others) - torch.maximum(ends - fine, others - coarse)
+    return overlap.clamp(min=0) / fine
 
 
 def grid_of(recorder: Recorder, slot: Slot, layout: BatchLayout, channels: int) -> Grid | None:
@@ -54,10 +76,42 @@ def grid_of(recorder: Recorder, slot: Slot, layout: BatchLayout, channels: int) 
         labels = _labels_of(recorder, slot, axis)
         if labels is not None:
             lowest = _lowest(layout.to_batch(labels.numbers).movedim(channels, -1).flatten(1, -2), -1)
-            grid = _grid(lowest[0], labels.sizes) if bool((lowest == lowest[0]).all()) else None
+            grid = _grid_of_maps(lowest[0], labels.maps) if bool((lowest == lowest[0]).all()) else None
             if grid is not None:
                 return grid
     return None
+
+
+def have_places(recorder: Recorder, slot: Slot) -> bool:
+    """Do tokens, or some of them, come from places of an image, one by one?"""
+    labels = _labels_of(recorder, slot, 1)
+    return labels is not None and bool(labels.numbers.any())
+
+
+def picks(operation: Operation) -> bool:
+    """Does an operation pick parts of a tensor by numbers that were computed?"""
+    return operation.name in _BY_INDEX or any(isinstance(x, Slot) for x in _indices(operation))
+
+
+def picks_by_content(recorder: Recorder, operation: Operation) -> bool:
+    """Does an operation pick places by one list of numbers that were computed from the inputs, as `topk` gives them?"""
+    given = operation.args[1:] if operation.name in _BY_INDEX else _indices(operation)
+    numbers = [x for x in (*given, *operation.kwargs.values()) if isinstance(x, Slot)]
+    return picks(operation) and len(numbers) == 1 and recorder.follows[numbers[0]]
+
+
+def _grid_of_maps(first: Tensor, maps: tuple[Sizes, ...]) -> Grid | None:
+    """The grid of tokens that come from one map, or from several of different sizes: all of a map, or none of it."""
+    grids: list[Grid | None] = []
+    before = 0
+    for sizes in maps:
+        last = before + math.prod(sizes)
+        own = torch.where((first > before) & (first <= last), first - before, 0)
+        before = last
+        if bool(own.any()):
+            grids.append(_grid(own, sizes))
+    found = sorted((grid for grid in grids if grid is not None), key=lambda grid: -math.prod(grid.sizes))
+    return replace(found[0], coarser=tuple(found[1:])) if found and len(found) == len(grids) else None
 
 
 def _grid(first: Tensor, sizes: tuple[int, ...]) -> Grid | None:
@@ -76,10 +130,13 @@ def _grid(first: Tensor, sizes: tuple[int, ...]) -> Grid | None:
 
 
 class _Labels(NamedTuple):
-    """Of each element the number of its place on a map of these sizes, from 1 on, or 0; the lowest of several."""
+    """Of each element the number of its place on a map of these sizes, from 1 on, or 0; the lowest of several.
+
+    On several maps the numbers count on from one to the next.
+    """
 
     numbers: Tensor
-    sizes: tuple[int, ...]
+    maps: tuple[Sizes, ...]
 
 
 def _labels_of(recorder: Recorder, slot: Slot, channels: int) -> _Labels | None:
@@ -119,17 +176,30 @@ def _labels_of(recorder: Recorder, slot: Slot, channels: int) -> _Labels | None:
 
 def _made(recorder: Recorder, operation: Operation, slot: Slot, sources: dict[Slot, _Labels | None]) -> _Labels | None:
     given = {s: labels for s, labels in sources.items() if labels is not None}
-    sizes = {labels.sizes for labels in given.values()}
-    if len(sizes) > 1:  # from several maps, of which all but one may have given class tokens only
-        sizes = {labels.sizes for labels in given.values() if bool(labels.numbers.any())}
-    if not given or len(sizes) > 1:
+    maps = {labels.maps for labels in given.values()}
+    if len(maps) > 1:  # from several maps, of which all but one may have given class tokens only
+        maps = {labels.maps for labels in given.values() if bool(labels.numbers.any())}
+    if len(maps) > 1 and operation.name in _JOINS:
+        given = _counted_on(given)
+        maps = {labels.maps for labels in given.values()}
+    if not given or len(maps) > 1:
         return None
     first = next(iter(given.values()))
-    size = sizes.pop() if sizes else first.sizes
     if operation.name in _MAPS:  # of images that are parts of what the samples are
-        return _on_parts(first, recorder.shapes[slot])
+        return _on_parts(first, recorder.shapes[slot]) if len(first.maps) == 1 else None
     numbers = _moved(recorder, operation, slot, {s: labels.numbers for s, labels in given.items()})
-    return None if numbers is None else _Labels(numbers, size)
+    return None if numbers is None else _Labels(numbers, maps.pop() if maps else first.maps)
+
+
+def _counted_on(given: dict[Slot, _Labels]) -> dict[Slot, _Labels]:
+    """Labels of several maps that are joined, as one numbering of all their places."""
+    parts = {slot: labels for slot, labels in given.items() if bool(labels.numbers.any())}
+    maps = tuple(sizes for labels in parts.values() for sizes in labels.maps)
+    found, before = {}, 0
+    for slot, (numbers, own) in given.items():
+        found[slot] = _Labels(torch.where(numbers > 0, numbers + before, 0), maps)
+        before += sum(math.prod(sizes) for sizes in own) if slot in parts else 0
+    return found
 
 
 def _on_parts(labels: _Labels, shape: torch.Size) -> _Labels | None:
@@ -137,7 +207,7 @@ def _on_parts(labels: _Labels, shape: torch.Size) -> _Labels | None:
 
     All places of a window have the label of the lowest one in it.
     """
-    numbers, sizes = labels
+    numbers, (sizes,) = labels
     if len(numbers) != shape[0]:
         return None
     if numbers.shape[2:] == sizes and bool((numbers == _on_map(numbers.shape, 1).numbers).all()):
@@ -150,9 +220,9 @@ def _on_parts(labels: _Labels, shape: torch.Size) -> _Labels | None:
             height, width = shape[2:]
             own = torch.arange(1, height * width + 1, dtype=numbers.dtype).view(1, 1, height, width)
             found = own + (frame * height * width).view(-1, 1, 1, 1)
-            return _Labels(found.expand(shape), (sizes[0], height, width))
+            return _Labels(found.expand(shape), ((sizes[0], height, width),))
     lowest = _lowest(numbers.flatten(1), -1)
-    return _Labels(lowest.view(-1, *[1] * (len(shape) - 1)).expand(shape), sizes)
+    return _Labels(lowest.view(-1, *[1] * (len(shape) - 1)).expand(shape), (sizes,))
 
 
 def _is_map(recorder: Recorder, slot: Slot) -> bool:
@@ -170,8 +240,7 @@ def _sources(recorder: Recorder, operation: Operation, slot: Slot) -> list[Slot]
     shape, shapes = recorder.shapes[slot], recorder.shapes
     name = operation.name
     if name in MOVES and name not in ELEMENTWISE:
-        by_index = name in _BY_INDEX or any(isinstance(x, Slot) for x in _indices(operation))
-        return [] if by_index else followed
+        return [] if picks(operation) else followed
     if name in _REDUCED or name in _MAPS:
         return followed[:1]
     if name in PRODUCTS or name == "scaled_dot_product_attention":  # a result for each query
@@ -193,7 +262,7 @@ def _indices(operation: Operation) -> tuple[Any, ...]:
 def _on_map(shape: torch.Size, channels: int) -> _Labels:
     sizes = tuple(size for axis, size in enumerate(shape) if axis not in (0, channels))
     numbers = torch.arange(1, math.prod(sizes) + 1, dtype=torch.int32).view(1, *sizes)
-    return _Labels(numbers.unsqueeze(channels).expand(shape), sizes)
+    return _Labels(numbers.unsqueeze(channels).expand(shape), (sizes,))
 
 
 def _lowest(labels: Tensor, axis: Any, *, keepdim: bool = False) -> Tensor:

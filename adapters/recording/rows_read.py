@@ -10,6 +10,7 @@ from .attention_weights import UnreadableAttentionError, by_heads
 from .continuation import NotReplayableError
 from .last_attention import LastAttention
 from .operations import NotInClosedFormError, Replacement
+from .prediction import Prediction
 from .saved_tensors import is_of_views
 from .token_pass import TokenPass
 
@@ -32,7 +33,7 @@ def rows_read(run: TokenPass, queries: int, tokens: int) -> Tensor:
     except NotInClosedFormError:
         pass
     prefix = _prefix(run, tokens) if queries == tokens else []
-    read = _gradient_rows(run, queries)
+    read = _gradient_rows(run, queries, lambda prediction: prediction.outputs).any(0)
     first = next((row for row in prefix if read[row]), None)
     if first is not None:
         rows[:, first] = 1
@@ -45,17 +46,30 @@ def rows_read(run: TokenPass, queries: int, tokens: int) -> Tensor:
     return rows
 
 
+def rows_of_score(run: TokenPass, queries: int, score: Callable[[Prediction], Tensor]) -> Tensor:
+    """From which queries of the last attention a score is computed, (batch, queries) with sum 1, each as much.
+
+    Args:
+        run: The pass.
+        queries: How many there are.
+        score: From predictions to the scores (samples,).
+    """
+    read = _gradient_rows(run, queries, score).to(run.tokens.device)
+    rows = read.to(torch.promote_types(run.tokens.dtype, torch.float32))
+    return rows / rows.sum(1, keepdim=True).clamp(min=1)
+
+
 def _prefix(run: TokenPass, count: int) -> list[int]:
     """The tokens that are no patches."""
     grid = run.grid()
     if grid is None:
         return []
-    patches = set(grid.order.tolist())
+    patches = set(grid.places.tolist())
     return [number for number in range(count) if number not in patches]
 
 
-def _gradient_rows(run: TokenPass, queries: int) -> Tensor:
-    """Which queries' results the output depends on, (queries,) booleans."""
+def _gradient_rows(run: TokenPass, queries: int, score: Callable[[Prediction], Tensor]) -> Tensor:
+    """Which queries' results a score of the prediction depends on, (batch, queries) booleans."""
     call = run.continuation.attention
     assert call is not None  # noqa: S101
     leaf: list[Tensor] = []
@@ -65,30 +79,32 @@ def _gradient_rows(run: TokenPass, queries: int) -> Tensor:
         torch.set_grad_enabled(True)
         return leaf[0].clone()
 
-    outputs = _outputs(run, {call.operation.call: replacement})
-    everything = torch.ones(queries, dtype=torch.bool)
+    prediction = _prediction(run, {call.operation.call: replacement})
+    with torch.enable_grad():
+        outputs = score(prediction)
+    everything = torch.ones(run.batch, queries, dtype=torch.bool)
     if not outputs.requires_grad:
         return everything
     direction = torch.linspace(-1, 1, outputs.numel(), device=outputs.device).sin().view_as(outputs)
     (gradient,) = torch.autograd.grad(outputs, leaf, direction.to(outputs.dtype), allow_unused=True)
     try:
-        return everything if gradient is None else (by_heads(gradient, run.batch) != 0).any(-1).any(1).any(0)
+        return everything if gradient is None else (by_heads(gradient, run.batch) != 0).any(-1).any(1)
     except UnreadableAttentionError:
         return everything
 
 
-def _outputs(run: TokenPass, replacements: dict[int, Replacement]) -> Tensor:
+def _prediction(run: TokenPass, replacements: dict[int, Replacement]) -> Prediction:
     """What the model returns with the last attention replaced."""
     if run.reason is None:
         try:
-            return run.replayed(run.tokens, replacements).outputs
+            return run.replayed(run.tokens, replacements)
         except NotReplayableError as error:
             run.reason = str(error)
     try:
         with torch.no_grad():
-            return run.repeat(replacements).outputs
+            return run.repeat(replacements)
     except RuntimeError as error:
         if not is_of_views(error):
             raise
     with torch.enable_grad():  # as the model itself does, although the graph of all layers is kept then
-        return run.repeat(replacements).outputs
+        return run.repeat(replacements)

@@ -22,6 +22,7 @@ from .layer_advice import layer_advice
 from .operations import Operation, Replacement, Slot
 from .places import Grid, covers, grid_of
 from .prediction import DifferentOutputError, Prediction
+from .queries import BY_QUERIES
 from .recorder import Recorder
 from .repeat import Repeat, with_tokens
 from .watched_pass import Forward, WatchedPass, is_scripted, watched
@@ -45,8 +46,8 @@ class TokenPass:
         arguments: Its positional arguments; the first one has the batch as its first axis.
         followed: How many of the arguments are the inputs to explain, from the first on.
         point: Where the tokens are. None: they are what the last attention reads.
-        attention: Which attention reads them, if not the last: its number in time, from the end if negative, or a
-            module in which it runs.
+        attention: Which attention reads them, if not the last: its number in time, from the end if negative; a module
+            in which it runs; or BY_QUERIES, the last one that reads patches, and not queries.
         on_attention: Told of each attention while its tensors live.
         latent: Is what the head reads wanted, too, or what a module returns?
         earliest: The lowest number that the last attention had in earlier passes, which makes this one quicker.
@@ -73,7 +74,7 @@ class TokenPass:
         *,
         followed: int = 1,
         point: HookPoint | None = None,
-        attention: int | nn.Module | None = None,
+        attention: int | nn.Module | str | None = None,
         on_attention: Callable[[Recorder, AttentionCall], None] | None = None,
         latent: bool | nn.Module = False,
         earliest: int = 0,
@@ -116,11 +117,11 @@ class TokenPass:
         if one.output_slot is None or one.output_slot not in found.dependent:
             self.reason = self.reason or "what the model returns is made unseen"
 
-    def _watch(self, followed: int, attention: int | nn.Module | None, earliest: int) -> WatchedPass:
+    def _watch(self, followed: int, attention: int | nn.Module | str | None, earliest: int) -> WatchedPass:
         within = attention if isinstance(attention, nn.Module) else None
         ordinal = attention if isinstance(attention, int) else None
         options: dict[str, Any] | None = {"ordinal": None if ordinal is None or ordinal < 0 else ordinal}
-        if attention is None and self._point is None and earliest:
+        if attention in (None, BY_QUERIES) and self._point is None and earliest:
             options = {"earliest": earliest}
         with torch.inference_mode(False), evaluation_mode(self._forward):
             for _ in range(MOST_PASSES):
@@ -136,6 +137,7 @@ class TokenPass:
                     root=self._root,
                     copies=self._scripted,
                     graph=self._graph,
+                    by_queries=attention == BY_QUERIES,
                     **(options or {}),
                 )
                 if ordinal is not None and not -len(one.finder.calls) <= ordinal < len(one.finder.calls):
@@ -264,8 +266,7 @@ class TokenPass:
         slot = self.watched.latent_slot
         if slot is None or slot == self.watched.output_slot:
             return None
-        writers = [op for op in self.watched.recorder.writers[slot] if op.mutated is None and not op.unseen]
-        return writers[0] if writers else None
+        return next((op for op in self.watched.recorder.writers[slot] if op.mutated is None and not op.unseen), None)
 
     def values(self, slots: list[Slot], before: int | None = None) -> list[Tensor]:
         """The values of some tensors on the way from the tokens, without gradients, as an operation meets them."""
@@ -334,9 +335,8 @@ class TokenPass:
     def _none_found(self) -> str:
         if self._point is not None:
             return (
-                f"The layer {self._point} did not run in the forward pass of this thread. Is it part of the "
-                f"model? A model "
-                "that is spread over devices (nn.DataParallel) must be passed as its `.module`."
+                f"The layer {self._point} did not run in the forward pass of this thread. Is it part of the model? A "
+                "model that is spread over devices (nn.DataParallel) must be passed as its `.module`."
             )
         return (
             "No attention was seen in this forward pass: no softmax of products of queries and keys that weights "

@@ -15,6 +15,8 @@ from .continuation import Continuation
 from .hook_point import HookPoint, exchanged_at
 from .operation_names import ELEMENTWISE, MOVES
 from .operations import Operation, Slot
+from .places import picks_by_content
+from .queries import last_read_by_queries
 from .recorder import InputsChangedError, Recorder, has_graph
 from .saved_tensors import version_of
 from .tokens import reads_of, tokens_of
@@ -42,6 +44,7 @@ class WatchedPass:
         root: The model, whose modules tell what its head is.
         copies: Does the model get copies of the tensors? Else they are only guarded.
         graph: Is the graph kept, from the first attention on?
+        by_queries: Is the last attention wanted that reads patches, not that of queries among themselves?
 
     Raises:
         InputsChangedError: if the model would change a guarded tensor in place. Nothing has been changed then.
@@ -70,6 +73,7 @@ class WatchedPass:
         root: nn.Module | None = None,
         copies: bool = True,
         graph: bool = False,
+        by_queries: bool = False,
     ) -> None:
         self._latent_wanted = latent is not False
         self._latent_module = latent if isinstance(latent, nn.Module) else None
@@ -77,6 +81,7 @@ class WatchedPass:
         self.continuation: Continuation | None = None
         self.finder = AttentionFinder()
         self._point = point
+        self._by_queries = by_queries
         self._ordinal = ordinal
         self._earliest = earliest
         self._held = held
@@ -129,7 +134,10 @@ class WatchedPass:
             reaching = self.attentions_reaching(self.output_slot)
             if not reaching:
                 return None
-            ordinal = reaching[-1].ordinal
+            last = (
+                last_read_by_queries(self.recorder, self.finder.calls, reaching) if self._by_queries else reaching[-1]
+            )
+            ordinal = last.ordinal
             if ordinal != found.attention.ordinal:
                 return {"ordinal": ordinal, "held": self._held}
         lost = [*found.lost, *([self.latent_slot] if self.latent is None and self.latent_slot is not None else [])]
@@ -252,11 +260,17 @@ class WatchedPass:
 
     def _continue_from(self, call: AttentionCall) -> Continuation:
         tokens = tokens_of(self.recorder, self.finder.calls, call)
-        others = frozenset(other.operation for other in self.finder.calls if other is not call)
-        found = Continuation(self.recorder, tokens, reads_of(self.recorder, call.operation, tokens, others), call)
+        others = frozenset(self.finder.ends - {call.operation})
+        found = Continuation(self.recorder, tokens, self._reads(call, tokens, others), call)
         first = found.operations[0].index if found.operations else call.operation.index
         self._forget(first)
         return found
+
+    def _reads(self, call: AttentionCall, tokens: Slot, others: frozenset[Operation]) -> frozenset[Operation]:
+        """Where tokens enter; queries that were picked among them by what they are (two-stage detectors) stay."""
+        picking = {op for op in self.recorder.operations if picks_by_content(self.recorder, op)}
+        direct = reads_of(self.recorder, call.operation, tokens, others | picking) if picking else frozenset()
+        return direct or reads_of(self.recorder, call.operation, tokens, others)
 
     def _forget(self, first: int) -> None:
         """Let go of what the operations before one have kept."""

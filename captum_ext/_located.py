@@ -1,0 +1,132 @@
+"""Targets of detectors and of models that segment: which output they read, and which query a box means."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from adapters.models import OutputChoice, evaluation_mode
+from adapters.recording import BY_QUERIES
+
+from ._checks import Failures
+from ._detections import Size, boxes_of, class_logits, pixel_logits
+from .box_target import BoxTarget
+from .contrast_target import ContrastTarget
+from .detection_target import DetectionTarget
+from .mask_target import MaskTarget
+
+
+class Question(NamedTuple):
+    """What a call asks, with each box replaced by the query that is meant.
+
+    Attributes:
+        targets: The targets.
+        output: Which tensor of what the model returns they read.
+        attention: Which attention is explained; None: the last.
+    """
+
+    targets: Any
+    output: OutputChoice
+    attention: str | None = None
+
+    @property
+    def located(self) -> bool:
+        """Are they targets of a detector or of a model that segments?"""
+        return self.attention is not None
+
+
+def question_of(
+    targets: Any,
+    forward: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    output: OutputChoice,
+    failures: Failures,
+) -> Question:
+    """What is asked of a model.
+
+    Args:
+        targets: A list of targets, or a tensor.
+        forward: The model, or any function that returns its output.
+        arguments: Its arguments, the images first.
+        output: Which tensor the user chose.
+        failures: Images in which no box is found are noted there.
+
+    Raises:
+        ValueError: if there are no images, targets of both kinds, as many as there are no images, or no box is found.
+    """
+    parts = list(_parts(targets)) if isinstance(targets, list | tuple) else []
+    queries = [one for one in parts if isinstance(one, DetectionTarget | BoxTarget)]
+    masks = [one for one in parts if isinstance(one, MaskTarget)]
+    if not queries and not masks:
+        return Question(targets, output)
+    if queries and masks:
+        raise ValueError("Targets of queries and of masks read different outputs of the model; take a call for each.")
+    images = arguments[0]
+    if images.dim() < 4 or not images.is_floating_point():
+        raise ValueError(
+            f"Expected images (batch, channels, height, width) as the first input of a detector, got shape "
+            f"{tuple(images.shape)} of {images.dtype}. Bind what comes before them: "
+            "`functools.partial(model, input_ids)`."
+        )
+    size = (images.shape[-2], images.shape[-1])
+    for mask in masks:
+        if tuple(mask.region.shape) != size:
+            raise ValueError(f"Expected the region of a MaskTarget to be {size}, as the images are; got {mask}.")
+    if any(isinstance(one, BoxTarget) for one in queries):
+        found = _outputs(forward, arguments)
+        class_logits(found, output)
+        targets = [_found(one, found, _Images(len(images), size, failures)) for one in targets]
+    return Question(targets, partial(class_logits if queries else pixel_logits, choice=output), BY_QUERIES)
+
+
+def _parts(targets: Sequence[Any]) -> Iterator[Any]:
+    """All targets in lists and contrasts."""
+    for one in targets:
+        if isinstance(one, list):
+            yield from _parts(one)
+        elif isinstance(one, ContrastTarget):
+            yield from _parts([one.a, one.b])
+        else:
+            yield one
+
+
+def _outputs(forward: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What the model returns, which is given copies."""
+    copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), arguments)
+    with torch.no_grad(), evaluation_mode(forward):
+        return forward(*copies)
+
+
+class _Images(NamedTuple):
+    """How many images there are, their size, and where those are noted in which a box is not found."""
+
+    batch: int
+    size: Size
+    failures: Failures
+
+
+def _found(target: Any, output: Any, images: _Images) -> Any:
+    """A target with the queries that its boxes mean, in each image."""
+    if isinstance(target, ContrastTarget):
+        a, b = (_found(one, output, images) for one in (target.a, target.b))
+        return ContrastTarget(a, b, probabilities=target.probabilities)
+    targets = target if isinstance(target, list) else [target] * images.batch
+    if not any(isinstance(one, BoxTarget) for one in targets):
+        return target
+    if len(targets) != images.batch:
+        raise ValueError(f"Expected one `target` per sample, {images.batch} for this batch, got {len(targets)}.")
+    return [_of_sample(one, output, sample, images) for sample, one in enumerate(targets)]
+
+
+def _of_sample(target: Any, output: Any, sample: int, images: _Images) -> Any:
+    if not isinstance(target, BoxTarget):
+        return target
+    boxes = boxes_of(output, target.size or images.size)[sample]
+    try:
+        return target.query_in(boxes)
+    except ValueError as error:
+        images.failures.add(torch.arange(images.batch) == sample, f"In sample(s) {{}}: {error}")
+        return DetectionTarget(0, target.label)  # whose map is not shown

@@ -56,7 +56,7 @@ def test_the_other_methods_of_the_family_take_them():
     halves = [case.expected(lambda: scores(case), scale) for scale in (0.5, 1)]
     found = IntegratedCDAM(case.model).attribute(case.images, TARGETS, n_steps=2, method="riemann_right", baselines=0)
     torch.testing.assert_close(found, case.arranged(sum(halves) / 2), rtol=1e-9, atol=1e-12)
-    smooth = SmoothCDAM(case.model).attribute(case.images, TARGETS, n_samples=2, stdevs=0.0)
+    smooth = SmoothCDAM(case.model).attribute(case.images, TARGETS, nt_samples=2, stdevs=0.0)
     torch.testing.assert_close(smooth, case.arranged(halves[1]), rtol=1e-9, atol=1e-12)
 
 

@@ -25,6 +25,7 @@ bench: .venv/ready ## the cost of each method and score against plain forward pa
 	$(BIN)/python benchmarks/cost.py --device $(DEVICE)
 	$(BIN)/python benchmarks/throughput.py --device $(DEVICE)
 	$(BIN)/python benchmarks/wrappers.py --device $(DEVICE)
+	$(BIN)/python benchmarks/answers.py --device $(DEVICE)
 	$(BIN)/python benchmarks/comparison.py --device $(DEVICE)
 
 fix: .venv/ready ## format and repair what can be repaired

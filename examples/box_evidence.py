@@ -9,7 +9,7 @@ from torch import Tensor
 from xai_compare._statistics import holm, interval, pairwise
 
 RESAMPLES = 2000
-MEASURES = ("right box", "other box", "right - other", "right > other")
+MEASURES = ("asked box", "other box", "asked - other", "asked > other")
 
 
 def share_inside(maps: Tensor, boxes: Tensor) -> Tensor:
@@ -52,22 +52,22 @@ def measured(maps: Mapping[str, Tensor], asked: Tensor, other: Tensor, scenes: S
     """
     parts = []
     for method, heat in maps.items():
-        right, wrong = share_inside(heat, asked), share_inside(heat, other)
-        more = torch.where(right.isnan(), torch.nan, (right > wrong).double() + (right == wrong) / 2)
-        for name, scores in zip(MEASURES, (right, wrong, right - wrong, more), strict=True):
+        here, there = share_inside(heat, asked), share_inside(heat, other)
+        more = torch.where(here.isnan(), torch.nan, (here > there).double() + (here == there) / 2)
+        for name, scores in zip(MEASURES, (here, there, here - there, more), strict=True):
             parts.append(pd.DataFrame({"sample": scenes, "method": method, "metric": name, "score": scores.numpy()}))
     rows = pd.concat(parts)
     return rows.groupby(["sample", "method", "metric"], sort=False, as_index=False).score.mean()
 
 
 def table(scores: pd.DataFrame, reference: str, seed: int = 0) -> str:
-    """Means with 95 % intervals over scenes, and paired tests of `right - other` of the reference against each method.
+    """Means with 95 % intervals over scenes, and paired tests of `asked - other` of the reference against each method.
 
     The effect is the matched-pairs rank-biserial correlation, from -1 (the other method is always ahead) to 1.
     """
     methods = list(scores.method.unique())
     tests = pd.concat(
-        [pairwise(scores, ["right - other"], [reference, one], RESAMPLES, seed) for one in methods if one != reference]
+        [pairwise(scores, ["asked - other"], [reference, one], RESAMPLES, seed) for one in methods if one != reference]
     )
     tests = tests.assign(p=holm(tests.p.reset_index(drop=True)).to_numpy()).set_index("method_b")
     lines = [

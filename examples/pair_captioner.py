@@ -1,7 +1,7 @@
 """A small LLaVA of a frozen vision tower and frozen word embeddings, trained here to say what is on the left.
 
 `LlavaForConditionalGeneration` of transformers: image tokens of a DINOv2, a projector, a Llama of two layers. Only projector and
-Llama learn. As the tower is frozen, its features are computed once; `on_features` is the same model that reads them.
+Llama learn. As the tower is frozen, its features are computed once, and `seen` puts them in its place.
 """
 
 import hashlib
@@ -73,27 +73,32 @@ def build(tower: PreTrainedModel, words: Tensor, tokenizer: Any, side: int, trai
     return model.eval()
 
 
-class Features(nn.Module):
-    """In the place of a vision tower: its features (batch, channels, height, width) are given as the images."""
+class seen(nn.Module):  # noqa: N801 - read as a `with` statement
+    """A `with` block in which a LLaVA's vision tower is not run: what it makes of the given images is known.
+
+    Args:
+        model: The LLaVA.
+        features: (images, channels, height, width), see `features_of`; of the images that the model is then given.
+    """
+
+    def __init__(self, model: Any, features: Tensor) -> None:
+        super().__init__()
+        self._held, self._tower = [model.model], model.model.vision_tower
+        self.hidden = F.pad(features.float().flatten(2).mT, (0, 0, 1, 0))  # LLaVA drops the class token
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
-        """As hidden states (batch, 1 + height x width, channels), with an empty class token, which LLaVA drops."""
-        hidden = F.pad(pixel_values.flatten(2).mT, (0, 0, 1, 0))
-        return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))
-
-
-class on_features:  # noqa: N801 - read as a `with` statement
-    """A `with` block in which a LLaVA reads its vision tower's features (batch, channels, height, width) as images."""
-
-    def __init__(self, model: Any) -> None:
-        self.inner = model.model
-        self.tower: nn.Module = self.inner.vision_tower
+        """In the tower's place."""
+        if len(pixel_values) != len(self.hidden):
+            raise ValueError(
+                f"Expected the {len(self.hidden)} images whose features are known, got {len(pixel_values)}."
+            )
+        return BaseModelOutput(last_hidden_state=self.hidden, hidden_states=(self.hidden,))
 
     def __enter__(self) -> None:
-        self.inner.vision_tower = Features()
+        self._held[0].vision_tower = self
 
     def __exit__(self, *_: object) -> None:
-        self.inner.vision_tower = self.tower
+        self._held[0].vision_tower = self._tower
 
 
 def pixels_of(images: Tensor) -> Tensor:
@@ -101,7 +106,6 @@ def pixels_of(images: Tensor) -> Tensor:
     return normalize(images.float() / 255, MEAN, STD)
 
 
-@torch.autocast("cpu", torch.bfloat16)  # twice as fast
 @torch.no_grad()
 def features_of(model: Any, images: Tensor, cache: Path) -> Tensor:
     """What the vision tower makes of images: (images, channels, height, width) as float16, also kept in a file."""
@@ -114,7 +118,8 @@ def features_of(model: Any, images: Tensor, cache: Path) -> Tensor:
         return torch.load(file, weights_only=True)
     parts = []
     for part in tqdm(images.split(16), desc="looking", unit="batch"):
-        hidden = tower(pixels_of(part), output_hidden_states=True).hidden_states[-1][:, 1:]
+        with torch.autocast("cpu", torch.bfloat16):  # twice as fast
+            hidden = tower(pixels_of(part), output_hidden_states=True).hidden_states[-1][:, 1:]
         parts.append(hidden.mT.unflatten(2, (int(hidden.shape[1] ** 0.5), -1)).half())
     cache.mkdir(parents=True, exist_ok=True)
     features = torch.cat(parts)
@@ -123,12 +128,12 @@ def features_of(model: Any, images: Tensor, cache: Path) -> Tensor:
 
 
 def prompt(model: Any, tokenizer: Any, text: str, images: Tensor) -> dict[str, Tensor]:
-    """What a processor returns: the image tokens and the text for each image."""
+    """What a processor returns: the image tokens and the text for each image, given as bytes, and its pixels."""
     config = model.config
     start = [tokenizer.cls_token_id, *[config.image_token_id] * config.image_seq_length]
     ids = torch.tensor([start + tokenizer(text, add_special_tokens=False)["input_ids"]])
     ids = ids.expand(len(images), -1)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels_of(images)}
 
 
 def dialogues(scenes: PairScenes) -> list[tuple[str, list[str]]]:
@@ -137,14 +142,15 @@ def dialogues(scenes: PairScenes) -> list[tuple[str, list[str]]]:
 
 
 def logits_for(
-    model: Any, tokenizer: Any, text: str, answers: list[str], features: Tensor
+    model: Any, tokenizer: Any, text: str, answers: list[str], images: Tensor, features: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The answers' tokens and the end, (batch, tokens), and the logits in the rows that predict them."""
     ended = tokenizer([f"{answer} {tokenizer.sep_token}" for answer in answers], add_special_tokens=False)
     answer = torch.tensor(ended["input_ids"])  # all of one length: each kind is one word
-    inputs = prompt(model, tokenizer, text, features)
+    inputs = prompt(model, tokenizer, text, images)
     ids = torch.cat([inputs["input_ids"], answer[:, :-1]], 1)
-    logits = model(ids, features, logits_to_keep=answer.shape[1], use_cache=False).logits
+    with seen(model, features):
+        logits = model(ids, inputs["pixel_values"], logits_to_keep=answer.shape[1], use_cache=False).logits
     return answer, logits
 
 
@@ -156,11 +162,12 @@ def train(model: Any, tokenizer: Any, scenes: PairScenes, features: Tensor, trai
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.learning_rate, training.steps, pct_start=0.1)
     asked = dialogues(scenes)
     model.train()
-    with on_features(model), tqdm(range(training.steps), desc="training", unit="step") as bar:
+    with tqdm(range(training.steps), desc="training", unit="step") as bar:
         for step in bar:
             chosen = torch.randperm(len(features))[: training.batch_size]
             text, answers = asked[step % len(asked)]
-            answer, logits = logits_for(model, tokenizer, text, [answers[i] for i in chosen], features[chosen].float())
+            given = [answers[i] for i in chosen]
+            answer, logits = logits_for(model, tokenizer, text, given, scenes.images[chosen], features[chosen])
             loss = F.cross_entropy(logits.flatten(0, 1), answer.flatten())
             optimizer.zero_grad()
             loss.backward()
@@ -184,13 +191,12 @@ def _standardise(linear: nn.Linear, features: Tensor) -> None:
 def right_answers(model: Any, tokenizer: Any, scenes: PairScenes, features: Tensor) -> Tensor:
     """(scenes, 3) booleans: is the left one named, the right one, and is the whole sentence right?"""
     found = []
-    with on_features(model):
-        for number, (text, answers) in enumerate(dialogues(scenes)):
-            right = []
-            for start in range(0, len(answers), 32):
-                part = slice(start, start + 32)
-                answer, logits = logits_for(model, tokenizer, text, answers[part], features[part].float())
-                same = logits.argmax(-1) == answer
-                right.append(same.all(1) if number == 2 else same[:, 0])
-            found.append(torch.cat(right))
+    for number, (text, answers) in enumerate(dialogues(scenes)):
+        right = []
+        for start in range(0, len(answers), 32):
+            part = slice(start, start + 32)
+            answer, logits = logits_for(model, tokenizer, text, answers[part], scenes.images[part], features[part])
+            same = logits.argmax(-1) == answer
+            right.append(same.all(1) if number == 2 else same[:, 0])
+        found.append(torch.cat(right))
     return torch.stack(found, 1)

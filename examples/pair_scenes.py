@@ -46,9 +46,7 @@ class PairScenes:
 
     def sentences(self) -> list[str]:
         """Such as "an apple left of a banana"."""
-        return [
-            f"{article(a)} {a} left of {article(b)} {b}" for a, b in zip(self.words(0), self.words(1), strict=True)
-        ]
+        return [f"{article(a)} {a} left of {article(b)} {b}" for a, b in zip(self.words(0), self.words(1), strict=True)]
 
 
 def article(word: str) -> str:

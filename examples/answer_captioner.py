@@ -4,9 +4,9 @@
     python examples/answer_captioner.py --data fruit           # photographs of fruit, see pair_scenes.py
     python examples/answer_captioner.py --quick                # no download: random weights, 10 s
 
-A frozen DINOv2, the word embeddings of MiniLM, also frozen, and a Llama of two layers between them, which learns to answer
-"what is on the left ?" and to say "an apple left of a banana". On scenes of things it has not seen, each method explains
-the answers that are right. Writes captioner.md, .csv and .png to `out/`.
+A frozen DINOv2, the word embeddings of MiniLM, also frozen, and a Llama of two layers between them, which learns to
+answer "what is on the left" and to say "an apple left of a banana". On scenes of things it has not seen, each method
+explains the answers that are right. Writes captioner.md, .csv and .png to `out/`.
 """
 
 import argparse
@@ -40,8 +40,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, Dinov2Config, Dinov2Model, PreTrainedModel, PreTrainedTokenizerFast
 
-from captum_ext import CDAM, AttentionMap, AttentionRollout, IntegratedCDAM, RelevancePropagation, SmoothCDAM
-from captum_ext import signed_overlay
+from captum_ext import (
+    CDAM,
+    AttentionMap,
+    AttentionRollout,
+    IntegratedCDAM,
+    RelevancePropagation,
+    SmoothCDAM,
+    signed_overlay,
+)
 
 Explain = Callable[[dict[str, Tensor], list[str], list[str]], Tensor]
 DRAWN = ("CDAM", "CDAM, against the other", "last attention", "Grad-CAM")
@@ -90,7 +97,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=154, help="pixels of a scene; DINOv2 makes a token of 14 x 14")
     parser.add_argument("--train-scenes", type=int, default=900)
     parser.add_argument("--scenes", type=int, default=300, help="number of scenes to answer and explain")
-    parser.add_argument("--steps", type=int, default=600, help="training steps, of 32 scenes")
+    parser.add_argument("--steps", type=int, default=300, help="training steps, of 32 scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--quick", action="store_true", help="random weights and three digits, to try the script")
@@ -114,7 +121,7 @@ def quick_parts() -> Parts:
     things = {split: dict(list(load_things("digits", split).items())[:3]) for split in ("train", "test")}
     sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56, "patch_size": 7}
     named = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", IMAGE]
-    text = [*" ".join(QUESTIONS).split(), *"describe the picture : a of".split(), *things["train"]]
+    text = [*" ".join(QUESTIONS).split(), *["describe", "the", "picture", ":", "a", "of"], *things["train"]]
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*named, *text]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -204,7 +211,7 @@ def explained(
     maps: dict[str, list[Tensor]] = {name: [] for name in named}
     with tqdm(total=len(batches) * len(named), desc="explaining", unit="batch") as bar:
         for side, part in batches:
-            inputs = prompt(model, tokenizer, QUESTIONS[side], scenes.images[part])
+            inputs = prompt(model, tokenizer, [QUESTIONS[side]] * len(part), scenes.images[part])
             answers, others = ([scenes.words(one)[i] for i in part] for one in (side, 1 - side))
             with seen(model, features[part]):
                 for name, explain in named.items():
@@ -222,8 +229,8 @@ def report(right: Tensor, questions: Tensor, scores: pd.DataFrame) -> str:
         f"and the sentence in {shares[2]}.\nThe maps of {len(questions)} right answers, of "
         f"{len(questions[:, 0].unique())} scenes: shares of the positive relevance on the image inside the box of the "
         f"thing asked for and of the other one.\n\n{table(scores, 'CDAM')}\n\nMeans over scenes with 95 % bootstrap "
-        "intervals. `asked > other`: the part of questions in which more lies in the asked box. Last column: paired Wilcoxon "
-        "tests of `asked - other` over scenes, corrected by Holm, and their rank-biserial correlation."
+        "intervals. `asked > other`: the part of questions in which more lies in the asked box. Last column: paired "
+        "Wilcoxon tests of `asked - other` over scenes, corrected by Holm, and their rank-biserial correlation."
     )
 
 

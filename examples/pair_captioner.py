@@ -1,10 +1,11 @@
 """A small LLaVA of a frozen vision tower and frozen word embeddings, trained here to say what is on the left.
 
-`LlavaForConditionalGeneration` of transformers: image tokens of a DINOv2, a projector, a Llama of two layers. Only projector and
-Llama learn. As the tower is frozen, its features are computed once, and `seen` puts them in its place.
+`LlavaForConditionalGeneration` of transformers: image tokens of a DINOv2, a projector, a Llama of two layers. Only the
+projector and the Llama learn. As the tower is frozen, its features are computed once, and `seen` puts them in its place.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-QUESTIONS = ("what is on the left ?", "what is on the right ?")
+QUESTIONS = ("what is on the left", "what is on the right")
 REQUEST = "describe the picture :"
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of DINOv2's images
 IMAGE = "[unused1]"  # a word of BERT's vocabulary that no text has; stands for a patch
@@ -28,9 +29,9 @@ IMAGE = "[unused1]"  # a word of BERT's vocabulary that no text has; stands for 
 class Training:
     """How long and how fast to train; `width` is that of the decoder."""
 
-    steps: int = 800
+    steps: int = 300
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     width: int = 128
     layers: int = 2
 
@@ -67,7 +68,7 @@ def build(tower: PreTrainedModel, words: Tensor, tokenizer: Any, side: int, trai
     centred = words.detach() - words.detach().mean(0)
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -training.width :]
     projected = centred @ directions
-    model.get_input_embeddings().weight.data = projected / projected.pow(2).mean().sqrt()
+    model.get_input_embeddings().weight.data = 0.2 * projected / projected.pow(2).mean().sqrt()
     tower.requires_grad_(False)
     model.get_input_embeddings().requires_grad_(False)
     return model.eval()
@@ -115,7 +116,8 @@ def features_of(model: Any, images: Tensor, cache: Path) -> Tensor:
         key.update(weight.numpy().tobytes())
     file = cache / f"features-{key.hexdigest()[:16]}.pt"
     if file.exists():
-        return torch.load(file, weights_only=True)
+        known: Tensor = torch.load(file, weights_only=True)
+        return known
     parts = []
     for part in tqdm(images.split(16), desc="looking", unit="batch"):
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast
@@ -127,27 +129,21 @@ def features_of(model: Any, images: Tensor, cache: Path) -> Tensor:
     return features
 
 
-def prompt(model: Any, tokenizer: Any, text: str, images: Tensor) -> dict[str, Tensor]:
-    """What a processor returns: the image tokens and the text for each image, given as bytes, and its pixels."""
+def prompt(model: Any, tokenizer: Any, texts: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """What a processor returns: image tokens and a text, all of one length, for each image, given as bytes, and pixels."""
     config = model.config
     start = [tokenizer.cls_token_id, *[config.image_token_id] * config.image_seq_length]
-    ids = torch.tensor([start + tokenizer(text, add_special_tokens=False)["input_ids"]])
-    ids = ids.expand(len(images), -1)
+    ids = torch.tensor([start + words for words in tokenizer(list(texts), add_special_tokens=False)["input_ids"]])
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels_of(images)}
 
 
-def dialogues(scenes: PairScenes) -> list[tuple[str, list[str]]]:
-    """What is asked of every scene, and what it has to answer."""
-    return [*((question, scenes.words(side)) for side, question in enumerate(QUESTIONS)), (REQUEST, scenes.sentences())]
-
-
 def logits_for(
-    model: Any, tokenizer: Any, text: str, answers: list[str], images: Tensor, features: Tensor
+    model: Any, tokenizer: Any, texts: Sequence[str], answers: Sequence[str], images: Tensor, features: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The answers' tokens and the end, (batch, tokens), and the logits in the rows that predict them."""
     ended = tokenizer([f"{answer} {tokenizer.sep_token}" for answer in answers], add_special_tokens=False)
     answer = torch.tensor(ended["input_ids"])  # all of one length: each kind is one word
-    inputs = prompt(model, tokenizer, text, images)
+    inputs = prompt(model, tokenizer, texts, images)
     ids = torch.cat([inputs["input_ids"], answer[:, :-1]], 1)
     with seen(model, features):
         logits = model(ids, inputs["pixel_values"], logits_to_keep=answer.shape[1], use_cache=False).logits
@@ -155,20 +151,29 @@ def logits_for(
 
 
 def train(model: Any, tokenizer: Any, scenes: PairScenes, features: Tensor, training: Training) -> None:
-    """Learn to answer, by AdamW with a cosine decay, from one question or the request about a batch at each step."""
+    """Learn, by AdamW with a cosine decay; in each batch every fourth scene is described, of the others one is named."""
     _standardise(model.model.multi_modal_projector.linear_1, features)
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, training.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.learning_rate, training.steps, pct_start=0.1)
-    asked = dialogues(scenes)
+    words, sentences = (scenes.words(0), scenes.words(1)), scenes.sentences()
     model.train()
     with tqdm(range(training.steps), desc="training", unit="step") as bar:
-        for step in bar:
-            chosen = torch.randperm(len(features))[: training.batch_size]
-            text, answers = asked[step % len(asked)]
-            given = [answers[i] for i in chosen]
-            answer, logits = logits_for(model, tokenizer, text, given, scenes.images[chosen], features[chosen])
-            loss = F.cross_entropy(logits.flatten(0, 1), answer.flatten())
+        for _ in bar:
+            described, named = torch.randperm(len(features))[: training.batch_size].tensor_split(
+                [training.batch_size // 4]
+            )
+            sides = [number % 2 for number in range(len(named))]
+            asked = [
+                (described, [REQUEST] * len(described), [sentences[i] for i in described]),
+                (named, [QUESTIONS[side] for side in sides], [words[s][i] for s, i in zip(sides, named, strict=True)]),
+            ]
+            loss = torch.zeros(())
+            for chosen, texts, answers in asked:
+                given = scenes.images[chosen], features[chosen]
+                with torch.autocast("cpu", torch.bfloat16):
+                    answer, logits = logits_for(model, tokenizer, texts, answers, *given)
+                loss = loss + F.cross_entropy(logits.float().flatten(0, 1), answer.flatten())
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(learned, 1.0)
@@ -190,13 +195,18 @@ def _standardise(linear: nn.Linear, features: Tensor) -> None:
 @torch.no_grad()
 def right_answers(model: Any, tokenizer: Any, scenes: PairScenes, features: Tensor) -> Tensor:
     """(scenes, 3) booleans: is the left one named, the right one, and is the whole sentence right?"""
+    asked = [
+        *((question, scenes.words(side)) for side, question in enumerate(QUESTIONS)),
+        (REQUEST, scenes.sentences()),
+    ]
     found = []
-    for number, (text, answers) in enumerate(dialogues(scenes)):
+    for text, answers in asked:
         right = []
         for start in range(0, len(answers), 32):
             part = slice(start, start + 32)
-            answer, logits = logits_for(model, tokenizer, text, answers[part], scenes.images[part], features[part])
+            given = answers[part], scenes.images[part], features[part]
+            answer, logits = logits_for(model, tokenizer, [text] * len(given[0]), *given)
             same = logits.argmax(-1) == answer
-            right.append(same.all(1) if number == 2 else same[:, 0])
+            right.append(same.all(1) if text == REQUEST else same[:, 0])
         found.append(torch.cat(right))
     return torch.stack(found, 1)

@@ -1,8 +1,8 @@
 """Scenes of two things side by side, each of another kind, with the box of each known.
 
 Things are crops of fruit from photographs with boxes (Pascal VOC XML), or scikit-learn's handwritten digits. To get the
-photographs, run `git clone https://github.com/chanjianliu/fruit_recognition` (MIT licence) and name the folder that holds
-`train` and `test`. Things of the splits are of different photographs. Nothing of it is part of this project.
+photographs, run `git clone https://github.com/chanjianliu/fruit_recognition` (MIT licence) and name the folder that
+holds `train` and `test`. Things of the splits are of different photographs. Nothing of it is part of this project.
 """
 
 import xml.etree.ElementTree as ElementTree

@@ -97,7 +97,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=154, help="pixels of a scene; DINOv2 makes a token of 14 x 14")
     parser.add_argument("--train-scenes", type=int, default=900)
     parser.add_argument("--scenes", type=int, default=300, help="number of scenes to answer and explain")
-    parser.add_argument("--steps", type=int, default=300, help="training steps, of 32 scenes")
+    parser.add_argument("--steps", type=int, default=500, help="training steps, of 32 scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--quick", action="store_true", help="random weights and three digits, to try the script")

@@ -1,7 +1,7 @@
 """A small LLaVA of a frozen vision tower and frozen word embeddings, trained here to say what is on the left.
 
 `LlavaForConditionalGeneration` of transformers: image tokens of a DINOv2, a projector, a Llama of two layers. Only the
-projector and the Llama learn. As the tower is frozen, its features are computed once, and `seen` puts them in its place.
+projector and the Llama learn. As the tower is frozen, its features are computed once; `seen` puts them in its place.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ IMAGE = "[unused1]"  # a word of BERT's vocabulary that no text has; stands for 
 class Training:
     """How long and how fast to train; `width` is that of the decoder."""
 
-    steps: int = 300
+    steps: int = 500
     batch_size: int = 32
     learning_rate: float = 2e-3
     width: int = 128
@@ -130,7 +130,7 @@ def features_of(model: Any, images: Tensor, cache: Path) -> Tensor:
 
 
 def prompt(model: Any, tokenizer: Any, texts: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """What a processor returns: image tokens and a text, all of one length, for each image, given as bytes, and pixels."""
+    """What a processor returns for images of bytes and a text for each, all of one number of tokens."""
     config = model.config
     start = [tokenizer.cls_token_id, *[config.image_token_id] * config.image_seq_length]
     ids = torch.tensor([start + words for words in tokenizer(list(texts), add_special_tokens=False)["input_ids"]])
@@ -151,18 +151,17 @@ def logits_for(
 
 
 def train(model: Any, tokenizer: Any, scenes: PairScenes, features: Tensor, training: Training) -> None:
-    """Learn, by AdamW with a cosine decay; in each batch every fourth scene is described, of the others one is named."""
+    """Learn by AdamW with a cosine decay; at each step scenes are described, and of four times as many one is named."""
     _standardise(model.model.multi_modal_projector.linear_1, features)
     learned = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learned, training.learning_rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(learned, training.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.learning_rate, training.steps, pct_start=0.1)
     words, sentences = (scenes.words(0), scenes.words(1)), scenes.sentences()
     model.train()
     with tqdm(range(training.steps), desc="training", unit="step") as bar:
         for _ in bar:
-            described, named = torch.randperm(len(features))[: training.batch_size].tensor_split(
-                [training.batch_size // 4]
-            )
+            order, size = torch.randperm(len(features)), training.batch_size
+            described, named = order[: size // 4], order[size // 4 : size // 4 + size]
             sides = [number % 2 for number in range(len(named))]
             asked = [
                 (described, [REQUEST] * len(described), [sentences[i] for i in described]),
@@ -173,7 +172,8 @@ def train(model: Any, tokenizer: Any, scenes: PairScenes, features: Tensor, trai
                 given = scenes.images[chosen], features[chosen]
                 with torch.autocast("cpu", torch.bfloat16):
                     answer, logits = logits_for(model, tokenizer, texts, answers, *given)
-                loss = loss + F.cross_entropy(logits.float().flatten(0, 1), answer.flatten())
+                of_tokens = F.cross_entropy(logits.float().flatten(0, 1), answer.flatten(), reduction="sum")
+                loss = loss + of_tokens / len(answers)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(learned, 1.0)

@@ -204,7 +204,12 @@ def explained(
 
     Returns:
         Of each method (questions, h, w), and (questions, 2): the scene, and 0 for left or 1 for right.
+
+    Raises:
+        ValueError: if none is answered right.
     """
+    if not bool(right.any()):
+        raise ValueError("None of the questions is answered right: there is nothing to explain. Train more --steps.")
     chosen = [right[:, side].nonzero().flatten() for side in (0, 1)]
     batches = [(side, part) for side in (0, 1) for part in chosen[side].split(16) if len(part)]
     named = methods(model, tokenizer)

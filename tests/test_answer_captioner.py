@@ -4,7 +4,7 @@ import answer_captioner
 import pandas as pd
 import pytest
 import torch
-from answer_captioner import DRAWN, grad_cam, methods, quick_parts
+from answer_captioner import DRAWN, explained, grad_cam, methods, quick_parts
 from box_evidence import MEASURES, measured, share_inside, table
 from pair_captioner import QUESTIONS, Training, build, features_of, prompt, seen
 from pair_scenes import crops, load_things, make_scenes
@@ -96,6 +96,8 @@ def test_known_features_stand_in_for_the_tower(captioner):
         with pytest.raises(ValueError, match="the 3 images whose features are known, got 1"):
             model(**{name: x[:1] for name, x in inputs.items()})
     assert model.model.vision_tower is tower
+    with pytest.raises(ValueError, match=r"nothing to explain. Train more --steps"):
+        explained(model, tokenizer, scenes, features, torch.zeros(3, 2, dtype=torch.bool))
     assert (whole - short).abs().max() < 0.03 * whole.abs().max()  # features are rounded
 
 

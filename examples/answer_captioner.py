@@ -51,7 +51,7 @@ from captum_ext import (
 )
 
 Explain = Callable[[dict[str, Tensor], list[str], list[str]], Tensor]
-DRAWN = ("CDAM", "CDAM, against the other", "last attention", "Grad-CAM")
+DRAWN = ("CDAM", "CDAM, last attention but one", "relevance propagation", "Grad-CAM")
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,8 @@ def methods(model: Any, tokenizer: Any) -> dict[str, Explain]:
         "CDAM": CDAM(model),
         "Integrated CDAM": IntegratedCDAM(model),
         "Smooth CDAM": SmoothCDAM(model),
+        "CDAM, last attention but one": CDAM(model, attention=-2),
+        "Integrated CDAM, last but one": IntegratedCDAM(model, attention=-2),
         "last attention": AttentionMap(model),
         "attention rollout": AttentionRollout(model),
         "relevance propagation": RelevancePropagation(model),

@@ -120,6 +120,25 @@ def test_grad_cam_is_its_formula_at_the_image_tokens(captioner):
     torch.testing.assert_close(found.flatten(1), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_the_last_attention_but_one_is_that_of_the_decoders_first_layer(captioner):
+    model, tokenizer, scenes, features = captioner
+    inputs = prompt(model, tokenizer, [QUESTIONS[0]] * 3, scenes.images)
+    kept = []
+    layer = model.model.language_model.layers[0].input_layernorm
+
+    def exchange(_, __, output):
+        kept.append(output.detach().requires_grad_())
+        return kept[-1]
+
+    with seen(model, features):
+        found = methods(model, tokenizer)["CDAM, last attention but one"](inputs, scenes.words(0), scenes.words(1))
+        with layer.register_forward_hook(exchange):
+            logits = model(**inputs).logits[:, -1]
+    chosen = logits.gather(1, torch.tensor(tokenizer.convert_tokens_to_ids(scenes.words(0)))[:, None]).sum()
+    expected = (torch.autograd.grad(chosen, kept[0])[0] * kept[0]).sum(-1)[:, 1:65].unflatten(1, (8, 8)).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_quick_run_writes_its_table_and_picture(tmp_path, capsys):
     answer_captioner.main(["--quick", "--out", str(tmp_path)])

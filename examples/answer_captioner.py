@@ -103,7 +103,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="random weights and three digits, to try the script")
     args = parser.parse_args(given)
     if args.quick:
-        args.side, args.train_scenes, args.scenes, args.steps = 56, 200, 40, 90
+        args.side, args.train_scenes, args.scenes, args.steps = 56, 100, 24, 60
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 
@@ -137,7 +137,6 @@ def methods(model: Any, tokenizer: Any) -> dict[str, Explain]:
         "Integrated CDAM": IntegratedCDAM(model),
         "Smooth CDAM": SmoothCDAM(model),
         "CDAM, last attention but one": CDAM(model, attention=-2),
-        "Integrated CDAM, last but one": IntegratedCDAM(model, attention=-2),
         "last attention": AttentionMap(model),
         "attention rollout": AttentionRollout(model),
         "relevance propagation": RelevancePropagation(model),

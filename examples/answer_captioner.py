@@ -241,13 +241,13 @@ def report(right: Tensor, questions: Tensor, scores: pd.DataFrame) -> str:
 
 
 def picture(scenes: PairScenes, maps: dict[str, Tensor], questions: Tensor, count: int = 3) -> Figure:
-    """The first scenes of which both questions are answered right, each map on its own scale."""
+    """The first scenes of which both questions are answered right, or else some questions; each map on its own scale."""
     place = {(int(scene), int(side)): number for number, (scene, side) in enumerate(questions)}
     both = [scene for scene in range(len(scenes.images)) if {(scene, 0), (scene, 1)} <= set(place)][:count]
-    rows = [(scene, side) for scene in both for side in (0, 1)]
-    figure = Figure(figsize=(2.1 * (len(DRAWN) + 1), 2.15 * max(1, len(rows)) + 0.6), layout="constrained")
+    rows = [(scene, side) for scene in both for side in (0, 1)] or list(place)[: 2 * count]
+    figure = Figure(figsize=(2.1 * (len(DRAWN) + 1), 2.15 * len(rows) + 0.6), layout="constrained")
     figure.suptitle("Red speaks for the answer, blue against it; the box is that of the thing asked for", fontsize=12)
-    axes = figure.subplots(max(1, len(rows)), len(DRAWN) + 1, squeeze=False)
+    axes = figure.subplots(len(rows), len(DRAWN) + 1, squeeze=False)
     side_length = scenes.images.shape[-1]
     for row, (scene, side) in enumerate(rows):
         image = scenes.images[scene].float() / 255

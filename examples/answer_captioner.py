@@ -241,7 +241,7 @@ def report(right: Tensor, questions: Tensor, scores: pd.DataFrame) -> str:
 
 
 def picture(scenes: PairScenes, maps: dict[str, Tensor], questions: Tensor, count: int = 3) -> Figure:
-    """The first scenes of which both questions are answered right, or else some questions; each map on its own scale."""
+    """The first scenes of which both questions are answered right, or some questions, each map on its own scale."""
     place = {(int(scene), int(side)): number for number, (scene, side) in enumerate(questions)}
     both = [scene for scene in range(len(scenes.images)) if {(scene, 0), (scene, 1)} <= set(place)][:count]
     rows = [(scene, side) for scene in both for side in (0, 1)] or list(place)[: 2 * count]

@@ -40,7 +40,7 @@ class BoxTarget:
         >>> from captum_ext import CDAM, BoxTarget
         >>> sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
         >>> model = YolosForObjectDetection(YolosConfig(**sizes, image_size=[64, 64])).eval()
-        >>> target = BoxTarget(label=3, box=(16, 16, 48, 48), iou=0.1)  # random weights
+        >>> target = BoxTarget(label=1, box=(16, 16, 48, 48), iou=0.1)  # random weights
         >>> CDAM(model).attribute(torch.randn(2, 3, 64, 64), target).shape
         torch.Size([2, 1, 4, 4])
     """

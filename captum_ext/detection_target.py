@@ -35,7 +35,7 @@ class DetectionTarget:
         >>> from captum_ext import CDAM, DetectionTarget
         >>> sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
         >>> model = YolosForObjectDetection(YolosConfig(**sizes, image_size=[64, 64])).eval()
-        >>> CDAM(model).attribute(torch.randn(2, 3, 64, 64), DetectionTarget(query=17, label=3)).shape
+        >>> CDAM(model).attribute(torch.randn(2, 3, 64, 64), DetectionTarget(query=17, label=1)).shape
         torch.Size([2, 1, 4, 4])
     """
 

@@ -224,9 +224,9 @@ def test_an_error_of_a_model_without_a_grid_advises_what_works(image_model, tmp_
     placing = sys.modules["adapters.prompts.image_tokens"]
 
     def unknown(*_):
-        raise placing.UnknownLayoutError("Its image tokens lie on no part of an image.")
+        raise ValueError("Its image tokens lie on no part of an image. Pass `images=False`.")
 
-    monkeypatch.setattr(placing, "layouts_of", unknown)
+    monkeypatch.setattr(placing, "layouts", unknown)
     given = (photo[0], "--model", f"transformers:{image_model}", "--ask", "what is", "--answer", "a")
     code, said = stopped(capsys, *given, "--out", tmp_path / "out")
     assert code == 1

@@ -28,7 +28,7 @@ class PerImage(nn.Module):
         >>> model = YolosForObjectDetection(YolosConfig(**sizes, image_size=[64, 64])).eval()
         >>> images, layers = torch.randn(2, 3, 64, 64), [model.vit.encoder.layer[-1].layernorm_before]
         >>> with GradCAM(PerImage(model), layers, reshape_transform_for(model)) as cam:
-        ...     maps = cam(images, targets=[DetectionTarget(query=17, label=3)] * 2)
+        ...     maps = cam(images, targets=[DetectionTarget(query=17, label=1)] * 2)
         >>> maps.shape
         (2, 64, 64)
     """

@@ -75,8 +75,10 @@ class FusedWeights:
                     products = products.masked_fill(~mask, -torch.inf)
                 else:
                     products = products + mask.to(wide)
+            if mask is None:
+                return products.softmax(-1)
             nothing = (products == -torch.inf).all(-1, keepdim=True)  # as for padding on the left: torch gives zeros
-            return products.softmax(-1).masked_fill(nothing, 0)
+            return products.softmax(-1).masked_fill_(nothing, 0)
 
     def gradient(self, of_output: Tensor, queries: Tensor) -> Tensor:
         """The gradient by the weights of some queries, from that by the output, which is linear in the weights."""

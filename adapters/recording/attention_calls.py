@@ -108,7 +108,7 @@ def _taken_at_points(recorder: Recorder, slot: Slot) -> bool:
             isinstance(index, tuple) and sum(isinstance(x, Slot) for x in index) > 1
         ):
             return True
-        if operation.name not in MOVES or not operation.inputs:
+        if operation.name not in MOVES or operation.inputs[:1] in ((), (slot,)):
             return False
         slot = operation.inputs[0]
     return False

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,16 +30,19 @@ def answer_ids(
         TypeError: if it is none of these, or a string without a tokenizer.
         ValueError: if an answer is empty, is not in the vocabulary, or there is not one for each sample.
     """
-    listed = answer.tolist() if isinstance(answer, Tensor) else answer
+    listed = answer.tolist() if isinstance(answer, Tensor | np.ndarray) else answer
     if isinstance(listed, Integral) and not isinstance(listed, bool):
         listed = [int(listed)]
     several = not isinstance(listed, str) and isinstance(listed, Sequence) and not all(map(_is_id, listed))
     if several and len(listed) != batch:
         raise ValueError(f"Expected one `{name}` for all prompts, or {batch}, one for each, got {len(listed)}.")
+    if several and any(map(_is_id, listed)):
+        raise TypeError(f"Expected `{name}` to hold token ids alone, or one answer for each prompt, got {listed!r}.")
     found = [_ids(one, tokenizer, name) for one in (listed if several else [listed])]
     for ids in found:
         if any(i < 0 or (vocabulary is not None and i >= vocabulary) for i in ids):
-            raise ValueError(f"Expected token ids from 0 to {(vocabulary or 0) - 1} in `{name}`, got {ids}.")
+            last = "" if vocabulary is None else f" to {vocabulary - 1}"
+            raise ValueError(f"Expected token ids from 0{last} in `{name}`, got {ids}.")
     return found if several else found * batch
 
 

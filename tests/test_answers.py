@@ -1,5 +1,7 @@
 """Answers of language models: the numbers of plain autograd on each prompt alone, whatever batch and padding are."""
 
+import functools
+
 import pytest
 import torch
 import zoo
@@ -7,7 +9,14 @@ import zoo_truth
 from tiny_decoders import DECODERS, PROMPTS, batch, by_hooks, decoder
 from tiny_tokenizer import WORDS, word_tokenizer
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    T5Config,
+    T5ForConditionalGeneration,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+)
 from zoo.cases import Case
 
 from captum_ext import CDAM, AttentionMap, IntegratedCDAM, RelevancePropagation, SmoothCDAM
@@ -42,6 +51,47 @@ def test_padding_changes_no_method(method):
         alone = method(model).attribute_answer({"input_ids": torch.tensor([prompt])}, answer, **options)
         found = maps.per_token[row, : len(answer), -len(prompt) :]
         torch.testing.assert_close(found, alone.per_token[0], rtol=1e-6, atol=1e-9)
+
+
+def test_relevance_of_an_answer_is_that_of_the_layers_own_attentions():
+    """Equations 5 and 6 of Chefer et al. with the matrices that the model returns, whose softmax is in float32."""
+    model = decoder("llama")
+    model.set_attn_implementation("eager")
+    prompt, answer = PROMPTS[0], ANSWERS[0]
+    maps = RelevancePropagation(model).attribute_answer({"input_ids": torch.tensor([prompt])}, answer)
+    for number, token in enumerate(answer):
+        read = torch.tensor([[*prompt, *answer[:number]]])
+        out = model(read, output_attentions=True)
+        gradients = torch.autograd.grad(out.logits[0, -1, token], out.attentions)
+        relevance = torch.eye(read.shape[1], dtype=torch.float64)
+        for weights, gradient in zip(out.attentions, gradients, strict=True):
+            relevance = relevance + (gradient * weights)[0].clamp(min=0).mean(0) @ relevance
+        expected = relevance[-1, : len(prompt)].detach()
+        torch.testing.assert_close(maps.per_token[0, number], expected, rtol=1e-6, atol=0)
+
+
+def test_an_image_as_the_whole_prompt_is_explained_as_the_message_says():
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "hidden_size": 32}
+    encoder = ViTConfig(**sizes, image_size=32, patch_size=8)
+    decoder = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60, add_cross_attention=True, is_decoder=True)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    torch.manual_seed(0)
+    model, pixels = VisionEncoderDecoderModel(config).double().eval(), torch.randn(2, 3, 32, 32).double()
+    with pytest.raises(TypeError, match="decoder_input_ids=ids"):
+        CDAM(model).attribute_answer({"pixel_values": pixels}, 5)
+    ids = torch.tensor([[1, 5]] * 2)
+    found = CDAM(functools.partial(model, decoder_input_ids=ids)).attribute(pixels, (1, 6))
+    leaves = []
+
+    def exchange(_, args, kwargs):
+        leaves.append(kwargs["encoder_hidden_states"].detach().clone().requires_grad_())
+        return args, kwargs | {"encoder_hidden_states": leaves[0]}
+
+    with model.decoder.transformer.h[-1].crossattention.register_forward_pre_hook(exchange, with_kwargs=True):
+        logits = model(pixels, decoder_input_ids=ids).logits
+    (gradient,) = torch.autograd.grad(logits[:, 1, 6].sum(), leaves[0])
+    expected = (gradient * leaves[0]).sum(-1)[:, 1:].view(2, 1, 4, 4).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_attention_of_an_answer_is_the_row_that_predicts_it():
@@ -150,6 +200,7 @@ def test_strings_are_read_by_the_tokenizer_and_their_tokens_are_shown():
         ({"answer": 5, "against": -1}, ValueError, "in `against`"),
         ({"answer": [[5], [6]]}, ValueError, "one `answer` for all prompts, or 3, one for each, got 2"),
         ({"answer": 5.0}, TypeError, "a string, a token id or a list"),
+        ({"answer": [5, "dog", 6]}, TypeError, r"token ids alone, or one answer for each prompt, got \[5, 'dog', 6\]"),
         ({"answer": 5, "score": "probability"}, ValueError, "Expected `score` to be one of"),
         ({"answer": 5, "exclude": "first"}, ValueError, "a list of some of"),
         ({"answer": 5, "inputs": torch.ones(1, 3)}, TypeError, "with `input_ids`"),

@@ -8,7 +8,13 @@ import warnings
 import pytest
 from paths import FILES, PACKAGES, ROOT, TESTS
 
-ROOMS = {"models": 0, "recording": 1, "wrappers": 2, "grad_cam": 3}  # of adapters; each imports only earlier ones
+ROOMS = {
+    "models": 0,
+    "prompts": 1,
+    "recording": 1,
+    "wrappers": 2,
+    "grad_cam": 3,
+}  # of adapters; each imports only earlier ones
 OPTIONAL = {"timm", "torchvision", "transformers", "quantus", "pytorch_grad_cam", "sklearn", "pandas"}
 ALLOWED = {
     "adapters": set(),

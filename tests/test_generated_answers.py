@@ -160,5 +160,10 @@ def test_beams_and_models_that_do_not_generate_are_refused():
     model, inputs = decoder("llama"), batch("left")
     with pytest.raises(ValueError, match="num_beams=1"):
         CDAM(model).explain_generation(inputs, 3, generation={"num_beams": 2})
+    with pytest.raises(ValueError, match="repeat the prompt in the batch"):
+        CDAM(model).explain_generation(inputs, 3, generation={"num_return_sequences": 2})
+    for name in ("max_length", "attention_mask", "output_logits"):
+        with pytest.raises(TypeError, match=f"Expected no `{name}` for generation"):
+            CDAM(model).explain_generation(inputs, 3, generation={name: 9})
     with pytest.raises(TypeError, match="a `generate` method, got LlamaModel"):
         CDAM(transformers.LlamaModel(model.config)).explain_generation(inputs, 3)

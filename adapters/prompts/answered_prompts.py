@@ -151,7 +151,8 @@ def token_ids(inputs: Mapping[str, Any]) -> Tensor:
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
         raise TypeError(
             "Expected `inputs` as a tokenizer or processor returns them with return_tensors='pt', with `input_ids` "
-            f"(batch, tokens), got {_seen(inputs)}."
+            f"(batch, tokens), got {_seen(inputs)}. Of a model whose prompt is an image or a sound alone, explain a "
+            "logit: `CDAM(functools.partial(model, decoder_input_ids=ids)).attribute(pixels, (row, token))`."
         )
     return ids
 

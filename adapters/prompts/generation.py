@@ -12,6 +12,8 @@ from ..models.evaluation_mode import evaluation_mode
 from ..models.stand_in import run_stand_in
 from .answered_prompts import AnsweredPrompts, answered_prompts, logits_of_answers
 
+_OWN = ("max_new_tokens", "input_ids", "inputs", "attention_mask", "return_dict_in_generate", "output_logits")
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -47,11 +49,16 @@ def generated(
         keep: Keep what enters the last layer.
 
     Raises:
-        TypeError: if the model does not generate.
-        ValueError: if beams are asked for, whose order changes while they run.
+        TypeError: if the model does not generate, or an option is set here.
+        ValueError: if beams are asked for, whose order changes while they run, or several answers of a prompt.
     """
     if not callable(getattr(model, "generate", None)):
         raise TypeError(f"Expected a model with a `generate` method, got {type(model).__name__}.")
+    for name in ("max_length", *_OWN):
+        if name in options:
+            raise TypeError(f"Expected no `{name}` for generation, which is set here; `max_new_tokens` says how many.")
+    if options.get("num_return_sequences", 1) != 1:
+        raise ValueError("Expected one answer a prompt: repeat the prompt in the batch, not by `num_return_sequences`.")
     config = getattr(model, "generation_config", None)
     if options.get("num_beams", getattr(config, "num_beams", None)) not in (None, 1):
         raise ValueError("Expected generation without beams, which change places while they run: `num_beams=1`.")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.overlaps import overlaps
 from .answered_prompts import token_ids
 from .image_layouts import WHOLE, Box, Layout
 from .image_rules import Seen, layouts
@@ -62,24 +63,10 @@ class ImageTokens:
         whole = scores.new_zeros(*scores.shape[:-1], height, width)
         for part in self.parts:
             x0, y0, x1, y1 = part.box
-            rows = _spread(part.positions.shape[0], y0, y1, height).to(scores)
-            columns = _spread(part.positions.shape[1], x0, x1, width).to(scores)
+            rows = overlaps(part.positions.shape[0], height, y0, y1).to(scores)
+            columns = overlaps(part.positions.shape[1], width, x0, x1).to(scores)
             whole = whole + rows @ scores[..., part.positions.to(scores.device)] @ columns.T
         return whole
-
-
-def _spread(cells: int, start: float, end: float, number: int) -> Tensor:
-    """(number, cells): which part of each cell between `start` and `end` lies in each of `number` cells from 0 to 1.
-
-    What lies outside counts at the edge: each column's sum is 1.
-    """
-    edges = (start + (end - start) * torch.linspace(0, 1, cells + 1, dtype=torch.float64)).clamp(0, 1) * number
-    places = torch.arange(number, dtype=torch.float64)[:, None]
-    shared = (torch.minimum(edges[1:], places + 1) - torch.maximum(edges[:-1], places)).clamp(min=0)
-    outside = edges[1:] - edges[:-1] < 1e-9
-    at_edge = (edges[:-1].clamp(max=number - 1).floor() == places).double()
-    shared = torch.where(outside, at_edge, shared)
-    return shared / shared.sum(0)
 
 
 def image_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> list[list[ImageTokens]]:

@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..models.overlaps import overlaps
 from .batch_layout import BatchLayout, rearranged
 from .operation_names import ELEMENTWISE, MOVES, PRODUCTS, SOFTMAXES
 from .operations import Operation, Slot
+from .picks import picks
 from .recorder import Recorder
 
 _POOLINGS = ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool")
 _MAPS = frozenset(["conv2d", "conv3d", "interpolate", *(f"{name}{axes}d" for name in _POOLINGS for axes in (2, 3))])
-_BY_INDEX = frozenset(["gather", "index_select", "take_along_dim"])
 _NORMS = frozenset(["layer_norm", "rms_norm", "normalize", "group_norm", "batch_norm", "linear", "addmm", "embedding"])
 _REDUCED = frozenset(["amax", "amin", "mean", "max", "min", "sum"])
 _MIXES_LAST = PRODUCTS | SOFTMAXES | frozenset(["linear", "addmm", "scaled_dot_product_attention"])
@@ -49,17 +50,9 @@ class Grid:
         for grid in self.coarser:
             part = grid.arranged(scores)
             for axis, (fine, coarse) in enumerate(zip(self.sizes, grid.sizes, strict=True), -len(self.sizes)):
-                part = (part.movedim(axis, -1) @ _shares(coarse, fine).to(part)).movedim(-1, axis)
+                part = (part.movedim(axis, -1) @ overlaps(coarse, fine).T.to(part)).movedim(-1, axis)
             maps = maps + part
         return maps
-
-
-def _shares(coarse: int, fine: int) -> Tensor:
-    """Which share of each of some equal parts of a length lies in each of more parts of it, (coarse, fine)."""
-    ends = torch.arange(1, coarse + 1, dtype=torch.double)[:, None] * fine
-    others = torch.arange(1, fine + 1, dtype=torch.double) * coarse
-    overlap = torch.minimum(ends, others) - torch.maximum(ends - fine, others - coarse)
-    return overlap.clamp(min=0) / fine
 
 
 def grid_of(recorder: Recorder, slot: Slot, layout: BatchLayout, channels: int) -> Grid | None:
@@ -86,18 +79,6 @@ def have_places(recorder: Recorder, slot: Slot) -> bool:
     """Do tokens, or some of them, come from places of an image, one by one?"""
     labels = _labels_of(recorder, slot, 1)
     return labels is not None and bool(labels.numbers.any())
-
-
-def picks(operation: Operation) -> bool:
-    """Does an operation pick parts of a tensor by numbers that were computed?"""
-    return operation.name in _BY_INDEX or any(isinstance(x, Slot) for x in _indices(operation))
-
-
-def picks_by_content(recorder: Recorder, operation: Operation) -> bool:
-    """Does an operation pick places by one list of numbers that were computed from the inputs, as `topk` gives them?"""
-    given = operation.args[1:] if operation.name in _BY_INDEX else _indices(operation)
-    numbers = [x for x in (*given, *operation.kwargs.values()) if isinstance(x, Slot)]
-    return picks(operation) and len(numbers) == 1 and recorder.follows[numbers[0]]
 
 
 def _grid_of_maps(first: Tensor, maps: tuple[Sizes, ...]) -> Grid | None:
@@ -250,13 +231,6 @@ def _sources(recorder: Recorder, operation: Operation, slot: Slot) -> list[Slot]
         same = [s for s in followed if (shapes[s][:-1] == shape[:-1] and len(shape) > 2) or shapes[s] == shape]
         return sorted(same, key=lambda s: recorder.writers[s][0].index if recorder.writers[s] else -1)
     return []
-
-
-def _indices(operation: Operation) -> tuple[Any, ...]:
-    if operation.name != "__getitem__":
-        return ()
-    index = operation.args[1]
-    return index if isinstance(index, tuple) else (index,)
 
 
 def _on_map(shape: torch.Size, channels: int) -> _Labels:

@@ -2,7 +2,8 @@
 
 from .attention_calls import AttentionCall, query_of
 from .operations import Operation, Slot
-from .places import have_places, picks
+from .picks import picks
+from .places import have_places
 from .recorder import Recorder
 from .tokens import tokens_of
 

@@ -3,6 +3,7 @@
 from .attention_calls import AttentionCall, key_of, query_of, value_projections
 from .operation_names import FLATTENINGS, SPLITTING, VIEWS
 from .operations import Operation, Slot
+from .picks import picks_by_content
 from .recorder import Recorder
 
 
@@ -111,17 +112,29 @@ def reads_of(
 ) -> frozenset[Operation]:
     """The operations by which tokens enter an attention, or a later operation: those that read them and lead to it.
 
-    What leads to it through other attentions does not count: in an encoder-decoder all layers read the same words.
+    What leads to it through other attentions does not count: in an encoder-decoder all layers read the same words. Nor
+    does what picks queries among the tokens by what they are (two-stage detectors), unless there is no other way.
     """
-    writers = recorder.writers[slot]
-    first = writers[0].index if writers else -1
-    return frozenset(op for op in _ancestors(recorder, operation, slot, first, others) if slot in op.inputs)
+    for picked in (False, True):
+        ancestors = _ancestors(recorder, operation, slot, others, picked=picked)
+        if reads := frozenset(op for op in ancestors if slot in op.inputs):
+            return reads
+    return frozenset()
 
 
 def _ancestors(
-    recorder: Recorder, last: Operation, slot: Slot, first: int, others: frozenset[Operation]
+    recorder: Recorder, last: Operation, slot: Slot, others: frozenset[Operation], *, picked: bool
 ) -> set[Operation]:
-    """What leads to an operation, and ran after a time, without what leads to the slot."""
+    """What leads to an operation, and ran after the slot was made, without what leads to the slot.
+
+    Args:
+        recorder: The recording.
+        last: The operation.
+        slot: The slot.
+        others: Operations that do not count, nor what leads to them.
+        picked: Do those count that pick places by what they hold?
+    """
+    first = recorder.writers[slot][0].index if recorder.writers[slot] else -1
     found: set[Operation] = {last}
     waiting = list(last.inputs)
     known: set[Slot] = {slot}
@@ -131,7 +144,8 @@ def _ancestors(
             continue
         known.add(one)
         for operation in recorder.writers[one]:
-            if first < operation.index < last.index and operation not in found and operation not in others:
+            new = first < operation.index < last.index and operation not in found and operation not in others
+            if new and (picked or not picks_by_content(recorder, operation)):
                 found.add(operation)
                 waiting.extend(operation.inputs)
     return found

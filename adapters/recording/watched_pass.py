@@ -15,7 +15,6 @@ from .continuation import Continuation
 from .hook_point import HookPoint, exchanged_at
 from .operation_names import ELEMENTWISE, MOVES
 from .operations import Operation, Slot
-from .places import picks_by_content
 from .queries import last_read_by_queries
 from .recorder import InputsChangedError, Recorder, has_graph
 from .saved_tensors import version_of
@@ -261,16 +260,10 @@ class WatchedPass:
     def _continue_from(self, call: AttentionCall) -> Continuation:
         tokens = tokens_of(self.recorder, self.finder.calls, call)
         others = frozenset(self.finder.ends - {call.operation})
-        found = Continuation(self.recorder, tokens, self._reads(call, tokens, others), call)
+        found = Continuation(self.recorder, tokens, reads_of(self.recorder, call.operation, tokens, others), call)
         first = found.operations[0].index if found.operations else call.operation.index
         self._forget(first)
         return found
-
-    def _reads(self, call: AttentionCall, tokens: Slot, others: frozenset[Operation]) -> frozenset[Operation]:
-        """Where tokens enter; queries that were picked among them by what they are (two-stage detectors) stay."""
-        picking = {op for op in self.recorder.operations if picks_by_content(self.recorder, op)}
-        direct = reads_of(self.recorder, call.operation, tokens, others | picking) if picking else frozenset()
-        return direct or reads_of(self.recorder, call.operation, tokens, others)
 
     def _forget(self, first: int) -> None:
         """Let go of what the operations before one have kept."""

@@ -34,7 +34,7 @@ class AnswerMaps:
             excluded: attention sinks there, whatever is asked.
         special_share: (batch,), which part lies on special tokens (beginning, ends of turns), images not counted.
         excluded: (batch, tokens of the prompt), True where `exclude` set scores to 0.
-        way: How the maps were computed, as `path` of the method calls it.
+        way: "further passes" of the model, or "the passes of generation" alone.
         real: (batch, tokens of the prompt), False for padding; None: nothing is padding.
         special: (batch, tokens of the prompt), True at special tokens that stand for no image; None: there are none.
         image_numbers: For each sample and each of its images which tokens of the prompt its map is made of, counted

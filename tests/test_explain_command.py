@@ -125,13 +125,11 @@ def test_an_image_is_shown_as_the_model_saw_it(image_model, tmp_path, photo, mon
     assert [row["image"] for row in facts["prompt_tokens"]] == [*9 * [0], *4 * [None]]
     assert facts["arrays"]["image_per_token_0.npy"] == [2, 3, 3]
     share = facts["special_share"]
+    np.save(tmp_path / "out" / "image_7.npy", 1)  # somebody else's
     facts = explain(tmp_path / "out", *given, "--words-only")
     assert facts["special_share"] == pytest.approx(share)  # tokens of an image are no special ones, shown or not
-    assert (
-        set(facts["arrays"])
-        == {"scores.npy", "per_token.npy"}
-        == {one.name for one in (tmp_path / "out").glob("*.npy")}
-    )
+    assert set(facts["arrays"]) == {"scores.npy", "per_token.npy"}
+    assert {one.name for one in (tmp_path / "out").glob("*.npy")} == {*facts["arrays"], "image_7.npy"}
 
 
 @pytest.mark.parametrize(
@@ -224,13 +222,13 @@ def test_an_error_of_a_model_without_a_grid_advises_what_works(image_model, tmp_
     placing = sys.modules["adapters.prompts.image_tokens"]
 
     def unknown(*_):
-        raise ValueError("Its image tokens lie on no part of an image. Pass `images=False`.")
+        raise ValueError("No place is known. For the scores of all tokens without maps of images, pass `images=False`.")
 
     monkeypatch.setattr(placing, "layouts", unknown)
     given = (photo[0], "--model", f"transformers:{image_model}", "--ask", "what is", "--answer", "a")
     code, said = stopped(capsys, *given, "--out", tmp_path / "out")
     assert code == 1
-    assert "With --words-only the tokens are scored without maps of images" in said
+    assert "For the scores of all tokens without maps of images, pass --words-only." in said
     assert explain(tmp_path / "out", *given, "--words-only")["answer"] == "a"
     assert "The page has no map of the image." in capsys.readouterr().out
 

@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,8 +119,17 @@ def _arrays(question: Question, maps: AnswerMaps) -> dict[str, list[int]]:
         found["per_token"] = maps.per_token[0]
     for name, images in (("image", maps.images), ("image_per_token", maps.images_per_token)):
         found |= {f"{name}_{number}": one for number, own in enumerate(images) if (one := own[0]) is not None}
-    for old in [*question.out.glob("image*_[0-9]*.npy"), question.out / "per_token.npy"]:
-        old.unlink(missing_ok=True)
+    for old in _earlier(question):
+        (question.out / old).unlink(missing_ok=True)
     for name, values in found.items():
         np.save(question.out / f"{name}.npy", values.float().cpu().numpy())
     return {f"{name}.npy": list(values.shape) for name, values in found.items()}
+
+
+def _earlier(question: Question) -> list[str]:
+    """The arrays that an earlier call wrote here, as it says itself."""
+    try:
+        listed = json.loads((question.out / "answer.json").read_text("utf-8"))["arrays"]
+        return [name for name in listed if name == f"{Path(name).stem}.npy"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -96,8 +96,8 @@ def _unknown(seen: Seen, why: str) -> ValueError:
     shapes = {name: _shape(value) for name, value in seen.inputs.items()}
     return ValueError(
         f"Where the image tokens lie on the images is not known for this model: {why}. The prompts have {seen.counts} "
-        f"image tokens, the inputs are {shapes}. The scores of all tokens are there without maps of images: "
-        "`attribute_answer(..., images=False)`."
+        f"image tokens, the inputs are {shapes}. For the scores of all tokens without maps of images, pass "
+        "`images=False`."
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import placement_of
-from ..wrappers.mhex_maps import upsampled
+from ..wrappers.resizing import upsampled
 
 W = TypeVar("W", bound=nn.Module)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..wrappers.mhex import MHEX
@@ -14,6 +15,7 @@ class MHEXEvidenceCAM(CAM[MHEX]):
     """MHEX CAM as an object of pytorch-grad-cam's form; `captum_ext.MHEXCAM` is Captum's.
 
     Source: Sun and Liò 2025 (MHEX), section 3.4. As pytorch-grad-cam does, negative values become 0 before scaling.
+    Models that segment take `SemanticSegmentationTarget`, too.
 
     Args:
         model: An adapters.MHEX with its heads.
@@ -50,5 +52,26 @@ class MHEXEvidenceCAM(CAM[MHEX]):
             )
 
     def maps(self, images: Tensor, targets: Sequence[Any] | None) -> Tensor:
-        """The maps of the targets' classes."""
-        return mhex_maps(self.model, (images,), categories(targets, len(images)), self.settings).clamp(min=0)
+        """The maps of the targets' classes, of models that segment inside the targets' masks."""
+        asked: Any = categories(targets, len(images))
+        masks = [getattr(target, "mask", None) for target in targets or ()]
+        if any(mask is not None for mask in masks):
+            if self.model.task != "segmentation":
+                raise ValueError(
+                    "Expected ClassifierOutputTarget, as the model predicts no masks; got a target with a mask."
+                )
+            pairs = zip(asked.tolist(), masks, strict=True)
+            asked = [cls if mask is None else (cls, _region(mask)) for cls, mask in pairs]
+        return mhex_maps(self.model, (images,), asked, self.settings).clamp(min=0)
+
+
+def _region(mask: Any) -> Tensor:
+    """Where the mask of a SemanticSegmentationTarget is 1.
+
+    Raises:
+        ValueError: if it weighs places otherwise.
+    """
+    region = torch.as_tensor(mask)
+    if not bool(((region == 0) | (region == 1)).all()):
+        raise ValueError("Expected masks of zeros and ones in SemanticSegmentationTarget, got other values.")
+    return region == 1

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from ..models.evaluation_mode import evaluated
 from .mhex import MHEX
-from .mhex_maps import classes_of
 from .mhex_pass import MHEXPass
+from .mhex_targets import classes_of
 
 
 def collaboration(model: MHEX, inputs: Any, targets: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def collaboration(model: MHEX, inputs: Any, targets: Tensor) -> Tensor:
 
     Raises:
         TypeError: if the model is not an MHEX.
-        ValueError: if it has fewer than two blocks, or no heads, or targets do not fit.
+        ValueError: if it is of another task, has fewer than two blocks, or no heads, or targets do not fit.
 
     Example:
         >>> import torch, torchvision
@@ -43,6 +43,8 @@ def collaboration(model: MHEX, inputs: Any, targets: Tensor) -> Tensor:
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     if not isinstance(model, MHEX):
         raise TypeError(f"Expected an adapters.MHEX, got {type(model)}.")
+    if model.task != "classification":
+        raise ValueError(f"Expected a model of task='classification', whose gates read averages; got {model.task!r}.")
     if len(model.blocks) < 2:
         raise ValueError(f"Expected at least two blocks, as two heads are compared; {model.names} is one.")
     classes = classes_of(model, targets, given[0])

@@ -12,7 +12,8 @@ from .deep_supervision import deep_supervision_loss
 from .hub import HubWrapper, output_setting
 from .mhex_block import MHEXBlock
 from .mhex_pass import MHEXPass
-from .residual_anatomy import Placement, placed, residual_anatomy
+from .mhex_tasks import Task, anatomy_of, block_of, check_labels, checked_classes
+from .residual import Placement, placed
 
 Prediction = Literal["last", "original"]
 
@@ -76,6 +77,10 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         gate: bool = True,
         prediction: Prediction = "last",
         output: OutputChoice = None,
+        task: Task = "classification",
+        kernel_size: int = 1,
+        residual: bool = False,
+        example: Any = None,
     ) -> None:
         super().__init__()
         model = cast(nn.Module, uncompiled(model))
@@ -87,20 +92,23 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
                 f"Expected feed-forward parts that see all tokens at once, as gates do, but {chunked[0]!r} works in "
                 "chunks. Build the model with chunk_size_feed_forward=0."
             )
-        anatomy = residual_anatomy(model, output)
-        classes = anatomy.classes if num_classes is None else num_classes
-        if type(classes) is not int or classes < 1:
-            raise ValueError(f"Expected `num_classes` to be at least 1, got {num_classes!r}.")
+        anatomy = anatomy_of(model, task, output, residual=residual, example=example)
+        classes = checked_classes(task, num_classes, anatomy.classes)
         self.residuals = placed(model, anatomy.blocks, placement)
-        every = [one.name for one in anatomy.blocks]
-        self.nested = {outer: [name for name in every if name.startswith(f"{outer}.")] for outer in self.names}
+        every = list(dict.fromkeys([*(one.name for one in anatomy.blocks), *anatomy.closed]))
+        self.nested = {
+            outer.name: [name for name in every if name and name.startswith(f"{outer.name}." if outer.name else "")]
+            for outer in self.residuals
+        }
+        self.task = task
         self._num_classes = classes
         self._axes = anatomy.axes
         self.gated = bool(gate)
         self.prediction = prediction
         self.output = output
         like = next(p for p in model.parameters() if p.is_floating_point())
-        self.blocks = nn.ModuleList(MHEXBlock(one.channels, classes) for one in self.residuals).to(like)
+        axes = anatomy.axes - 2 if task == "segmentation" else 0
+        self.blocks = nn.ModuleList(block_of(one, classes, axes, kernel_size) for one in self.residuals).to(like)
         self.backbone = model
         self._hub_mixin_config = {
             "num_classes": classes,
@@ -108,12 +116,15 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
             "gate": self.gated,
             "prediction": prediction,
             "output": output_setting(output),
+            "task": task,
+            "kernel_size": kernel_size,
+            "residual": bool(residual),
         }
 
     @property
     def names(self) -> tuple[str, ...]:
         """The blocks' names in the backbone."""
-        return tuple(one.name for one in self.residuals)
+        return tuple(one.label for one in self.residuals)
 
     @property
     def num_classes(self) -> int:
@@ -128,7 +139,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         the last block itself.
         """
         if self.prediction == "original":
-            return [self.backbone.get_submodule(self.names[-1])]
+            return [self.backbone.get_submodule(next(one.name for one in reversed(self.residuals) if one.name))]
         return [self.mhex_blocks[-1].addition]
 
     @property
@@ -164,7 +175,10 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         logits = run.logits()
         if labels is None:
             return logits
-        loss = deep_supervision_loss(run.deep(), labels, mode="finetune")
+        ignored = getattr(getattr(self.backbone, "config", None), "semantic_loss_ignore_index", -100)
+        if run.size:
+            check_labels(run.size, labels)
+        loss = deep_supervision_loss(run.deep(), labels, mode="finetune", ignore_index=ignored)
         if isinstance(run.output, Mapping):
             return type(run.output)(loss=loss, logits=logits)  # type: ignore[call-arg] # a ModelOutput
         return {"loss": loss, "logits": logits}

@@ -1,22 +1,22 @@
 """MHEX CAM: maps from what each channel contributes to a class, at every residual addition, in one forward pass."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..checks import check_batch, number
 from ..models.evaluation_mode import evaluated
 from ..recording import TokenPass
+from .evidence_maps import evidence_for_region, evidence_map
+from .graph_inputs import GraphInputs, graph_inputs
 from .mhex import MHEX
-from .mhex_pass import MHEXPass
+from .mhex_pass import MHEXPass, Seen
+from .mhex_targets import Explained, explained
+from .resizing import shares, upsampled
 
-Activation = Literal["all", "gated"]
+Activation = Literal["all", "gated", "head"]
 _TOKEN_LAYERS = 3  # deeper ones smooth over the tokens
 
 
@@ -32,7 +32,7 @@ class MHEXSettings:
     beta: float = 1.0
     gamma_pos: float | None = None
     gamma_neg: float | None = None
-    activation: Activation = "all"
+    activation: Activation | None = None
     normalize: bool = False
     per_layer: bool = False
 
@@ -49,32 +49,31 @@ class MHEXSettings:
             raise ValueError(
                 f"Expected a finite `alpha` above 0, the weight of a block over the next one; got {self.alpha}."
             )
-        if self.activation not in ("all", "gated"):
-            raise ValueError(f"Expected `activation` to be 'all' or 'gated', got {self.activation!r}.")
+        if self.activation is not None and self.activation not in get_args(Activation):
+            raise ValueError(f"Expected `activation` to be one of {get_args(Activation)}, got {self.activation!r}.")
 
 
-def mhex_maps(
-    model: MHEX, inputs: tuple[Any, ...], target: int | Sequence[int] | Tensor | None, settings: MHEXSettings
-) -> Tensor:
+def mhex_maps(model: MHEX, inputs: tuple[Any, ...], target: Any, settings: MHEXSettings) -> Tensor:
     """The maps of a class, from one forward pass in evaluation mode.
 
         CAM_l = sum_k e_k A_k,    CAM = sum_l alpha^(L - l) upsample(CAM_l)
 
     with the evidence e of `MHEXBlock.evidence` and A = x' + r, in front of the block's activation. In transformers
-    A = x + r, in the first three blocks. Source: Sun and Liò 2025 (MHEX), sections 3.4 and 3.6.
+    A = x + r, in the first three blocks; in graphs, too, in all. Of masks e is a convolution, and A = z, what the head
+    reads, unless `activation` says otherwise. Source: Sun and Liò 2025 (MHEX), sections 3.4 and 3.6, and appendix E.
 
     Args:
         model: The wrapped model, with all its heads.
         inputs: The backbone's arguments: images (batch, channels, height, width), or token ids (batch, tokens) and what
-            follows them.
-        target: Classes. None: the predicted ones, which takes a second pass.
+            follows them, or nodes (nodes, features), edges, and the graph of each node.
+        target: As for `captum_ext.MHEXCAM`.
         settings: alpha; beta; gamma_pos and gamma_neg, None for 1/C + 0.1; activation, "gated" for A = x', in
             transformers sigmoid(s) (x + r); normalize, each map from 0 to 1; per_layer, blocks not summed.
 
     Returns:
         (batch, height, width) of the images, of signals (batch, length) and of volumes (batch, depth, height, width);
-        of words (batch, tokens), padding 0; with `per_layer` (batch, blocks, ...),
-        without alpha. Signed, in the unit of a logit, in at least float32.
+        of words (batch, tokens), padding 0; of graphs (nodes,); with `per_layer` (batch, blocks, ...), without alpha.
+        Signed, in the unit of a logit, in at least float32.
 
     Raises:
         TypeError: if the model is not an MHEX, or targets are no classes.
@@ -90,35 +89,83 @@ def mhex_maps(
     if not isinstance(model, MHEX):
         raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")
     check_batch(inputs)
-    gamma = min(0.99, 1 / model.num_classes + 0.1)  # the sharpness of a single class is a little below 1
-    thresholds = [gamma if given is None else given for given in (settings.gamma_pos, settings.gamma_neg)]
+    settings = _of_task(model, settings)
     maps: list[Tensor] = []
     with evaluated(model, inputs) as given, torch.no_grad():
-        classes = MHEXPass(model, *given).logits().argmax(1) if target is None else classes_of(model, target, given[0])
+        graphs = graph_inputs(model.backbone, model.task == "graph", given, {}) if _on_graphs(model) else None
+        asked = _predicted(model, given) if target is None and model.task != "segmentation" else target
+        count = len(given[0]) if graphs is None or model.task == "node" else graphs.count
+        what = explained(model, asked, given[0], count)
 
-        def see(index: int, gated: Tensor, total: Tensor) -> None:
-            residual = model.residuals[index]
-            on_tokens = residual.on_tokens
-            if on_tokens and index >= _TOKEN_LAYERS:
-                return
-            chosen = total if settings.activation == "all" else gated
-            chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
-            chosen = chosen.movedim(-1, 1) if residual.channels_last and not on_tokens else chosen
-            weights = model.mhex_blocks[index].evidence(classes, settings.beta, *thresholds).to(chosen.dtype)
-            with torch.autocast(chosen.device.type, enabled=False):
-                if not on_tokens:
-                    maps.append(torch.bmm(weights[:, None], chosen.flatten(2)).unflatten(2, chosen.shape[2:])[:, 0])
-                else:
-                    maps.append(torch.bmm(chosen, weights[:, :, None])[:, :, 0])
+        def see(seen: Seen) -> None:
+            if not _smooths(model, seen.index):
+                maps.append(_map(model, seen, what, settings, graphs))
 
         mask = MHEXPass(model, *given, see=see).mask
-    if model.residuals[0].on_tokens:
+    if graphs is not None:
+        return _combined(maps, settings, None, graphs.batch)
+    if model.task == "classification" and model.residuals[0].on_tokens:
         maps = _arranged(model, maps, given[0], mask)
     return _combined(maps, settings, given[0].shape[2:] if has_maps(model, given[0]) else None)
 
 
+def _on_graphs(model: MHEX) -> bool:
+    return model.task in ("graph", "node")
+
+
+def _of_task(model: MHEX, settings: MHEXSettings) -> MHEXSettings:
+    """The settings with their defaults for a task; of masks the map is of what the head reads.
+
+    Raises:
+        ValueError: if what the head reads has no places.
+    """
+    masks = model.task == "segmentation"
+    activation = settings.activation or ("head" if masks else "all")
+    if activation == "head" and model.task in ("classification", "graph"):
+        raise ValueError(
+            f"Expected `activation` 'all' or 'gated' for task={model.task!r}, whose heads read averages without "
+            "places; got 'head'."
+        )
+    gamma = min(0.99, 1 / model.num_classes + 0.1)  # the sharpness of a single class is a little below 1
+    positive, negative = (gamma if one is None else one for one in (settings.gamma_pos, settings.gamma_neg))
+    return replace(settings, activation=activation, gamma_pos=positive, gamma_neg=negative)
+
+
+def _predicted(model: MHEX, given: tuple[Any, ...]) -> Tensor:
+    logits = MHEXPass(model, *given).logits()
+    return logits.argmax(1)
+
+
+def _smooths(model: MHEX, index: int) -> bool:
+    """Is this a block that is left out, as its tokens are smooth?"""
+    return model.task == "classification" and model.residuals[index].on_tokens and index >= _TOKEN_LAYERS
+
+
+def _map(model: MHEX, seen: Seen, what: Explained, settings: MHEXSettings, graphs: GraphInputs | None) -> Tensor:
+    """The map of one block: (batch, ...), of tokens (batch, tokens), of graphs (nodes,)."""
+    residual, block = model.residuals[seen.index], model.mhex_blocks[seen.index]
+    chosen = {"all": seen.total, "gated": seen.gated, "head": seen.z}[settings.activation or "all"]
+    chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+    gammas = cast(tuple[float, float], (settings.gamma_pos, settings.gamma_neg))
+    weights = block.evidence(what.classes, settings.beta, *gammas).to(chosen.dtype)
+    with torch.autocast(chosen.device.type, enabled=False):
+        if graphs is not None:
+            each = weights if model.task == "node" or graphs.batch is None else weights[graphs.batch]
+            return (chosen * each).sum(1)
+        if model.task == "segmentation":
+            weights = weights[:, : chosen.shape[1]]  # of x alone, if r is concatenated and not shown
+            if what.regions is None:
+                return evidence_map(weights, chosen)
+            return evidence_for_region(weights, chosen, shares(what.regions.to(chosen), chosen.shape[2:]))
+        if residual.on_tokens:
+            return torch.bmm(chosen, weights[:, :, None])[:, :, 0]
+        return evidence_map(weights, chosen.movedim(-1, 1) if residual.channels_last else chosen)
+
+
 def has_maps(model: MHEX, inputs: Tensor) -> bool:
     """Do the maps of a model have the places of its inputs, and are not scores of words?"""
+    if model.task != "classification":
+        return model.task == "segmentation"
     return inputs.dim() == 4 or not model.residuals[0].on_tokens
 
 
@@ -133,7 +180,9 @@ def _arranged(model: MHEX, scores: list[Tensor], images: Tensor, mask: Tensor | 
     return scores if mask is None else [one * mask.to(one) for one in scores]
 
 
-def _combined(maps: list[Tensor], settings: MHEXSettings, size: torch.Size | None) -> Tensor:
+def _combined(
+    maps: list[Tensor], settings: MHEXSettings, size: torch.Size | None, batch: Tensor | None = None
+) -> Tensor:
     last = len(maps) - 1
     if settings.per_layer:
         result = torch.stack([_upsampled(one, size) for one in maps], 1)
@@ -142,41 +191,27 @@ def _combined(maps: list[Tensor], settings: MHEXSettings, size: torch.Size | Non
         for i, one in enumerate(maps):
             sums[one.shape] = sums.get(one.shape, 0) + settings.alpha ** (last - i) * one
         result = torch.stack([_upsampled(one, size) for one in sums.values()]).sum(0)
-    if settings.normalize:
-        axes = tuple(range(2 if settings.per_layer else 1, result.dim()))
-        result = result - result.amin(axes, keepdim=True)
-        highest = result.amax(axes, keepdim=True)
-        result = result / torch.where(highest > 0, highest, 1)
-    return result
+    if not settings.normalize:
+        return result
+    if size is None and maps[0].dim() == 1:
+        return _scaled_graphs(result, batch)
+    axes = tuple(range(2 if settings.per_layer else 1, result.dim()))
+    return _scaled(result, result.amin(axes, keepdim=True), result.amax(axes, keepdim=True))
+
+
+def _scaled(scores: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    extent = high - low
+    return (scores - low) / torch.where(extent > 0, extent, 1)
+
+
+def _scaled_graphs(scores: Tensor, batch: Tensor | None) -> Tensor:
+    """Scores (nodes, ...) from 0 to 1 in each graph."""
+    graph = torch.zeros(len(scores), dtype=torch.long, device=scores.device) if batch is None else batch
+    low, high = (
+        torch.stack([limit(scores[graph == one], 0) for one in graph.unique()]) for limit in (torch.amin, torch.amax)
+    )
+    return _scaled(scores, low[graph], high[graph])
 
 
 def _upsampled(one: Tensor, size: torch.Size | None) -> Tensor:
     return one if size is None else upsampled(one, size)
-
-
-def upsampled(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (batch, ...) of one to three axes in another size, linearly."""
-    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
-    return F.interpolate(maps[:, None], tuple(size), mode=mode)[:, 0]
-
-
-def classes_of(model: MHEX, target: int | Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
-    """The classes (batch,) that a target asks for.
-
-    Raises:
-        TypeError: if they are no integers.
-        ValueError: if they are out of range or do not fit the batch.
-    """
-    listed: Any = target.tolist() if isinstance(target, Tensor | np.ndarray | np.generic) else target
-    each: list[Any] = list(listed) if isinstance(listed, list | tuple) else [listed]
-    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in each):
-        raise TypeError(f"Expected classes as `target`, an int or one for each sample; got {target!r}.")
-    if any(not 0 <= one < model.num_classes for one in each):
-        raise ValueError(f"Expected classes from 0 to {model.num_classes - 1}, got {sorted(set(each))}.")
-    given = torch.as_tensor(int(listed) if isinstance(listed, Integral) else [int(one) for one in each])
-    classes = (
-        given.expand(len(inputs)) if given.dim() == 0 or (isinstance(target, Tensor) and len(given) == 1) else given
-    )
-    if classes.shape != (len(inputs),):
-        raise ValueError(f"Expected one target for each of {len(inputs)} samples, got shape {tuple(given.shape)}.")
-    return classes.to(inputs.device)

@@ -3,22 +3,46 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from ..checks import check_axes
 from ..models.outputs import output_tensor
 from ..models.stand_in import run_stand_in
 from ..models.unwrapping import Forward
-from .residual_anatomy import Residual, WatchAdditions
+from .gate_places import Grids, Places, each_place, of_graphs, of_maps, of_tokens
+from .graph_inputs import GraphInputs, entering, graph_inputs
+from .joins import OF_MAPS, Join, WatchJoins
+from .residual import Residual
+from .resizing import resized
 from .target_layers import TargetLayers, ablated
 
 if TYPE_CHECKING:
     from .mhex import MHEX
 
-See = Callable[[int, Tensor, Tensor], None]
+
+@dataclass(frozen=True)
+class Seen:
+    """What is seen at a block.
+
+    Attributes:
+        index: The block's number.
+        z: What its gate reads.
+        gated: x', in transformers of classes sigmoid(s) (x + r).
+        total: x' + r, or [x'; r]; in such transformers and in graphs x + r.
+    """
+
+    index: int
+    z: Tensor
+    gated: Tensor
+    total: Tensor
+
+
+See = Callable[[Seen], None]
 
 
 class MHEXPass:
@@ -27,48 +51,61 @@ class MHEXPass:
     Args:
         wrapper: The MHEX.
         args: The backbone's arguments.
-        see: Called at each block with its index, the identity branch or its gated form, and the residual branch, or in
-            transformers with their sum, gated and not.
+        see: Called at each block with what is seen there.
         kwargs: The backbone's further arguments.
 
     Attributes:
         output: What the backbone returned.
         gates: s (batch, d) of each block.
+        pooled: z (batch, d) of each block.
         mask: (batch, tokens), which tokens are real; None: all.
+        graphs: Of graphs, which nodes are of which.
     """
 
     def __init__(self, wrapper: "MHEX", *args: Any, see: See | None = None, **kwargs: Any) -> None:
         self._wrapper, self._see = wrapper, see
+        backbone = wrapper.backbone
+        self.graphs: GraphInputs | None = None
+        if wrapper.task in ("graph", "node"):
+            self.graphs = graph_inputs(backbone, wrapper.task == "graph", args, kwargs)
+            args, kwargs = self.graphs.args, self.graphs.kwargs
         images = args[0] if args else kwargs.get("pixel_values")
         if wrapper._axes and images is not None:  # noqa: SLF001
             check_axes(images, wrapper._axes)  # noqa: SLF001
-        self.mask = _attention_mask(wrapper.backbone, args, kwargs)
+        self.mask = _attention_mask(backbone, args, kwargs)
         self.gates: list[Tensor] = []
         self.pooled: list[Tensor] = []
         self._deep: dict[int, Tensor | None] = {}
         self._given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        backbone = wrapper.backbone
+        masks = wrapper.task == "segmentation"
+        self._grids = Grids(masks and any(one.on_tokens for one in wrapper.residuals))
+        self._axes = OF_MAPS if self.graphs is None else (2,)
         self._predicts = len(wrapper.residuals) - 1 if wrapper.prediction == "last" else None
         self._layers = TargetLayers(
             backbone if wrapper.prediction == "last" else nn.Module(),
             "Pass `model.target_layers`, the last ones it depends on, or make the MHEX with prediction='original'.",
         )
-        left_out = ablated(backbone, wrapper.names)
-        inside = dict.fromkeys(name for names in wrapper.nested.values() for name in names)
-        self._forwards: dict[str, Forward] = {name: partial(self._through, name, None) for name in inside} | {
-            one.name: partial(self._at_block, index)
-            for index, one in enumerate(wrapper.residuals)
-            if one.name not in left_out
-        }
-        self._counting: _Counted | None = None
-        with self._layers.watched():
-            self.output = self._run("", list(self._forwards), *args, **kwargs)
-        missing = [one.name for i, one in enumerate(wrapper.residuals) if i not in self._deep]
-        if set(missing) - set(left_out):
+        left_out = ablated(backbone, [one.name for one in wrapper.residuals])
+        self._counting: list[_Counted] = []
+        self._forwards = self._exchanged(left_out)
+        with self._layers.watched(), self._grids.watched():
+            self.output = self._forwards[""](*args, **kwargs)
+        missing = [one.label for i, one in enumerate(wrapper.residuals) if i not in self._deep]
+        if [one for one in wrapper.residuals if one.label in missing and one.name not in left_out]:
             raise ValueError(
                 f"The backbone ran without its residual additions {missing}: was it changed after it was wrapped? Wrap "
                 "it again."
             )
+
+    def _exchanged(self, left_out: Sequence[str]) -> dict[str, Forward]:
+        """The forwards of modules with blocks, and of those inside them whose joins are their own."""
+        indexes: dict[str, list[int]] = {"": []}
+        for inside in self._wrapper.nested.values():
+            indexes |= {name: [] for name in inside}
+        for index, one in enumerate(self._wrapper.residuals):
+            if one.name not in left_out:
+                indexes[one.name] = [*indexes.get(one.name, []), index]
+        return {name: partial(self._at_module, name, found) for name, found in indexes.items()}
 
     def logits(self) -> Tensor:
         """What the wrapper predicts."""
@@ -79,8 +116,15 @@ class MHEXPass:
             raise ValueError(
                 f"The block {self._wrapper.names[-1]!r}, which predicts, was replaced. Wrap the model again."
             )
+        last = resized(last, self.size) if self.size else last
         self._layers.check(last)
         return last
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The images' height and width, where masks are predicted; else nothing."""
+        masks = self._wrapper.task == "segmentation" and self._given is not None
+        return tuple(self._given.shape[2:]) if masks and self._given is not None else ()
 
     def deep(self) -> list[Tensor]:
         """The logits of every block."""
@@ -91,86 +135,123 @@ class MHEXPass:
             )
         return found
 
-    def _at_block(self, index: int, *args: Any, **kwargs: Any) -> Any:
-        residual = self._wrapper.residuals[index]
-        counted = _Counted(residual, partial(self._add, index))
-        output = self._through(residual.name, counted, *args, **kwargs)
-        if counted.seen > residual.order + 1:
-            raise ValueError(
-                f"The block {residual.name!r} adds {counted.seen} pairs of branches, not {residual.order + 1} as when "
-                "it was wrapped: was it changed since, as by adding LoRA weights? Wrap it again."
-            )
+    def _at_module(self, name: str, indexes: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+        """What a module returns, with the gates of its blocks."""
+        residuals = self._wrapper.residuals
+        counters = [_Counted(residuals[i], partial(self._join, i)) for i in indexes if not residuals[i].added]
+        output = self._through(name, counters, *args, **kwargs)
+        for one in counters:
+            if one.seen > one.residual.alike:
+                raise ValueError(
+                    f"The block {name!r} adds {one.seen} pairs of branches, not {one.residual.alike} as when it was "
+                    "wrapped: was it changed since, as by adding LoRA weights? Wrap it again."
+                )
+        for index in indexes:
+            if residuals[index].added:
+                output = self._added(index, output, *args, **kwargs)
         return output
 
-    def _through(self, name: str, counted: "_Counted | None", *args: Any, **kwargs: Any) -> Any:
-        """What a block returns; its additions are its own, and none of the blocks around it."""
-        around, self._counting = self._counting, counted
-        if around is not None:
-            around.paused = True
+    def _through(self, name: str, counters: "list[_Counted]", *args: Any, **kwargs: Any) -> Any:
+        """What a module returns; its joins are its own, and none of the modules around it."""
+        around, self._counting = self._counting, counters
+        for one in around:
+            one.paused = True
         try:
-            with WatchAdditions(counted) if counted is not None else nullcontext():
-                return self._run(name, self._wrapper.nested.get(name, []), *args, **kwargs)
+            with WatchJoins(partial(_first_answer, counters), self._axes) if counters else nullcontext():
+                return self._run(name, *args, **kwargs)
         finally:
             self._counting = around
-            if around is not None:
-                around.paused = False
+            for one in around:
+                one.paused = False
 
-    def _run(self, name: str, inside: Sequence[str], *args: Any, **kwargs: Any) -> Any:
+    def _run(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """What a part of the backbone returns, with the forwards of blocks inside it exchanged."""
         backbone = self._wrapper.backbone
         part = backbone.get_submodule(name)
-        forwards = {backbone.get_submodule(one): self._forwards[one] for one in inside if one in self._forwards}
+        inside = self._wrapper.nested.get(name, []) if name else list(self._forwards)
+        forwards = {backbone.get_submodule(one): self._forwards[one] for one in inside if one in self._forwards and one}
         return run_stand_in(part, forwards, *args, **kwargs) if forwards else part(*args, **kwargs)
 
-    def _add(self, index: int, first: Tensor, second: Tensor, in_place: bool) -> Tensor:
-        residual = self._wrapper.residuals[index]
-        x, r = (first, second) if residual.identity == 0 else (second, first)
-        if in_place and x is first:
+    def _join(self, index: int, join: Join) -> Tensor:
+        """The branches joined again, one of them or their sum gated."""
+        residual, block = self._wrapper.residuals[index], self._wrapper.mhex_blocks[index]
+        places = self._places(residual, join.first)
+        x, r = join.terms if residual.identity == 0 else join.terms[::-1]
+        if join.in_place and x is join.first:
             x = x.clone()  # written over below, and needed for gradients
+        x, r = places.laid_out(x), places.laid_out(r)
         predicts = index == self._predicts
-        if residual.on_tokens or predicts:
-            total = self._wrapper.mhex_blocks[index].addition(x + r) if predicts else x + r
-            z = (self._mean_of_tokens(total) if residual.on_tokens else residual.mean(total)).relu()
+        sees_sum = places.gates_sum or self.graphs is not None
+        if sees_sum or not places.averages or predicts:
+            total = torch.cat([x, r], 1) if residual.skip else x + r
+            total = block.addition(total) if predicts else total
+            z = places.mean(total).relu()
         else:
-            z = (residual.mean(x) + residual.mean(r)).relu()
+            z = (places.mean(x) + places.mean(r)).relu()
         if predicts:
             self._layers.reach()
-        s, y = self._wrapper.mhex_blocks[index](z.to(x.dtype))
+        s, y = block(z.to(x.dtype))
         self.pooled.append(z)
         self.gates.append(s)
         self._deep[index] = y
-        strength = s.sigmoid().to(x.dtype) if self._wrapper.gated else None
-        if residual.on_tokens:
-            gated = total if strength is None else strength[:, None] * total
-            if self._see is not None:
-                self._see(index, gated, total)
-            return first.copy_(gated) if in_place else gated
-        gated = x if strength is None else residual.shaped(strength) * x
-        result = (r.add_(gated) if r is first else first.copy_(gated + r)) if in_place else gated + r
+        gated = total if places.gates_sum else x
+        if self._wrapper.gated:
+            gated = places.spread(s.sigmoid().to(x.dtype)) * gated
+        result = _written(join, residual, places, gated, r)
         if self._see is not None:
-            self._see(index, gated, result)
+            joined = total if sees_sum else torch.cat([gated, r], 1) if residual.skip else places.laid_out(result)
+            self._see(Seen(index, z, gated, joined))
         return result
 
-    def _mean_of_tokens(self, tokens: Tensor) -> Tensor:
-        if self.mask is None:
-            return tokens.mean(1)
-        weights = self.mask.to(tokens.dtype)[:, :, None]
-        return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
+    def _added(self, index: int, output: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a layer of a graph returns, with a residual addition that it does not have."""
+        shortcut = cast(nn.Module, self._wrapper.mhex_blocks[index].shortcut)
+        r = output[0] if isinstance(output, tuple) else output
+        joined = self._join(index, Join(shortcut(entering(args, kwargs)), r, "add"))
+        return (joined, *output[1:]) if isinstance(output, tuple) else joined
+
+    def _places(self, residual: Residual, like: Tensor) -> Places:
+        task = self._wrapper.task
+        if self.graphs is not None:
+            batch = self.graphs.batch if task == "graph" else None
+            return each_place(residual) if batch is None else of_graphs(batch, self.graphs.count)
+        if task == "classification":
+            return of_tokens(self.mask) if residual.on_tokens else of_maps(residual)
+        grid = self._grids.of(like.shape[1]) if residual.on_tokens else None
+        if residual.on_tokens and grid is None:
+            raise ValueError(
+                f"The {like.shape[1]} tokens at {residual.label!r} lie on no grid of a convolution: expected tokens of "
+                "places only, as SegFormer's, not a class token beside them."
+            )
+        return each_place(residual, grid)
+
+
+def _written(join: Join, residual: Residual, places: Places, gated: Tensor, r: Tensor) -> Tensor:
+    """The branches joined as the network does, in its layout."""
+    if residual.skip:
+        return torch.cat((gated, r) if residual.identity == 0 else (r, gated), 1)
+    if join.in_place and residual.identity == 1 and not places.gates_sum:
+        return join.first.add_(places.back(gated))
+    result = places.back(gated if places.gates_sum else gated + r)
+    return join.first.copy_(result) if join.in_place else result
 
 
 class _Counted:
-    """Answers the one addition of a block that is its residual one."""
+    """Answers the one join of a module that is its block's."""
 
-    def __init__(self, residual: Residual, answer: Callable[[Tensor, Tensor, bool], Tensor]) -> None:
-        self._residual, self._answer, self.seen, self.paused = residual, answer, 0, False
+    def __init__(self, residual: Residual, answer: Callable[[Join], Tensor]) -> None:
+        self.residual, self._answer, self.seen, self.paused = residual, answer, 0, False
 
-    def __call__(self, first: Tensor, second: Tensor, in_place: bool) -> Tensor | None:
-        if self.paused or not self._residual.same_kind(first):
+    def __call__(self, join: Join) -> Tensor | None:
+        if self.paused or not self.residual.same_kind(join):
             return None
         self.seen += 1
-        if self.seen != self._residual.order + 1:
-            return None
-        return self._answer(first, second, in_place)
+        return self._answer(join) if self.seen == self.residual.order + 1 else None
+
+
+def _first_answer(counters: Sequence[_Counted], join: Join) -> Tensor | None:
+    answers = [counted(join) for counted in counters]  # of all, as each counts
+    return next((one for one in answers if one is not None), None)
 
 
 def _attention_mask(backbone: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

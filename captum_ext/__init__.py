@@ -1,5 +1,7 @@
 """Attribution classes with Captum's interface: class-discriminative attention maps."""
 
+from typing import Any
+
 from ._token_attribution import without_closed_form as without_closed_form
 from .answer_maps import AnswerMaps as AnswerMaps
 from .attention_map import AttentionMap as AttentionMap
@@ -24,3 +26,12 @@ from .spectrogram_overlay import spectrogram_overlay as spectrogram_overlay
 from .text_target import TextTarget as TextTarget
 from .video_overlay import video_overlay as video_overlay
 from .video_strip import video_strip as video_strip
+
+
+def __getattr__(name: str) -> Any:
+    """`MHEXExplainer`, which needs torch_geometric, when it is asked for."""
+    if name == "MHEXExplainer":
+        from .mhex_explainer import MHEXExplainer
+
+        return MHEXExplainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """MHEX CAM: class activation maps from the equivalent matrices of an MHEX model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
                 for all samples, `(class, region)` with booleans (height, width) or (batch, height, width), or
                 `(class, row, column)`, or a list with one for each; None is not possible.
             additional_forward_args: Further arguments of the backbone, such as an attention mask; of graphs
-                `(edge_index, batch)`.
+                `(edge_index, batch)`, or a dictionary of these and what else the network takes.
             alpha: The weight of a block over that of the next one, above 0.
             beta: How much negative evidence counts, at least 0.
             gamma_pos: The sharpness, 0 to 1, that positive evidence of a channel must reach. None: 1/C + 0.1.
@@ -104,8 +105,11 @@ class MHEXCAM(Attribution):  # type: ignore[misc] # captum is untyped
         if on_error == "nan" and self.forward_func.task in ("graph", "node"):
             raise ValueError("Expected on_error='raise' for graphs, as the features of a node reach its neighbours.")
         given: tuple[Tensor, ...] = checked_inputs(inputs, failures)
+        named: Mapping[str, Any] = {}
+        if isinstance(additional_forward_args, Mapping) and self.forward_func.task in ("graph", "node"):
+            named, additional_forward_args = additional_forward_args, None
         further: tuple[Any, ...] = further_arguments(self.forward_func.backbone, additional_forward_args)
-        maps = mhex_maps(self.forward_func, (*given, *further), target, settings)
+        maps = mhex_maps(self.forward_func, (*given, *further), target, settings, named)
         failures.add(~torch.isfinite(maps).reshape(len(maps), -1).all(1), NOT_FINITE_MAP)
         maps = failures.as_nan(maps, stacklevel=4)
         maps = maps[:, None] if has_maps(self.forward_func, given[0]) and not per_layer else maps

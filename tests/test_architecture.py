@@ -15,10 +15,14 @@ ROOMS = {
     "wrappers": 2,
     "grad_cam": 3,
 }  # of adapters; each imports only earlier ones
-OPTIONAL = {"timm", "torchvision", "transformers", "quantus", "pytorch_grad_cam", "sklearn", "pandas"}
+OPTIONAL = {"timm", "torchvision", "transformers", "quantus", "pytorch_grad_cam", "sklearn", "pandas"} | {
+    "segmentation_models_pytorch",
+    "monai",
+    "torch_geometric",
+}
 ALLOWED = {
     "adapters": set(),
-    "captum_ext": {"adapters"},
+    "captum_ext": {"adapters", "torch_geometric"},  # MHEXExplainer, imported when it is asked for
     "quantus_metrics": {"quantus", "adapters"},
     "xai_compare": {*PACKAGES[:3], *OPTIONAL},
     "xai_discern": {"captum_ext", "xai_compare", "transformers"},

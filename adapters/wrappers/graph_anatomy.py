@@ -142,7 +142,7 @@ class _Trace(TorchFunctionMode):
     ) -> Any:
         join = join_of(func, args, kwargs or {}, (2,))
         in_layer = any(map(passes_messages, self._running))
-        if join is not None and len(join.first) == self._nodes and not in_layer:
+        if join is not None and not in_layer:
             layers = tuple(self._layers.get(one, 0) for one in join.terms)
             around = tuple(module for module in self._running if module in self._names)
             self._order.append(_Seen(join, around, layers))
@@ -156,9 +156,10 @@ class _Trace(TorchFunctionMode):
     def residuals(self, added: bool) -> tuple[Residual, ...]:
         """The blocks, in the order in which they run."""
         sums = [one for one in self._order if isinstance(one, _Seen)]
-        own = [one for one in sums if one.layers[0] != one.layers[1]]
+        own = [one for one in sums if one.layers[0] != one.layers[1] and len(one.join.first) == self._nodes]
         covered = [(min(one.layers), max(one.layers)) for one in own]
-        homes = [one.around[-1] for one in sums]
+        modules = {one.around[-1] for one in own}
+        homes = [next((m for m in reversed(one.around) if m in modules), None) for one in sums]
         found: list[Residual] = []
         for one in self._order:
             if isinstance(one, _Seen):

@@ -26,7 +26,9 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         z = ReLU(mean x + mean r),    s = W z,    x' = sigmoid(s) x,    y = P s
 
     and the block continues with x' + r. In a transformer, at the addition of the feed-forward part, means are over real
-    tokens, and the block continues with sigmoid(s) (x + r). Source: Sun and Liò 2025 (MHEX), sections 3.2 and 3.6.
+    tokens, and the block continues with sigmoid(s) (x + r). For masks nothing is averaged, W and P are convolutions,
+    and where a decoder concatenates, z = ReLU([x; r]) with its own part x. For graphs means are over their nodes, for
+    nodes there are none. Source: Sun and Liò 2025 (MHEX), sections 3.2 and 3.6, and appendix E.
 
     The backbone's weights are kept and, unlike in CAStream, learn too. Its own code runs; only the additions are
     exchanged, so hooks on the backbone work, and its layers are target layers of any CAM. The last head reads what
@@ -36,13 +38,19 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
     Args:
         model: A ResNet (ResNeXt, Wide-ResNet) or Vision Transformer of torchvision or timm, a ViT, BERT, RoBERTa or
             DistilBERT of transformers, or another network whose blocks end with the addition of two branches. It is
-            run once on an empty input.
-        num_classes: C. None: as many as the model has logits.
+            run once on an empty input. Networks that segment, of torchvision, segmentation_models_pytorch, MONAI or
+            transformers, and networks of graphs of torch_geometric, see `task`.
+        num_classes: C. None: as many as the model has logits. At least 2 for masks.
         placement: "all" residual additions; "downsample", those with a projected identity branch; or names of blocks.
         gate: False: x' = x, the paper's ablation.
         prediction: Whose logits `forward` returns: those of the "last" block, or the model's "original" ones.
         output: Which tensor these are, where the model returns several: a name, an index, a tuple of them or a function
             of what it returns. None: by name, as `logits`.
+        task: "classification" of images or texts, "segmentation", or classification of each "graph" or "node".
+        kernel_size: Of masks, the size of W in each axis, odd.
+        residual: Of graphs, is a layer without an addition given one, which changes nothing at first?
+        example: Of graphs, arguments to run the model on, (x, edge_index, batch) or a dictionary, where it does not take
+            two small graphs.
 
     Attributes:
         backbone: The model, the same object.
@@ -53,7 +61,8 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
 
     Raises:
         TypeError: if something is not of the right kind.
-        ValueError: if the model has no residual additions, or the placement matches none.
+        ValueError: if the model has no residual additions or skips, the placement matches none, or a setting is out of
+            its range or of another task.
 
     Example:
         >>> import torch, torchvision
@@ -160,8 +169,10 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
     ) -> Any:
         """The logits (batch, classes) of inputs as the backbone takes them, by position or name.
 
-        With `labels` (batch,), as transformers.Trainer gives them, what the backbone returns, with these logits and
-        with the loss of all heads as `loss`; a dictionary of both where the backbone returns a tensor.
+        Of masks (batch, classes, height, width), of the images' size where the last block predicts; of graphs and
+        nodes, which come as `(x, edge_index, batch)`, (graphs, classes) and (nodes, classes). With `labels`, as
+        transformers.Trainer gives them, (batch,) or masks, what the backbone returns, with these logits and with the
+        loss of all heads as `loss`; a dictionary of both where the backbone returns a tensor.
         """
         named = {  # written out above as transformers.Trainer keeps what a model's signature names
             "input_ids": input_ids,
@@ -192,7 +203,7 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         return (images if images.requires_grad else images.detach().requires_grad_(), *args[1:])
 
     def deep_forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        """The logits (batch, classes) of every block.
+        """The logits (batch, classes) of every block, of masks (batch, classes, ...) of its own resolution.
 
         Raises:
             ValueError: if the heads were stripped.

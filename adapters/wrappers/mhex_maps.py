@@ -1,5 +1,6 @@
 """MHEX CAM: maps from what each channel contributes to a class, at every residual addition, in one forward pass."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
@@ -53,7 +54,13 @@ class MHEXSettings:
             raise ValueError(f"Expected `activation` to be one of {get_args(Activation)}, got {self.activation!r}.")
 
 
-def mhex_maps(model: MHEX, inputs: tuple[Any, ...], target: Any, settings: MHEXSettings) -> Tensor:
+def mhex_maps(
+    model: MHEX,
+    inputs: tuple[Any, ...],
+    target: Any,
+    settings: MHEXSettings,
+    named: Mapping[str, Any] | None = None,
+) -> Tensor:
     """The maps of a class, from one forward pass in evaluation mode.
 
         CAM_l = sum_k e_k A_k,    CAM = sum_l alpha^(L - l) upsample(CAM_l)
@@ -69,6 +76,7 @@ def mhex_maps(model: MHEX, inputs: tuple[Any, ...], target: Any, settings: MHEXS
         target: As for `captum_ext.MHEXCAM`.
         settings: alpha; beta; gamma_pos and gamma_neg, None for 1/C + 0.1; activation, "gated" for A = x', in
             transformers sigmoid(s) (x + r); normalize, each map from 0 to 1; per_layer, blocks not summed.
+        named: The backbone's arguments by name.
 
     Returns:
         (batch, height, width) of the images, of signals (batch, length) and of volumes (batch, depth, height, width);
@@ -89,19 +97,20 @@ def mhex_maps(model: MHEX, inputs: tuple[Any, ...], target: Any, settings: MHEXS
     if not isinstance(model, MHEX):
         raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")
     check_batch(inputs)
-    settings = _of_task(model, settings)
+    settings, named = _of_task(model, settings), named or {}
     maps: list[Tensor] = []
     with evaluated(model, inputs) as given, torch.no_grad():
-        graphs = graph_inputs(model.backbone, model.task == "graph", given, {}) if _on_graphs(model) else None
-        asked = _predicted(model, given) if target is None and model.task != "segmentation" else target
+        graphs = graph_inputs(model.backbone, model.task == "graph", given, named) if _on_graphs(model) else None
+        if target is None and model.task != "segmentation":
+            target = MHEXPass(model, *given, **named).logits().argmax(1)
         count = len(given[0]) if graphs is None or model.task == "node" else graphs.count
-        what = explained(model, asked, given[0], count)
+        what = explained(model, target, given[0], count)
 
         def see(seen: Seen) -> None:
             if not _smooths(model, seen.index):
                 maps.append(_map(model, seen, what, settings, graphs))
 
-        mask = MHEXPass(model, *given, see=see).mask
+        mask = MHEXPass(model, *given, see=see, **named).mask
     if graphs is not None:
         return _combined(maps, settings, None, graphs.batch)
     if model.task == "classification" and model.residuals[0].on_tokens:
@@ -129,11 +138,6 @@ def _of_task(model: MHEX, settings: MHEXSettings) -> MHEXSettings:
     gamma = min(0.99, 1 / model.num_classes + 0.1)  # the sharpness of a single class is a little below 1
     positive, negative = (gamma if one is None else one for one in (settings.gamma_pos, settings.gamma_neg))
     return replace(settings, activation=activation, gamma_pos=positive, gamma_neg=negative)
-
-
-def _predicted(model: MHEX, given: tuple[Any, ...]) -> Tensor:
-    logits = MHEXPass(model, *given).logits()
-    return logits.argmax(1)
 
 
 def _smooths(model: MHEX, index: int) -> bool:

@@ -1,8 +1,8 @@
 """One forward pass of an MHEX model: the gates at its residual additions."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -139,26 +139,28 @@ class MHEXPass:
         """What a module returns, with the gates of its blocks."""
         residuals = self._wrapper.residuals
         counters = [_Counted(residuals[i], partial(self._join, i)) for i in indexes if not residuals[i].added]
-        output = self._through(name, counters, *args, **kwargs)
+        with self._alone(counters):
+            with WatchJoins(partial(_first_answer, counters), self._axes) if counters else nullcontext():
+                output = self._run(name, *args, **kwargs)
+            for index in indexes:
+                if residuals[index].added:
+                    output = self._added(index, output, *args, **kwargs)
         for one in counters:
             if one.seen > one.residual.alike:
                 raise ValueError(
                     f"The block {name!r} adds {one.seen} pairs of branches, not {one.residual.alike} as when it was "
                     "wrapped: was it changed since, as by adding LoRA weights? Wrap it again."
                 )
-        for index in indexes:
-            if residuals[index].added:
-                output = self._added(index, output, *args, **kwargs)
         return output
 
-    def _through(self, name: str, counters: "list[_Counted]", *args: Any, **kwargs: Any) -> Any:
-        """What a module returns; its joins are its own, and none of the modules around it."""
+    @contextmanager
+    def _alone(self, counters: "list[_Counted]") -> Iterator[None]:
+        """Inside, joins are those of a module, and of none of the modules around it."""
         around, self._counting = self._counting, counters
         for one in around:
             one.paused = True
         try:
-            with WatchJoins(partial(_first_answer, counters), self._axes) if counters else nullcontext():
-                return self._run(name, *args, **kwargs)
+            yield
         finally:
             self._counting = around
             for one in around:
@@ -175,6 +177,11 @@ class MHEXPass:
     def _join(self, index: int, join: Join) -> Tensor:
         """The branches joined again, one of them or their sum gated."""
         residual, block = self._wrapper.residuals[index], self._wrapper.mhex_blocks[index]
+        if index in self._deep and self._wrapper.task != "classification":
+            raise ValueError(
+                f"The block {residual.label!r} runs several times in one pass, so that its gate has no one input: leave "
+                "it out by `placement`, a list of names."
+            )
         places = self._places(residual, join.first)
         x, r = join.terms if residual.identity == 0 else join.terms[::-1]
         if join.in_place and x is join.first:

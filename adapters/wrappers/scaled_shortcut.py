@@ -17,8 +17,8 @@ class ScaledShortcut(nn.Module):
 
     Example:
         >>> import torch
-        >>> ScaledShortcut(3, 2)(torch.ones(1, 3)).tolist()
-        [[0.0, 0.0]]
+        >>> ScaledShortcut(3, 2)(torch.ones(1, 3)).count_nonzero().item()
+        0
     """
 
     def __init__(self, entering: int, channels: int) -> None:

@@ -14,7 +14,7 @@ from adapters import MHEX, MHEXSettings, mhex_maps
 _MASKS = (None, MaskType.object)
 
 
-class MHEXExplainer(ExplainerAlgorithm):
+class MHEXExplainer(ExplainerAlgorithm):  # type: ignore[misc] # torch_geometric is untyped
     """What each node contributes to a class at the residual additions of an MHEX model, for PyG's metrics and plots.
 
         S_v = sum_l alpha^(L - l) sum_k e_k (x + r)_{v, k},    node_mask = max(S, 0) / max_v S

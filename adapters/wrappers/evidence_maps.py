@@ -27,10 +27,10 @@ def evidence_map(weights: Tensor, activation: Tensor) -> Tensor:
     """
     kernel, places = weights.shape[2:], activation.shape[2:]
     if kernel.numel() == 1:
-        return torch.bmm(weights.flatten(1)[:, None], activation.flatten(2)).unflatten(2, places)[:, 0]
+        return torch.bmm(weights.flatten(1)[:, None], activation.flatten(2)).view(len(weights), *places)
     together = activation.reshape(1, -1, *places)
     convolved: Tensor = _CONVOLVED[len(kernel) - 1](together, weights, padding=kernel[0] // 2, groups=len(weights))
-    return convolved[0]
+    return convolved.squeeze(0)
 
 
 def evidence_for_region(weights: Tensor, activation: Tensor, region: Tensor) -> Tensor:
@@ -59,5 +59,5 @@ def evidence_for_region(weights: Tensor, activation: Tensor, region: Tensor) -> 
     if kernel.numel() == 1:
         return region * evidence_map(weights, activation)
     transposed = _TRANSPOSED[len(kernel) - 1]
-    spread = transposed(region[None], weights, padding=kernel[0] // 2, groups=len(weights))
+    spread: Tensor = transposed(region[None], weights, padding=kernel[0] // 2, groups=len(weights))
     return (spread.view_as(activation) * activation).sum(1)

@@ -49,8 +49,8 @@ class MHEX(HubWrapper, library_name="xai-discern", tags=["mhex"]):
         task: "classification" of images or texts, "segmentation", or classification of each "graph" or "node".
         kernel_size: Of masks, the size of W in each axis, odd.
         residual: Of graphs, is a layer without an addition given one, which changes nothing at first?
-        example: Of graphs, arguments to run the model on, (x, edge_index, batch) or a dictionary, where it does not take
-            two small graphs.
+        example: Of graphs, arguments to run the model on, (x, edge_index, batch) or a dictionary, where it does not
+            take two small graphs.
 
     Attributes:
         backbone: The model, the same object.

@@ -179,8 +179,8 @@ class MHEXPass:
         residual, block = self._wrapper.residuals[index], self._wrapper.mhex_blocks[index]
         if index in self._deep and self._wrapper.task != "classification":
             raise ValueError(
-                f"The block {residual.label!r} runs several times in one pass, so that its gate has no one input: leave "
-                "it out by `placement`, a list of names."
+                f"The block {residual.label!r} runs several times in one pass, so its gate has no one input: leave it "
+                "out by `placement`, a list of names."
             )
         places = self._places(residual, join.first)
         x, r = join.terms if residual.identity == 0 else join.terms[::-1]

@@ -158,12 +158,20 @@ def _map(model: MHEX, seen: Seen, what: Explained, settings: MHEXSettings, graph
             return (chosen * each).sum(1)
         if model.task == "segmentation":
             weights = weights[:, : chosen.shape[1]]  # of x alone, if r is concatenated and not shown
-            if what.regions is None:
-                return evidence_map(weights, chosen)
-            return evidence_for_region(weights, chosen, shares(what.regions.to(chosen), chosen.shape[2:]))
+            return _mask_map(weights, chosen, what)
         if residual.on_tokens:
             return torch.bmm(chosen, weights[:, :, None])[:, :, 0]
         return evidence_map(weights, chosen.movedim(-1, 1) if residual.channels_last else chosen)
+
+
+def _mask_map(weights: Tensor, activation: Tensor, what: Explained) -> Tensor:
+    """The map of a class everywhere, or what each place contributes to a region, as each sample's target asks."""
+    if what.regions is None or what.everywhere is None:
+        return evidence_map(weights, activation)
+    found = evidence_for_region(weights, activation, shares(what.regions.to(activation), activation.shape[2:]))
+    if not bool(what.everywhere.any()):
+        return found
+    return evidence_map(weights, activation).where(what.everywhere.view(-1, *[1] * (found.dim() - 1)), found)
 
 
 def has_maps(model: MHEX, inputs: Tensor) -> bool:

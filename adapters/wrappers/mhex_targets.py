@@ -20,11 +20,13 @@ class Explained:
 
     Attributes:
         classes: (batch,); one for each graph or node.
-        regions: (batch, ...) of the images' size, 1 inside; None: everywhere.
+        regions: (batch, ...) of the images' size, 1 inside; None: no sample has one.
+        everywhere: (batch,), which samples have none, if others have one.
     """
 
     classes: Tensor
     regions: Tensor | None = None
+    everywhere: Tensor | None = None
 
 
 def explained(model: MHEX, target: Any, inputs: Tensor, count: int) -> Explained:
@@ -45,7 +47,7 @@ def explained(model: MHEX, target: Any, inputs: Tensor, count: int) -> Explained
         return Explained(classes_of(model, target, inputs, count))
     if target is None:
         raise ValueError(f"Expected a `target` for masks, which have no one predicted class: {_FORMS}.")
-    size = inputs.shape[2:]
+    size, everywhere = inputs.shape[2:], torch.zeros(count, dtype=torch.bool)
     if isinstance(target, tuple):
         each = [target] * count
         if len(target) == 2 and _region(target[1]).dim() == len(size) + 1:
@@ -55,11 +57,13 @@ def explained(model: MHEX, target: Any, inputs: Tensor, count: int) -> Explained
     elif isinstance(target, list) and any(isinstance(one, tuple) for one in target):
         _check_count(len(target), count)
         each = [one if isinstance(one, tuple) else (one, torch.ones(size, dtype=torch.bool)) for one in target]
+        everywhere = torch.tensor([not isinstance(one, tuple) for one in target])
     else:
         return Explained(classes_of(model, target, inputs, count))
     pairs = [_class_and_region(one, size) for one in each]
     classes = classes_of(model, [cls for cls, _ in pairs], inputs, count)
-    return Explained(classes, torch.stack([region for _, region in pairs]).to(inputs.device))
+    regions = torch.stack([region for _, region in pairs])
+    return Explained(classes, regions.to(inputs.device), everywhere.to(inputs.device))
 
 
 def _check_count(found: int, count: int) -> None:

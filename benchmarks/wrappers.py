@@ -11,15 +11,16 @@ import copy
 from collections.abc import Mapping
 from importlib.metadata import version
 
+import segmentation_models_pytorch as smp
 import torch
 import torchvision
 from measuring import Run, Spread, machine, make_parser, peak_memory, spread, timed, write_page
 from pytorch_grad_cam import GradCAM, LayerCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, SemanticSegmentationTarget
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters import MHEX, CAStream
+from adapters import MHEX, CAStream, deep_supervision_loss
 from captum_ext import MHEXCAM
 
 Measured = tuple[Spread, float]
@@ -41,12 +42,14 @@ def main() -> None:
     maps = measured("MHEX", lambda: _forward(wrapped, images), mhex_maps(wrapped, images, labels), args)
     plain, steps = training_steps(model, images, labels)
     training = measured("training", plain, steps, args)
+    segmenting = masks_of_mhex(images, args)
     text = "\n\n".join(
         [
             "# The cost of wrapped models",
             table(f"of one forward pass of {args.backbone}", forward),
             table(f"of one forward pass of {args.backbone} with MHEX at all of its residual additions", maps),
             table(f"of one step of full fine-tuning of {args.backbone}", training),
+            *(table(f"of {what}", rows) for what, rows in segmenting.items()),
             f"Medians of {args.repeats} rounds, {3 * args.repeats} in the first table, quartiles in parentheses; each "
             f"run is timed between two runs of the plain one. {args.batch} images of {args.size} px. Memory: the peak "
             "of what a call allocates.",
@@ -73,6 +76,47 @@ def mhex_maps(model: MHEX, images: Tensor, labels: Tensor) -> dict[str, Run]:
         "pytorch-grad-cam LayerCAM": lambda: LayerCAM(model, layer)(images, targets),
         "the backbone's forward pass": lambda: _forward(model.backbone, images),
     }
+
+
+def masks_of_mhex(images: Tensor, args: argparse.Namespace) -> dict[str, dict[str, Measured]]:
+    """Maps of a U-Net with MHEX against its forward pass, and its training step against the plain U-Net's."""
+    unet = smp.Unet("resnet18", encoder_weights=None, classes=4).to(args.device)
+    masks = torch.randint(4, (len(images), *images.shape[2:]), device=args.device)
+    region = masks[0] == 2
+    found = {}
+    steps = {}
+    for kernel in (1, 3):
+        model = MHEX(copy.deepcopy(unet), task="segmentation", kernel_size=kernel)
+        steps[f"MHEX, kernel {kernel}"] = _step_of_masks(copy.deepcopy(model).train(), images, masks)
+        model.eval()
+        runs = {
+            "MHEXCAM of a class": lambda model=model: MHEXCAM(model).attribute(images, 2),
+            "MHEXCAM of a region": lambda model=model: MHEXCAM(model).attribute(images, (2, region)),
+            "pytorch-grad-cam GradCAM": lambda model=model: _grad_cam_of_masks(model, images, region),
+            "the U-Net's forward pass": lambda model=model: _forward(model.backbone, images),
+        }
+        what = f"one forward pass of smp.Unet (ResNet-18) with MHEX of masks, kernel {kernel}"
+        found[what] = measured(what, lambda model=model: _forward(model, images), runs, args)
+    plain = _step_of_masks(copy.deepcopy(unet).train(), images, masks)
+    found["one training step of smp.Unet (ResNet-18)"] = measured("masks", plain, steps, args)
+    return found
+
+
+def _grad_cam_of_masks(model: MHEX, images: Tensor, region: Tensor) -> object:
+    target = SemanticSegmentationTarget(2, region.cpu().float().numpy())
+    return GradCAM(model, model.target_layers)(images, [target] * len(images))
+
+
+def _step_of_masks(model: nn.Module, images: Tensor, masks: Tensor) -> Run:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        outputs = model.deep_forward(images) if isinstance(model, MHEX) else [model(images)]
+        deep_supervision_loss(outputs, masks).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def ca_stream_passes(model: nn.Module, images: Tensor) -> dict[str, Run]:

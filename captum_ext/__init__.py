@@ -1,6 +1,6 @@
 """Attribution classes with Captum's interface: class-discriminative attention maps."""
 
-from typing import Any
+import typing
 
 from ._token_attribution import without_closed_form as without_closed_form
 from .answer_maps import AnswerMaps as AnswerMaps
@@ -28,7 +28,7 @@ from .video_overlay import video_overlay as video_overlay
 from .video_strip import video_strip as video_strip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     """`MHEXExplainer`, which needs torch_geometric, when it is asked for."""
     if name == "MHEXExplainer":
         from .mhex_explainer import MHEXExplainer

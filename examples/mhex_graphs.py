@@ -3,10 +3,9 @@
     python examples/mhex_graphs.py     # about ten minutes on a core
 
 Each graph is a random one (Barabási and Albert) with a motif attached, a house or a ring of five nodes, which is its
-class; nodes have no features but a one. For each seed a GIN of three layers learns the classes, plainly and with
-MHEX.
-Test graphs are then explained, each for its own class, all by the network with MHEX, and the scores of nodes are compared
-with the motif's nodes: the area under the ROC curve within each graph. Writes `out/mhex_graphs.md`.
+class; nodes have no features but a one. For each seed a GIN of three layers learns the classes, plainly and with MHEX.
+Test graphs are then explained, each for its own class, all by the network with MHEX, and the scores of nodes are
+compared with the motif's nodes: the area under the ROC curve within each graph. Writes `out/mhex_graphs.md`.
 """
 
 import argparse

@@ -62,10 +62,13 @@ def test_the_code_on_comparisons_runs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of random models
-@pytest.mark.parametrize("name", ["ca-stream", "mhex"])
+@pytest.mark.parametrize("name", ["ca-stream", "mhex", "mhex-segmentation", "mhex-graphs"])
 def test_the_code_on_wrappers_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / f"{name}.md").read_text()
+    for library in ("segmentation_models_pytorch", "monai", "torch_geometric"):
+        if f"import {library}" in text or f"from {library}" in text:
+            pytest.importorskip(library)
     scopes = []
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         scopes.append({})
@@ -75,9 +78,23 @@ def test_the_code_on_wrappers_runs(name, tmp_path, monkeypatch):
         assert torch.equal(scope["heat"][:, 0], scope["maps"][-1])
         assert all(0 <= picture.min() < 0.5 < picture.max() <= 1 for picture in scope["pictures"])
         assert torch.equal(scope["again"].stream.query, scope["model"].stream.query)
-    else:
+    elif name == "mhex":
         assert all(0 <= picture.min() < 0.5 < picture.max() <= 1 for picture in scopes[0]["pictures"])
         assert scopes[1]["saliency"][1, 5:].eq(0).all()
+    elif name == "mhex-segmentation":
+        first, volumes = scopes
+        assert first["heat"].shape == first["thing"].shape == first["place"].shape == (2, 1, 64, 64)
+        assert torch.equal(first["each"][0], first["thing"][0])
+        assert all(picture.max() > 0.9 for picture in first["pictures"])
+        assert volumes["heat"].shape == volumes["part"].shape == (1, 1, 16, 16, 16)
+        assert volumes["part"].count_nonzero() < volumes["heat"].count_nonzero()
+    else:
+        graphs, nodes = scopes
+        assert graphs["saliency"].shape == (7,)
+        assert graphs["saliency"].std() > 0
+        assert graphs["explanation"].node_mask.max() == 1
+        assert nodes["explanation"].node_mask.shape == (5, 1)
+        assert not nodes["explanation"].node_mask[3:].any()
 
 
 @pytest.mark.filterwarnings("ignore")  # of random models

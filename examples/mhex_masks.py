@@ -1,6 +1,6 @@
 """Masks of handwritten digits by a small U-Net with and without MHEX, and maps of a digit against each other.
 
-    python examples/mhex_masks.py     # about twenty minutes on two cores
+    python examples/mhex_masks.py     # about five minutes on a core
 
 Scenes show two digits; a mask gives each place of ink its digit, 0 to 9, and paper is class 10. For each seed a small
 residual U-Net learns them, plainly and with MHEX at its additions and skips; the mean intersection over union (mIoU) of
@@ -33,7 +33,7 @@ def main() -> None:
     """Train, explain, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="number of networks to train of each kind")
-    parser.add_argument("--scenes", type=int, default=1500, help="number of training scenes")
+    parser.add_argument("--scenes", type=int, default=1200, help="number of training scenes")
     parser.add_argument("--explained", type=int, default=200, help="number of test scenes")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("out"))

@@ -31,7 +31,7 @@ class SmallUNet(nn.Module):
         widths: Channels of each level.
     """
 
-    def __init__(self, classes: int, widths: tuple[int, int, int] = (12, 24, 48)) -> None:
+    def __init__(self, classes: int, widths: tuple[int, int, int] = (8, 16, 32)) -> None:
         super().__init__()
         one, two, three = widths
         self.down = nn.ModuleList([Residual(1, one), Residual(one, two), Residual(two, three)])

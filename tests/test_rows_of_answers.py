@@ -1,4 +1,4 @@
-"""Targets that read other rows of a decoder's logits: one pass backwards, and the values of automatic differentiation."""
+"""Targets that read other rows of logits: one pass backwards, and the values of automatic differentiation."""
 
 import pytest
 import torch
@@ -75,3 +75,14 @@ def test_keys_that_are_rotated_are_linear_in_the_tokens(name):
     last = LastAttention(TokenPass(rows_of(model), (prompts(),)))
     assert last.key.turn is not None
     assert last.key.turn_is_linear
+
+
+def test_rows_that_the_layers_beside_the_attention_read_have_the_values_of_autograd():
+    whole = decoder("phi")
+    model = rows_of(whole)
+    explainer = CDAM(model, layer=whole.model.layers[-1].input_layernorm)
+    assert explainer.path(prompts(), (0, 1)).way == "closed form"
+    found = explainer.attribute_targets(prompts(), APART)
+    with without_closed_form():
+        expected = explainer.attribute_targets(prompts(), APART)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))

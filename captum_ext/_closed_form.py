@@ -16,7 +16,7 @@ Shapes: a chunk of m copies and r queries gives M = m * r rows, (batch, heads, M
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,11 +44,19 @@ def closed_form_relevance(
     total: Tensor | None = None
     for chunk in copies.chunks(last):
         evaluation = Evaluation.of(last, chunk)
-        groups = [scores[i : i + chunk.at_once] for i in range(0, len(scores), chunk.at_once)]
+        rows = RowGradients.of(evaluation, scores)
+        groups = [slice(i, i + chunk.at_once) for i in range(0, len(scores), chunk.at_once)]
         left = range(len(groups) - 1, -1, -1)
-        parts = torch.cat([evaluation.relevance(group, again=i > 0) for i, group in zip(left, groups, strict=True)])
+        parts = torch.cat(
+            [
+                evaluation.relevance(
+                    evaluation.gradients(scores[group], again=i > 0) if rows is None else rows.part(group), again=i > 0
+                )
+                for i, group in zip(left, groups, strict=True)
+            ]
+        )
         total = parts if total is None else total + parts
-        del evaluation, parts, chunk  # before the next chunk needs the memory
+        del evaluation, rows, parts, chunk  # before the next chunk needs the memory
     if total is None:
         raise ValueError("Expected at least one copy.")
     return total
@@ -134,16 +142,16 @@ class Evaluation:
                 raise NotInClosedFormError("taken apart, the model returns something else") from None
         return cls(last, chunk, tokens, query, vectors, along, weights, mixed, prediction)
 
-    def relevance(self, scores: Sequence[Score], *, again: bool) -> Tensor:
+    def relevance(self, gradients: "Gradients", *, again: bool) -> Tensor:
         """Relevance (targets, batch, tokens), summed over the chunk.
 
         Args:
-            scores: Read the targets' scores.
+            gradients: Those of the targets' scores.
             again: Will it be asked for others? Else memory is freed.
         """
-        targets, chunk = len(scores), self.chunk
+        of_mixed, of_tokens, reads = gradients
+        targets, chunk = len(of_mixed), self.chunk
         copies = chunk.copies.times(targets)
-        of_mixed, of_tokens = self._gradients(scores, again=again)
         wide = chunk.weights.dtype
         with full_precision(self.tokens):
             weights = chunk.weights.repeat(targets)
@@ -161,7 +169,7 @@ class Evaluation:
             of_rows = chunk.weights.repeat_interleave(copies.batch).view(-1, 1, 1) * of_tokens.to(wide)
             if self.query.requires_grad:
                 of_query = copies.as_samples(of_vectors).unflatten(0, (targets, -1)).to(self.query.dtype)
-                of_rows = of_rows + _gradients([self.query], [self.tokens], of_query, again=again)[0].to(wide)
+                of_rows = of_rows + self._by_query(of_query, reads, again=again).to(wide)
             own = (chunk.multiplier.to(wide) * of_rows).sum(3).unflatten(1, (-1, copies.batch)).sum(1)
             rows = self.last.rows
             if isinstance(rows, Tensor):
@@ -170,12 +178,75 @@ class Evaluation:
                 found.index_add_(2, torch.tensor(rows, device=found.device), own)
         return found
 
-    def _gradients(self, scores: Sequence[Score], *, again: bool) -> list[Tensor]:
-        """Those of the scores by the attention's output and by the tokens' rows behind it, (targets, ...)."""
+    def gradients(self, scores: Sequence[Score], *, again: bool) -> "Gradients":
+        """Those of any scores."""
         with torch.enable_grad():
             total = torch.stack([score(self.prediction).sum() for score in scores])
         each = torch.eye(len(scores), dtype=total.dtype, device=total.device)
-        return _gradients([total], [self.mixed, self.tokens], each, again=again)
+        of_mixed, of_tokens = _gradients([total], [self.mixed, self.tokens], each, again=again)
+        return Gradients(of_mixed, of_tokens, None)
+
+    def _by_query(self, of_query: Tensor, reads: Tensor | None, *, again: bool) -> Tensor:
+        """The gradients by the tokens' rows of what the queries give, (targets, m * batch, r, channels)."""
+        if reads is None:
+            return _gradients([self.query], [self.tokens], of_query, again=again)[0]
+        both = _gradients([self.query], [self.tokens], of_query.sum(0, keepdim=True), again=again)[0]
+        return both * reads[..., None]
+
+
+class Gradients(NamedTuple):
+    """The gradients of some targets' scores.
+
+    Attributes:
+        of_mixed: By the attention's output, (targets, m * batch, heads, r, width).
+        of_tokens: By the tokens' rows behind it, (targets, m * batch, r, channels).
+        reads: (targets, m * batch, r), which rows each target reads, where no other one reads these; or None.
+    """
+
+    of_mixed: Tensor
+    of_tokens: Tensor
+    reads: Tensor | None
+
+
+@dataclass
+class RowGradients:
+    """The gradients of targets that read different rows of the output, all from one pass backwards.
+
+    Attributes:
+        of_mixed: Their sum by the attention's output, (m * batch, heads, r, width).
+        of_tokens: The same by the tokens' rows behind it, (m * batch, r, channels).
+        reads: (targets, m * batch, r), which rows each target reads.
+    """
+
+    of_mixed: Tensor
+    of_tokens: Tensor
+    reads: Tensor
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, scores: Sequence[Score]) -> "RowGradients | None":
+        """None if two targets read the same row, or a row of the output does not depend on one token's row alone."""
+        outputs, latents = evaluation.prediction
+        if len(scores) == 1 or not evaluation.last.rows_stay_apart or latents is not outputs:
+            return None
+        leaf = outputs.detach().requires_grad_()
+        total, reads = torch.zeros_like(leaf), []
+        for score in scores:
+            with torch.enable_grad():
+                value = score(Prediction(leaf, leaf)).sum()
+            (found,) = torch.autograd.grad(value, leaf, allow_unused=True) if value.requires_grad else (None,)
+            reads.append(torch.zeros_like(leaf[..., 0], dtype=torch.bool) if found is None else (found != 0).any(-1))
+            total += 0 if found is None else found
+        rows = torch.stack(reads)
+        if bool((rows.sum(0) > 1).any()):
+            return None
+        by = [evaluation.mixed, evaluation.tokens]
+        of_mixed, of_tokens = _gradients([outputs], by, total[None], again=False)
+        return cls(of_mixed[0], of_tokens[0], rows)
+
+    def part(self, targets: slice) -> Gradients:
+        """Those of some targets."""
+        reads = self.reads[targets]
+        return Gradients(self.of_mixed * reads[:, :, None, :, None], self.of_tokens * reads[..., None], reads)
 
 
 def _gradients(made: list[Tensor], ends: list[Tensor], vectors: Tensor, *, again: bool) -> list[Tensor]:

@@ -9,6 +9,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Starcoder2Config,
@@ -36,13 +38,14 @@ DECODERS = {
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
 }
+PARALLEL = {"phi": lambda: PhiForCausalLM(PhiConfig(**SIZES))}  # one norm for the attention and the layers beside it
 PROMPTS = [[5, 9, 31, 7, 22, 40], [6, 17, 3], [8, 4, 33, 51]]
 
 
 def decoder(name):
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
-    model = DECODERS[name]().double().eval()
+    model = (DECODERS | PARALLEL)[name]().double().eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model

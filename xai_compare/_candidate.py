@@ -57,6 +57,11 @@ class Candidate:
         """How many classes a label may be; one logit answers for two."""
         return 0 if self.evaluate.question.functions else max(2, self.outputs)
 
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics, told how many classes the model has."""
+        return self.evaluate.metrics
+
     def identity(self) -> dict[str, Any]:
         """What the numbers of this model depend on."""
         return {"weights": weights_hash(self.subject.model), "samples": self.samples.fingerprint()}

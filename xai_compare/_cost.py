@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
@@ -36,10 +36,10 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, *further: Any) -> int:
     return forward * sum(map(int, wanted[:2]))
 
 
-def in_forwards(work: Callable[[], object], model: nn.Module, x: Tensor) -> float:
-    """How many forward passes of these inputs have as many operations as some work; NaN for a model that has none."""
+def in_forwards(work: Callable[[], object], forward: Callable[[], object]) -> float:
+    """How many forward passes have as many operations as some work; NaN for a model that has none."""
     with _Operations() as whole:
         work()
     with torch.no_grad(), _Operations() as one:
-        model(x)
+        forward()
     return whole.total / one.total if one.total else float("nan")

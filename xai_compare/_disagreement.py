@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ._candidate import Candidate
+from ._compared import Compared
 from ._display import flat
 from ._parts import packed, pictures_in
 from ._report_agreement import SHOWN
@@ -21,7 +21,7 @@ def wanted(folder: RunFolder, model: str, by_sample: pd.DataFrame, gallery: int)
     return further if set(further) != there else None
 
 
-def keep(folder: RunFolder, one: Candidate, samples: list[int]) -> None:
+def keep(folder: RunFolder, one: Compared, samples: list[int]) -> None:
     """Write pictures of these samples with their small maps into the gallery."""
     small: dict[int, list[Any]] = {sample: [] for sample in samples}
     for part in folder.parts("small_maps"):

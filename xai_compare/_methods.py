@@ -21,7 +21,7 @@ GROUP = "xai_compare.methods"
 OTHERS = "Entry points of other packages"
 
 
-class _Random:
+class Noise:
     """Noise, as a control."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,7 +64,7 @@ _OURS: Table = {
         "mhex-cam": Row(captum_ext.MHEXCAM, "MHEXCAM", "evidence of an MHEX's heads for the class", "1"),
     },
 }
-_CONTROLS: Table = {"Controls": {"random": Row(_Random, "random", "normal noise", "0")}}
+_CONTROLS: Table = {"Controls": {"random": Row(Noise, "random", "normal noise", "0")}}
 
 
 def methods() -> dict[str, Method]:

@@ -14,12 +14,12 @@ import torch
 from adapters.models import OutputChoice, evaluation_mode
 
 from . import _disagreement as disagreement
-from ._candidate import Candidate, listed
+from ._candidate import listed
+from ._compared import Compared, Scored
 from ._comparison import Comparison
 from ._facts import check_versions, device_name, plain_settings, settings_in_numbers, versions
 from ._finish import write_report, write_statistics
 from ._methods import Method
-from ._metrics import Metric
 from ._names import distinct, fingerprint
 from ._progress import progress
 from ._questioned import Question
@@ -51,15 +51,15 @@ class Run:
     """
 
     settings: Settings
-    models: Mapping[str, Callable[[], Candidate]]
+    models: Mapping[str, Callable[[], Compared]]
     methods: dict[str, Method]
-    metrics: dict[str, Metric]
+    metrics: Mapping[str, Scored]
     out: str | Path
     command: str
     workers: Workers
     question: Question
     output: OutputChoice = None
-    _loaded: Candidate | None = field(default=None, init=False)
+    _loaded: Compared | None = field(default=None, init=False)
     _identities: dict[str, Any] = field(default_factory=dict, init=False)
     _found: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
     _facts: dict[str, Any] = field(default_factory=dict, init=False)
@@ -87,7 +87,7 @@ class Run:
         return found  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
-    def _model(self, name: str) -> Iterator[Candidate]:
+    def _model(self, name: str) -> Iterator[Compared]:
         """A model in evaluation mode, loaded unless it was the last one."""
         if self._loaded is None or self._loaded.name != name:
             self._loaded = None  # so that not two are in memory
@@ -111,7 +111,7 @@ class Run:
         with self._model(name) as one:
             return self._on_main(lambda: self._begin(one))
 
-    def _begin(self, one: Candidate) -> Todo:
+    def _begin(self, one: Compared) -> Todo:
         """Check all that can be checked of a model before any work; returns its cells that are not finished."""
         self._identities[one.name] = one.identity()
         self._facts = self.files.open(self._identity(), self._expected_bytes(one.count))
@@ -123,7 +123,7 @@ class Run:
         scored = before.get("metrics", ())
         costs, misfits = one.check(
             {name: method for name, method in self.methods.items() if name not in forwards | unfit},
-            {name: metric for name, metric in one.evaluate.metrics.items() if name not in scored},
+            {name: metric for name, metric in one.metrics.items() if name not in scored},
             may_miss=len(self.models) > 1,
         )
         self._found[one.name] = one.facts() | {
@@ -135,7 +135,7 @@ class Run:
         }
         return self._missing(one, unfit | misfits)
 
-    def _missing(self, one: Candidate, unfit: Mapping[str, str]) -> Todo:
+    def _missing(self, one: Compared, unfit: Mapping[str, str]) -> Todo:
         size = self.settings.batch_size
         sizes = {start: min(size, one.count - start) for start in range(0, one.count, size)}
         cells = {method: list(self.metrics) for method in self.methods if method not in unfit}
@@ -147,7 +147,8 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on; models, methods, metrics and samples may be added later."""
         settings, question = settings_in_numbers(self.settings), self.question
-        settings["targets"] = "label" if question.by_label else fingerprint(question.functions) or "predicted"
+        asked = fingerprint(question.functions) or self.settings.targets or "predicted"
+        settings["targets"] = "label" if question.by_label else asked
         settings["activation"] = fingerprint(question.activation)
         if self.output is not None:
             settings["output"] = fingerprint(self.output)
@@ -224,7 +225,7 @@ class Run:
             with self._model(name) as one:
                 self._evaluate(one, todo)
 
-    def _evaluate(self, one: Candidate, todo: Todo) -> None:
+    def _evaluate(self, one: Compared, todo: Todo) -> None:
         parts, size = self.files.of(one.name), self.settings.batch_size
         mine = list(todo)[self.workers.rank :: self.workers.count]
         again = todo.keys() & parts.begun()  # to which cells are added; what others have done of these is not seen

@@ -88,8 +88,8 @@ class Settings:
     targets: str = _setting(
         "",
         "class to explain, or python:MODULE:FUNCTION, a function of one sample's output",
-        "label for digits, else predicted",
-        choices=("predicted", "label"),
+        "label for digits, the answer where data have questions, else predicted",
+        choices=("predicted", "label", "answer"),
         or_function=True,
     )
     activation: str = _setting(

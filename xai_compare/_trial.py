@@ -42,7 +42,7 @@ def cost_of(explain: Explain, method: Method, model: nn.Module, x: Tensor, targe
     with seeded_for(seed, "check", 0):
         if method.needs_warm_up:
             explain(model, x, targets)  # work that is done once is not counted
-        return in_forwards(lambda: explain(model, x, targets), model, x)
+        return in_forwards(lambda: explain(model, x, targets), lambda: model(x))
 
 
 def costs_of_methods(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adapters.models import OutputChoice, placement_of
+from adapters.models import OutputChoice
 from quantus_metrics._probabilities import Activation, checked_activation
 from quantus_metrics._targets import Function
 
@@ -19,11 +19,12 @@ from ._lineup import lineup
 from ._methods import methods_named
 from ._metrics import metrics_named
 from ._models import python_function
+from ._preliminaries import check_options, workers_for
 from ._questioned import Question
 from ._runner import Run
 from ._settings import METHODS, METRICS, Settings, from_mapping
 from ._trackers import trackers_named
-from ._workers import Workers
+from .questions import Questions, compare_answers, questions_in
 
 
 def compare(
@@ -36,6 +37,7 @@ def compare(
     transform: Callable[..., Tensor] | None = None,
     labels: Sequence[str] | Mapping[int, str] = (),
     output: OutputChoice = None,
+    processor: Any = None,
     targets: str | Function | Sequence[Function] = "",
     activation: Activation = "softmax",
     command: str = "",
@@ -52,7 +54,8 @@ def compare(
         data: A folder of images; a table (.csv, .parquet or a pandas.DataFrame) with columns file, label, mask, box
             and split; "hf:NAME[:CONFIG][:SPLIT]"; "digits"; or a dataset or DataLoader: images (channels, height,
             width), tuples of image, label and mask, or dictionaries of these; or (images, labels). Signals (channels,
-            length) and volumes (channels, depth, height, width) are images, too.
+            length) and volumes (channels, depth, height, width) are images, too. Tables, lists and datasets with
+            question and answer, and an image where there is one, ask a language model; the answers are explained.
         out: The run's folder: a path, or a URL of a file system that fsspec knows, such as "s3://BUCKET/RUN".
         methods: Names; or a mapping from names of your choice to method names, classes of Captum or pytorch-grad-cam,
             or functions of the model that return an instance of one.
@@ -62,9 +65,10 @@ def compare(
             also for the report.
         output: Where the model returns several tensors, which one its logits are: a name, an index, a tuple of them, a
             name with dots for what is nested, or a function of what it returns. None: by name.
-        targets: "predicted", the likeliest class, or "label", the sample's; or a function of one sample's output that
-            returns a number, as for pytorch-grad-cam, or a list with one for each sample: for several labels, masks,
-            detections or numbers. Scores of probabilities hand it probabilities.
+        processor: Of a language model that is asked questions its processor or tokenizer.
+        targets: "predicted", the likeliest class; "label", the sample's; "answer", that of a question; or a function of
+            one sample's output that returns a number, as for pytorch-grad-cam, or a list with one for each sample: for
+            several labels, masks, detections or numbers. Scores of probabilities hand it probabilities.
         activation: What makes probabilities of the outputs: "softmax"; "sigmoid", where classes do not exclude each
             other; "identity", where the outputs are probabilities or no classes; or a function of the outputs.
         command: The command shown in the report.
@@ -112,14 +116,16 @@ def compare(
         given = replace(given, model=titles[0] if len(titles) == 1 else tuple(titles))
     functions = _functions(targets)
     activation = checked_activation(_named(activation))
+    options = dict(given.options.get("data", {}))
+    questions = None if functions else _questions(data, given, options)
+    if questions is not None:
+        return compare_answers(given, entries, processor, questions, methods, metrics, out, command)
     chosen = methods_named(methods if isinstance(methods, Mapping) else given.methods)
     scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options, activation)
-    _check_options(given, [*chosen, *scores], list(entries) if len(entries) > 1 else [])
+    check_options(given, [*chosen, *scores], list(entries) if len(entries) > 1 else [])
     by_label = not functions and (given.targets == "label" or (given.targets == "" and given.data == "digits"))
     question = Question(by_label, functions, activation)
-    objects = [entry.model for entry in entries.values() if isinstance(entry.model, nn.Module)]
-    workers = Workers(given.device or (str(placement_of(objects[0]).device or "cpu") if objects else ""))
-    options = dict(given.options.get("data", {}))
+    workers = workers_for(given, entries)
     known = _checked_labels(labels) or _checked_labels(options.pop("labels", ()))
     if len(entries) > 1 and not isinstance(data, str | Path | Mapping) and is_stream(data):
         data = first_items(data, given.limit)  # to be read for each model
@@ -168,10 +174,14 @@ def _checked_labels(labels: Any) -> list[str]:
     return list(map(str, listed))
 
 
-def _check_options(settings: Settings, known: Sequence[str], models: Sequence[str]) -> None:
-    unused = [name for name in settings.options if name not in (*known, *models, "model", "data")]
-    if unused:
+def _questions(data: Any, given: Settings, options: Mapping[str, Any]) -> Questions | None:
+    """Data with questions, where the answers are explained."""
+    wanted = given.targets == "answer"
+    named = isinstance(data, str) and data.startswith("hf:")  # which is loaded once
+    found = questions_in(data, given.split, options) if wanted or (given.targets == "" and not named) else None
+    if wanted and found is None:
         raise ValueError(
-            f"Options are given for {', '.join(unused)}, which is not a {'model, ' * bool(models)}method or metric of "
-            f"this run. Options can be given for {', '.join([*known, *models])}, model and data."
+            'targets="answer" needs data with question and answer, and file where the questions are about images: a '
+            "table (.csv, .tsv, .parquet, .jsonl), a folder of images with one as questions.csv, or a list of mappings."
         )
+    return found

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from captum_ext import CDAM, AttentionMap, AttentionRollout, IntegratedCDAM, RelevancePropagation, SmoothCDAM
 from captum_ext.answer_maps import AnswerMaps
+from xai_compare.questions.language_model import asked, loaded, seen_image
 
-from ._model import asked, loaded, seen_image
 from ._question import Method, Question
 
 _METHODS: dict[Method, Any] = {

@@ -1,6 +1,6 @@
 """A model's last attention taken apart: its projections, and what follows it for the rows that the output reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from .operation_names import CUTS
 from .operations import NotInClosedFormError, Operation, Slot
 from .prediction import Prediction
 from .projections import between, projection_of
-from .row_axes import MOST_ROWS, Axis
+from .row_axes import Axis, most_rows
 from .rows import RowPlan, rows_of
 from .token_pass import TokenPass
 
@@ -33,6 +33,7 @@ class LastAttention:
         value: The values' projection.
         heads: Number of heads.
         scale: Factor of the products.
+        rows_stay_apart: Is the output (batch, rows, values), each row made of one of these tokens' rows alone?
         mask: Added to the products of these rows, broadcasting to (batch, heads, rows, tokens), or None.
 
     Raises:
@@ -107,10 +108,18 @@ class LastAttention:
         axes = {slot: self._after.axes.get(slot) for slot in wanted}
         if any(axis is not None and axis.stop is None for axis in axes.values()):
             raise NotInClosedFormError("the output reads all tokens")
+        self.rows_stay_apart = self._keeps_rows_apart(axes, tied=tied)
         for slot in wanted:
             self._after.settle(slot)
-        if self._after.picked is None and self._queries > MOST_ROWS:
+        if self._after.picked is None and self._queries > most_rows(self._count):
             raise NotInClosedFormError("the output reads all tokens")
+
+    def _keeps_rows_apart(self, axes: Mapping[Slot, Axis | None], *, tied: bool) -> bool:
+        """Is the output (batch, rows, values), of which each row is made of the same row of the tokens alone?"""
+        axis = axes.get(self._wanted()[0])
+        shape = self._recorder.shapes[self._wanted()[0]]
+        alone = tied or (not self._reads_tokens and self._query_plan is None)
+        return alone and len(shape) == 3 and axis is not None and axis[:3] == (1, 1, 1) and not self._after.picked
 
     def _rows_of_tokens(self, *, tied: bool) -> list[int] | Tensor:
         """The tokens that make the queries that are read."""

@@ -239,7 +239,7 @@ def _is_linear(chain: list[Operation], start: Slot) -> bool:
     dependent = {start}
     for operation in chain:
         reads = [slot for slot in operation.inputs if slot in dependent]
-        numbers = [x for x in operation.args if isinstance(x, int | float)]
+        numbers = [x for x in operation.args if isinstance(x, int | float) and not isinstance(x, Slot)]
         if operation.name in ("mul", "mul_", "multiply", "div", "div_", "true_divide"):
             right = len(reads) == 1 and (
                 not operation.name.startswith(("div", "true")) or operation.args[0] == reads[0]

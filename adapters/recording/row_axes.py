@@ -19,7 +19,11 @@ from .operation_names import ELEMENTWISE, MOVED_AXES, PARTS
 from .operations import NotInClosedFormError, Operation, Slot
 from .recorder import Recorder
 
-MOST_ROWS = 8
+
+def most_rows(count: int) -> int:
+    """How many of some rows may be picked, so that treating each alone is less work than treating all together."""
+    return max(8, count // 4)
+
 
 RESHAPED = frozenset(["view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel"])
 _REDUCED = frozenset(["mean", "sum", "var", "std", "norm", "vector_norm", "amax", "amin"])
@@ -272,7 +276,7 @@ class RowAxes:
 
     def _pick(self, rows: Iterable[int]) -> None:
         self._picks.update(row % self._count for row in rows)
-        if len(self._picks) > MOST_ROWS:
+        if len(self._picks) > most_rows(self._count):
             raise NotInClosedFormError("the output reads many tokens")
 
     _rules: ClassVar[dict[str, _Rule]] = {

@@ -1,0 +1,66 @@
+"""What a run needs of a model with its data, and of a metric; images and questions have their own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from ._evaluation import Batch
+from ._methods import Method
+from ._models import Subject
+from ._samples import Sample
+
+
+class Scored(Protocol):
+    """A metric that is ready to be called."""
+
+    @property
+    def title(self) -> str:
+        """What the report calls it."""
+
+    @property
+    def direction(self) -> str:
+        """Which scores are better: "higher", "lower" or "", neither."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether scores of a sample depend on no other sample."""
+
+    @property
+    def source(self) -> Any:
+        """What the numbers depend on, compared when a run is resumed."""
+
+
+class Compared(Protocol):
+    """A model with the samples that it explains."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the tables."""
+
+    @property
+    def subject(self) -> Subject:
+        """The model."""
+
+    @property
+    def count(self) -> int:
+        """How many samples."""
+
+    @property
+    def metrics(self) -> Mapping[str, Scored]:
+        """The metrics as they are called for it."""
+
+    def identity(self) -> dict[str, Any]:
+        """What its numbers depend on."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the run says of it."""
+
+    def check(
+        self, methods: Mapping[str, Method], metrics: Mapping[str, Any], *, may_miss: bool
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """Try methods and metrics: what each method costs in forward passes, and why others do not fit."""
+
+    def batch(self, start: int, cells: Mapping[str, list[str]], tell: Callable[[str], None]) -> Batch:
+        """The results of a batch of samples."""
+
+    def read(self, index: int) -> Sample | tuple[int, str, str]:
+        """A sample for the gallery; index, name and error of one that is skipped."""

@@ -73,7 +73,7 @@ def trained(model: nn.Module, train: Scenes, epochs: int) -> nn.Module:
     """The model after so many epochs of AdamW; with MHEX by the losses of all blocks."""
     images, wanted = train.images, masks(train)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, epochs * -(-len(images) // 32))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * -(-len(images) // 32))
     for _ in range(epochs):
         for chosen in torch.randperm(len(images)).split(32):
             if isinstance(model, MHEX):

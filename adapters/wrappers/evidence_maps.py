@@ -1,11 +1,11 @@
 """What each place of an activation contributes: evidence of channels, or of a kernel of channels, times it."""
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-_CONVOLVED = (F.conv1d, F.conv2d, F.conv3d)
-_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 def evidence_map(weights: Tensor, activation: Tensor) -> Tensor:
@@ -25,12 +25,8 @@ def evidence_map(weights: Tensor, activation: Tensor) -> Tensor:
         >>> evidence_map(torch.tensor([[1.0, -1.0]]), torch.tensor([[[3.0, 5.0], [1.0, 2.0]]]))
         tensor([[2., 3.]])
     """
-    kernel, places = weights.shape[2:], activation.shape[2:]
-    if kernel.numel() == 1:
-        return torch.bmm(weights.flatten(1)[:, None], activation.flatten(2)).view(len(weights), *places)
-    together = activation.reshape(1, -1, *places)
-    convolved: Tensor = _CONVOLVED[len(kernel) - 1](together, weights, padding=kernel[0] // 2, groups=len(weights))
-    return convolved.squeeze(0)
+    parts, offsets = _by_offset(weights, activation)
+    return torch.stack([_moved(parts[:, i], offset) for i, offset in enumerate(offsets)]).sum(0)
 
 
 def evidence_for_region(weights: Tensor, activation: Tensor, region: Tensor) -> Tensor:
@@ -55,9 +51,20 @@ def evidence_for_region(weights: Tensor, activation: Tensor, region: Tensor) -> 
         >>> evidence_for_region(weights, torch.ones(1, 1, 4), region)
         tensor([[1., 2., 4., 0.]])
     """
-    kernel = weights.shape[2:]
-    if kernel.numel() == 1:
-        return region * evidence_map(weights, activation)
-    transposed = _TRANSPOSED[len(kernel) - 1]
-    spread: Tensor = transposed(region[None], weights, padding=kernel[0] // 2, groups=len(weights))
-    return (spread.view_as(activation) * activation).sum(1)
+    parts, offsets = _by_offset(weights, activation)
+    around = [_moved(region, [-step for step in offset]) for offset in offsets]
+    return (parts * torch.stack(around, 1)).sum(1)
+
+
+def _by_offset(weights: Tensor, activation: Tensor) -> tuple[Tensor, list[list[int]]]:
+    """`sum_k e_k A_k` for each offset of the kernel, (batch, offsets, *places), and the offsets from its middle."""
+    kernel, places = weights.shape[2:], activation.shape[2:]
+    matrices = weights.reshape(len(weights), weights.shape[1], -1).transpose(1, 2)
+    parts = torch.bmm(matrices, activation.flatten(2)).view(len(weights), -1, *places)
+    return parts, [list(one) for one in itertools.product(*(range(-(size // 2), size // 2 + 1) for size in kernel))]
+
+
+def _moved(maps: Tensor, offset: Sequence[int]) -> Tensor:
+    """Maps (batch, *places) whose value at p is that at p + offset; 0 outside."""
+    sides = [side for step in reversed(offset) for side in (-step, step)]
+    return F.pad(maps, sides) if any(sides) else maps

@@ -131,7 +131,7 @@ class QuestionCandidate:
         if not isinstance(found, AskedSample):
             return found
         pixels = torch.zeros(3, 1, 1) if found.picture is None else small_picture(found.picture)
-        return Sample(index, found.name, pixels)
+        return Sample(index, found.name, pixels, asked=found.asked)
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,11 @@ def fitting_methods(found: Mapping[str, Method]) -> dict[str, Method]:
 
 
 def explains_answers(method: Method) -> bool:
-    """Has a method `attribute_answer`? Of functions that is seen when they are called."""
+    """Has a method `attribute_answer`? Of a user's function that is seen when it is called."""
     make = method.make
-    is_other = isinstance(make, type) and not issubclass(make, AnswerAttribution)
-    return not is_other or hasattr(make, "attribute_answer") or make is Noise
+    if isinstance(make, type):
+        return issubclass(make, AnswerAttribution | Noise) or hasattr(make, "attribute_answer")
+    return not method.group
 
 
 def _read(questions: Questions, index: int) -> AskedSample | tuple[int, str, str]:

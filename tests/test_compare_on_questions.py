@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from contracts import left_as_found
+from paths import ROOT
 from PIL import Image
 from saved_models import PATCH, SIDE, TEMPLATE, save_image_model, save_text_model
 from tiny_tokenizer import WORDS, word_tokenizer
@@ -196,6 +198,18 @@ def test_a_run_grows_and_resumes_and_its_report_has_the_answers(image_model, pic
     assert json.dumps(f"answer “{ANSWER}”")[1:-1] in page
     assert "0.png: the cat sat left" in page
     assert "3 samples, 24 scores, 0 failed" in capsys.readouterr().out
+
+
+def test_the_code_on_the_page_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compare-answers.md").read_text(), re.DOTALL)
+    scope = {}
+    exec(block, scope)
+    assert len(scope["results"].scores()) == 4
+
+
+def test_the_metrics_are_listed(capsys):
+    main(["--list"])
+    assert "word-deletion" in capsys.readouterr().out.partition("Metrics of answers")[2]
 
 
 REFUSED = {

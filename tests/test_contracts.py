@@ -27,7 +27,7 @@ def way(request, monkeypatch):
     """All ways keep every promise."""
     with nullcontext() if request.param == "closed form" else without_closed_form():
         if request.param == "full runs":  # as where something runs that cannot be seen
-            monkeypatch.setattr("adapters.recording.token_pass.TokenPass.predict", TokenPass._rerun)
+            monkeypatch.setattr("adapters.recording.token_pass.TokenPass.predict", TokenPass.rerun)
         yield request.param
 
 

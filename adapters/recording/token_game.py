@@ -1,15 +1,15 @@
 """The last attention as a game of its tokens: what the model returns when some of them only take part in it."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .continuation import NotReplayableError
 from .last_attention import LastAttention
-from .operations import NotInClosedFormError
+from .operations import NotInClosedFormError, Replacement
 from .prediction import DifferentOutputError, Prediction
 from .projections import Projection
 from .softmax_without import MASKED, replacements_without
@@ -162,10 +162,12 @@ class ReplayedGame(TokenGame):
         super().__init__(run)
         self._check_samples()
         self._without = replacements_without(run)
-        outputs = self._prediction(self.everybody)
-        run.check(outputs)
-        if run.batch > 1:
-            self._check_independent(outputs.outputs)
+        with torch.inference_mode(False):
+            prediction = self._prediction(self.everybody)
+            run.check(prediction)
+            if run.batch > 1:
+                self._check_independent(prediction.outputs)
+        self._warn_of_rounding(prediction.outputs)
 
     @property
     def _at_once(self) -> int:
@@ -173,23 +175,33 @@ class ReplayedGame(TokenGame):
 
     def _prediction(self, coalitions: Tensor) -> Prediction:
         (present,) = coalitions
-        run, replacements = self.run, self._without(present)
-        if run.reason is None:
-            try:
-                with torch.no_grad(), WideTypes():
-                    return _replayed(run, run.tokens, replacements)
-            except NotReplayableError as error:
-                run.reason = str(error)
+        return self._predicted(self.run.tokens, self._without(present))
+
+    def _predicted(self, tokens: Tensor, replacements: dict[int, Replacement]) -> Prediction:
+        run = self.run
         with torch.no_grad():
-            found = run.repeat(replacements)
-        return Prediction(_wide(found.outputs), _wide(found.latents))
+            if run.reason is None:
+                try:
+                    with WideTypes():
+                        return _replayed(run, tokens, replacements)
+                except NotReplayableError as error:
+                    run.reason = str(error)
+            return run.rerun(tokens.detach(), replacements)
 
     def _check_independent(self, own: Tensor) -> None:
-        run = self.run
+        run, nobody = self.run, self._without(self.everybody[0])
         odd = (torch.arange(run.batch, device=own.device) % 2 == 1).view(-1, *[1] * (run.tokens.dim() - 1))
-        with torch.no_grad(), torch.inference_mode(False), WideTypes():
-            moved = [run.predict(torch.where(half, -run.tokens, run.tokens)).outputs for half in (odd, ~odd)]
+        moved = [self._predicted(torch.where(half, -run.tokens, run.tokens), nobody).outputs for half in (odd, ~odd)]
         check_independent(own, torch.where(odd.view(-1, *[1] * (own.dim() - 1)), moved[1], moved[0]))
+
+    def _warn_of_rounding(self, outputs: Tensor) -> None:
+        if torch.finfo(outputs.dtype).bits < 32:
+            warnings.warn(
+                f"The whole model runs in {outputs.dtype} for each token ({self.run.reason}), so that effects are "
+                f"rounded as its scores are, by up to {float(outputs.abs().max()) * torch.finfo(outputs.dtype).eps:.2g}"
+                ". Pass `model.float()` for smaller ones.",
+                stacklevel=2,
+            )
 
 
 def game_of(run: TokenPass) -> TokenGame:
@@ -228,16 +240,16 @@ def check_independent(own: Tensor, found: Tensor) -> None:
     Raises:
         ValueError: if they are not.
     """
-    tolerance = torch.finfo(own.dtype).eps ** 0.5
-    close = torch.isclose(found, own, rtol=tolerance, atol=tolerance * float(own.abs().max()), equal_nan=True)
-    if not bool(close.all()):
+    finite = torch.isfinite(own)
+    largest = torch.where(finite, own.abs(), 0).max()
+    if bool(((found - own).abs() > torch.finfo(own.dtype).eps ** 0.5 * largest)[finite].any()):
         raise ValueError(
             "The prediction for a sample depends on the other samples of its batch, so that leaving out a token of "
             "each at once is not the effect of one. Explain one sample at a time."
         )
 
 
-def _replayed(run: TokenPass, tokens: Tensor, replacements: dict[int, Any]) -> Prediction:
+def _replayed(run: TokenPass, tokens: Tensor, replacements: dict[int, Replacement]) -> Prediction:
     one = run.watched
     wanted = [slot for slot in (one.output_slot, one.latent_slot) if slot is not None]
     return run.prediction_of(run.continuation.run(run.layout.from_batch(tokens), wanted, replacements))

@@ -102,6 +102,10 @@ GAMES = {
     "BERT, padded": lambda: Game(shaken(BertForSequenceClassification(BertConfig(**TEXTS))), padded("right"), 7),
     "Llama, padded": lambda: Game(shaken(LlamaForSequenceClassification(LlamaConfig(**GROUPED))), padded("left"), 7),
     "gpt-oss, sinks": lambda: Game(
-        shaken(GptOssForSequenceClassification(dense(GptOssConfig(**SINKS)))), (WORDS,), 7, way="full runs of the model", kind="softmax"
+        shaken(GptOssForSequenceClassification(dense(GptOssConfig(**SINKS)))),
+        (WORDS,),
+        7,
+        way="full runs of the model",
+        kind="softmax",
     ),
 }

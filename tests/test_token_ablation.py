@@ -182,7 +182,9 @@ class Convolved(nn.Module):
         return self.head(F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0, 0])
 
 
-@pytest.mark.parametrize(("model", "words"), [(Mixed, "depends on the other samples"), (Bag, r"1 prediction\(s\) of 2")])
+@pytest.mark.parametrize(
+    ("model", "words"), [(Mixed, "depends on the other samples"), (Bag, r"1 prediction\(s\) of 2")]
+)
 @pytest.mark.parametrize("closed", [True, False])
 def test_samples_that_meet_are_refused_and_one_alone_is_not(model, words, closed):
     model = shaken(model())

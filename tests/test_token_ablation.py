@@ -199,6 +199,6 @@ def test_samples_that_meet_are_refused_and_one_alone_is_not(model, words, closed
 
 def test_values_that_belong_to_several_tokens_are_refused():
     x = torch.randn(2, 5, 8, dtype=torch.float64)
-    with pytest.raises(ValueError, match="made of several tokens.*Take CDAM"):
+    with pytest.raises(ValueError, match=r"made of several tokens.*Take CDAM"):
         TokenAblation(shaken(Convolved())).attribute(x, 1)
     assert CDAM(shaken(Convolved())).attribute(x, 1).abs().min() > 0

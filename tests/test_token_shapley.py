@@ -189,7 +189,7 @@ def test_wrong_arguments_are_named(options, error, words):
 
 def test_more_players_than_all_coalitions_allow_are_told_what_to_do():
     model = tiny_vit(patch_size=4)
-    with pytest.raises(ValueError, match="at most 16 players, got 64. Give `n_samples`, or larger `players`"):
+    with pytest.raises(ValueError, match=r"at most 16 players, got 64\. Give `n_samples`, or larger `players`"):
         TokenShapley(model).attribute(IMAGES.float(), 1, n_samples=None)
     large = torch.arange(4).repeat_interleave(2)
     TokenShapley(model).attribute(IMAGES.float(), 1, n_samples=None, players=large.view(1, 8).expand(8, 8))

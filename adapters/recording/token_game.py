@@ -122,9 +122,12 @@ class RowGame(TokenGame):
 
     def _attended(self, coalitions: Tensor) -> Tensor:
         """What the attention gives, (coalitions, batch, heads, rows, width)."""
-        products = self._products.masked_fill(~coalitions[:, None, None, None], -torch.inf)
+        copies, rows = len(coalitions), self._products.shape[2]
+        products = self._products[:, :, None].masked_fill(~coalitions[:, None], -torch.inf)
         nothing = (products == -torch.inf).all(-1, keepdim=True)
-        return products.softmax(-1).masked_fill(nothing, 0) @ self._values
+        weights = products.softmax(-1).masked_fill_(nothing, 0).flatten(2, 3)
+        mixed: Tensor = (weights @ self._values).unflatten(2, (copies, rows))
+        return mixed.movedim(2, 0)
 
     def _predicted(self, attended: Tensor) -> Prediction:
         copies = len(attended)

@@ -17,8 +17,8 @@ from .token_pass import TokenPass
 from .wide_types import WideTypes
 
 Read = Callable[[Prediction], Tensor]
-_ROOM = 6  # memory of a chunk in multiples of the tokens' own
-_LITTLE = 2**20  # numbers that a chunk may always use
+_ROOM = 13  # memory of a chunk in multiples of the tokens' own
+_LITTLE = 2**22  # numbers that a chunk may always use
 
 
 class TokenGame(ABC):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from games import GAMES, IMAGES, shaken
 from left_out_keys import effects
+from tiny_decoders import PROMPTS, batch, decoder
 from torch import nn
 from torch.nn import functional as F
 from toy_models import tiny_vit
 
-from captum_ext import CDAM, ConceptTarget, ContrastTarget, TokenAblation, without_closed_form
+from captum_ext import CDAM, ConceptTarget, ContrastTarget, TokenAblation, TokenShapley, without_closed_form
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -202,3 +203,33 @@ def test_values_that_belong_to_several_tokens_are_refused():
     with pytest.raises(ValueError, match=r"made of several tokens.*Take CDAM"):
         TokenAblation(shaken(Convolved())).attribute(x, 1)
     assert CDAM(shaken(Convolved())).attribute(x, 1).abs().min() > 0
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_answers_of_decoders_are_explained_by_their_prompts(name, side):
+    """Grouped queries, rotary embeddings, causal and sliding masks: each prompt alone is the truth."""
+    model, answer = decoder(name), [5, 6]
+    prompts = batch(side)
+    found = TokenAblation(model).attribute_answer(prompts, answer)
+    shapley = TokenShapley(model).attribute_answer(prompts, answer, n_samples=4)
+    for sample, prompt in enumerate(PROMPTS):
+        ids = torch.tensor([[*prompt, *answer[:-1]]])
+        rows = [
+            effects(model, (ids,), lambda y, row=row, token=token: y.logits[:, row, token], ids.shape[1])[0]
+            for row, token in zip((len(prompt) - 1, len(prompt)), answer, strict=True)
+        ]
+        expected = torch.stack(rows)[:, : len(prompt)]
+        real = prompts["attention_mask"][sample].bool()
+        torch.testing.assert_close(found.per_token[sample][:, real], expected, rtol=1e-9, atol=1e-9)
+        assert found.per_token[sample][:, ~real].abs().max() == 0 if bool((~real).any()) else True
+        assert shapley.scores[sample][~real].abs().sum() < 1e-12
+
+
+def test_what_is_generated_is_explained_from_its_own_passes():
+    model = decoder("llama")
+    prompt = {"input_ids": torch.tensor([PROMPTS[0]])}
+    found = TokenAblation(model).explain_generation(prompt, max_new_tokens=2)
+    again = TokenAblation(model).attribute_answer(prompt, found.answer_ids)
+    assert found.way == "the passes of generation"
+    torch.testing.assert_close(found.per_token, again.per_token, rtol=1e-9, atol=1e-9)

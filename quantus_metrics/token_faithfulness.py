@@ -1,6 +1,6 @@
 """Token faithfulness: does a map rank the patches as their exact effects in the last attention do?"""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from ._predictions import Predictions
 from ._probabilities import Activation
 from ._scores import Scores
 from ._targets import Targets
-
-_POOLS: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
 def token_faithfulness(
@@ -42,7 +40,8 @@ def token_faithfulness(
         model: A transformer that returns logits (batch, classes), or any output for functions.
         x: (batch, channels, height, width); signals (batch, channels, length); or volumes, with a depth before height.
         y: (batch,), the classes; or a function of one sample's output that returns a number, or a list of them.
-        a: (batch, [1 or channels,] height, width), channels are summed. Maps are average-pooled to the grid of tokens.
+        a: (batch, [1 or channels,] height, width), channels are summed. Maps are average-pooled to the grid of tokens;
+            those that Captum interpolated from this grid are read back exactly.
         softmax: Effects on the probability, not the logit.
         activation: What makes probabilities of outputs.
         batch_size: How many samples run through the model at once.
@@ -93,12 +92,14 @@ class TokenFaithfulness(TensorMetric):
         found = predictions.shared(
             ("token effects", predictions.softmax), x, y, lambda missing: _effects(predictions, x[missing], y[missing])
         )
-        maps = pooled(a, tuple(found.shape[1:]))
+        maps = on_grid(a, tuple(found.shape[1:]))
         return Scores(spearman(maps, found), is_constant(maps) | is_constant(found))
 
 
-def pooled(maps: Tensor, sizes: tuple[int, ...]) -> Tensor:
+def on_grid(maps: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Maps (batch, ...) averaged over each place of a grid, (batch, *sizes).
+
+    A map that is one on the grid, interpolated linearly as by Captum, is read back: averages would blur it.
 
     Raises:
         ValueError: if they have more or fewer axes.
@@ -108,8 +109,27 @@ def pooled(maps: Tensor, sizes: tuple[int, ...]) -> Tensor:
             f"Expected maps with the axes of the tokens' grid, {sizes}, got {tuple(maps.shape[1:])}: the tokens of "
             "this model do not lie on the places of the input."
         )
-    found: Tensor = _POOLS[len(sizes)](maps[:, None].double(), sizes)
-    return found[:, 0]
+    means = read = maps.double()
+    for axis, size in enumerate(sizes, 1):
+        averages, between = _resampling(maps.shape[axis], size, maps.device)
+        means = _along(axis, averages, means)
+        read = _along(axis, torch.linalg.inv(averages @ between) @ averages, read)
+    again = read
+    for axis, size in enumerate(sizes, 1):
+        again = _along(axis, _resampling(maps.shape[axis], size, maps.device)[1], again)
+    wrong = (again - maps).abs().flatten(1).amax(1) > 1e-4 * maps.abs().flatten(1).amax(1)
+    return torch.where(wrong.view(-1, *[1] * len(sizes)), means, read)
+
+
+def _resampling(pixels: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The matrices of averages over the places of an axis (size, pixels), and of interpolation (pixels, size)."""
+    averages = F.adaptive_avg_pool1d(torch.eye(pixels, dtype=torch.float64, device=device), size).T
+    places = torch.eye(size, dtype=torch.float64, device=device)[None]
+    return averages, F.interpolate(places, pixels, mode="linear", align_corners=False)[0].T
+
+
+def _along(axis: int, matrix: Tensor, values: Tensor) -> Tensor:
+    return (values.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from toy_models import tiny_vit
 import quantus_metrics
 from captum_ext import CDAM, AttentionMap, TokenAblation
 from quantus_metrics import TokenFaithfulness, explain_func, token_faithfulness
-from quantus_metrics.token_faithfulness import spearman
+from quantus_metrics.token_faithfulness import on_grid, spearman
 from xai_compare._metrics import metrics_named
 
 TARGETS = torch.tensor([1, 2])
@@ -47,9 +47,12 @@ def test_is_spearmans_correlation_with_the_effects_of_single_tokens(pool):
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_exact_effects_score_1_and_their_opposite_minus_1():
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_exact_effects_score_1_and_their_opposite_minus_1(mode, dtype):
+    """Interpolation would blur what is averaged again."""
     model = shaken(tiny_vit())
-    maps = TokenAblation(model).attribute(IMAGES, TARGETS).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    maps = LayerAttribution.interpolate(TokenAblation(model).attribute(IMAGES, TARGETS), (32, 32), mode).to(dtype)
     assert token_faithfulness(model, IMAGES, TARGETS, maps).tolist() == pytest.approx([1, 1], abs=1e-12)
     assert token_faithfulness(model, IMAGES, TARGETS, -maps).tolist() == pytest.approx([-1, -1], abs=1e-12)
 
@@ -113,6 +116,22 @@ def test_maps_and_effects_that_are_the_same_everywhere_are_undefined():
     assert metric.undefined == [1]
 
 
+def test_maps_are_averaged_unless_they_were_interpolated_from_the_grid():
+    coarse = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1)).double()
+    for size in ((24, 40), (26, 41), (3, 5)):
+        fine = torch.nn.functional.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]
+        torch.testing.assert_close(on_grid(fine, (3, 5)), coarse, rtol=1e-9, atol=1e-9)
+    fine[0, 1, 2] += 0.01  # of the last one, a map of single places, which are themselves
+    assert torch.equal(on_grid(fine, (3, 5)), fine)
+    pixels = torch.randn(2, 24, 40).double()
+    expected = pixels.view(2, 3, 8, 5, 8).mean((2, 4))
+    torch.testing.assert_close(on_grid(pixels, (3, 5)), expected)
+    both = torch.stack([pixels[0], torch.nn.functional.interpolate(coarse[:1, None], (24, 40), mode="bilinear")[0, 0]])
+    torch.testing.assert_close(on_grid(both, (3, 5)), torch.stack([expected[0], coarse[0]]))
+    signal = torch.randn(2, 12).double()
+    torch.testing.assert_close(on_grid(signal, (4,)), signal.view(2, 4, 3).mean(2))
+
+
 def test_equal_values_share_their_rank():
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randint(4, (5, 3, 7), generator=draw) for _ in range(2))
@@ -149,7 +168,7 @@ def test_models_without_tokens_on_a_grid_are_told_so():
 @pytest.mark.filterwarnings("ignore")  # Quantus' own
 def test_runs_in_quantus_and_ranks_methods(capsys):
     model, methods = shaken(tiny_vit()).float(), {"CDAM": CDAM, "ablation": TokenAblation, "attention": AttentionMap}
-    explain = {name: explain_func(method, mode="nearest") for name, method in methods.items()}
+    explain = {name: explain_func(method) for name, method in methods.items()}
     x = IMAGES.float().numpy()
     metric = quantus.TokenFaithfulness()
     scores = quantus.evaluate({"it": metric}, explain, model, x, TARGETS.numpy(), explain_func_kwargs={})

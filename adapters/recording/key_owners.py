@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from .attention_calls import AttentionCall
 from .continuation import NotReplayableError
 from .token_pass import TokenPass
+from .wide_types import WideTypes
 
 NOBODY = -1  # owns what no token changes, as a sink
 
@@ -48,12 +49,19 @@ def key_owners(run: TokenPass, call: AttentionCall) -> Tensor:
             )
         owners |= ones.long() << bit
         anybody = ones | zeros
+    owners = owners.masked_fill(~anybody, NOBODY)
+    ordered = owners.sort(-1).values
+    if bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != NOBODY)).any()):
+        raise KeysOfNoTokenError(
+            "The values of this attention do not lie as (batch, heads, tokens, width), so that it is not seen which "
+            "weight belongs to which token. Take CDAM, which needs no keys of single tokens."
+        )
     if len(owners[anybody].unique()) < run.count:
         raise KeysOfNoTokenError(
             "Some tokens make no value of this attention, so that they cannot be left out of it one by one. Take CDAM, "
             "or choose another `attention`."
         )
-    return owners.masked_fill(~anybody, NOBODY)
+    return owners
 
 
 def _moved(run: TokenPass, chosen: Tensor) -> Tensor:
@@ -66,14 +74,17 @@ def _moved(run: TokenPass, chosen: Tensor) -> Tensor:
 
 
 def _changed(before: Tensor, after: Tensor) -> Tensor:
-    return (before != after).any(-1)
+    """Which values differ by more than the rounding of a product, whose parts may be summed in another order."""
+    rounding = torch.finfo(before.dtype).eps ** 0.75 * before.abs().amax()
+    changed: Tensor = (after - before).abs() > rounding
+    return changed.any(-1)
 
 
 def _values(run: TokenPass, call: AttentionCall, tokens: Tensor) -> Tensor:
     """The attention's values for other tokens."""
     if run.reason is None:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), WideTypes():
                 given = run.layout.from_batch(tokens)
                 return run.continuation.run(given, [call.value], before=call.operation.index)[0]
         except NotReplayableError as error:

@@ -36,8 +36,26 @@ def replacements_without(run: TokenPass) -> Callable[[Tensor], dict[int, Replace
             "The last attention samples values at points between the tokens (deformable attention), so that no single "
             "token can be left out. Take CDAM."
         )
+    if _beside(run, call):
+        raise KeysOfNoTokenError(
+            "The tokens enter several attentions beside each other (sparse attention in blocks, several branches), so "
+            "that they cannot be left out of one. Take CDAM, which reads all of them."
+        )
     owners = key_owners(run, call)
     return lambda present: _of_call(call, (owners == NOBODY) | present.to(owners.device)[owners])
+
+
+def _beside(run: TokenPass, call: AttentionCall) -> bool:
+    """Does the output also read the tokens by another attention, which does not lie behind this one?"""
+    found, behind = run.continuation, {call.output}
+    for operation in found.operations:
+        if not behind.isdisjoint(operation.inputs):
+            behind.update(operation.outputs)
+    used = set(found.operations)
+    return any(
+        other is not call and other.operation in used and other.value in found.dependent and other.value not in behind
+        for other in run.watched.finder.calls
+    )
 
 
 def _of_call(call: AttentionCall, kept: Tensor) -> dict[int, Replacement]:
@@ -78,7 +96,8 @@ def _softmax(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
             f"{kept.shape[-1]} keys. Take CDAM, which needs no keys of single tokens."
         )
     seen = F.pad(kept, (0, sinks), value=True).unsqueeze(-2)
-    if torch.broadcast_shapes(seen.shape, products.shape) != products.shape:
+    aligned = zip(reversed(seen.shape), reversed(products.shape), strict=False)
+    if seen.dim() > products.dim() or any(own not in (1, whole) for own, whole in aligned):
         raise KeysOfNoTokenError(
             f"The weights of the last attention have shape {tuple(products.shape)}, which does not fit its values, "
             f"{tuple(kept.shape)} keys. Take CDAM, which needs no keys of single tokens."

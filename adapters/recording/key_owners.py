@@ -86,6 +86,8 @@ def _values(run: TokenPass, call: AttentionCall, tokens: Tensor) -> Tensor:
         try:
             with torch.no_grad(), WideTypes():
                 given = run.layout.from_batch(tokens)
+                if call.value == run.slot:
+                    return given
                 return run.continuation.run(given, [call.value], before=call.operation.index)[0]
         except NotReplayableError as error:
             run.reason = str(error)

@@ -36,6 +36,11 @@ def replacements_without(run: TokenPass) -> Callable[[Tensor], dict[int, Replace
             "The last attention samples values at points between the tokens (deformable attention), so that no single "
             "token can be left out. Take CDAM."
         )
+    if run.reason is None and call.operation not in run.continuation.operations:
+        raise KeysOfNoTokenError(
+            "The output does not depend on the attention that was found in a way that can be followed. Take CDAM, or "
+            "choose another `attention`."
+        )
     if _beside(run, call):
         raise KeysOfNoTokenError(
             "The tokens enter several attentions beside each other (sparse attention in blocks, several branches), so "

@@ -233,3 +233,23 @@ def test_what_is_generated_is_explained_from_its_own_passes():
     again = TokenAblation(model).attribute_answer(prompt, found.answer_ids)
     assert found.way == "the passes of generation"
     torch.testing.assert_close(found.per_token, again.per_token, rtol=1e-9, atol=1e-9)
+
+
+class InBlocks(nn.Module):
+    """The first rows and the others attend one after the other, to the same keys; the mean of all rows is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x):
+        query, key, value = (part[:, None] for part in self.qkv(x).chunk(3, -1))
+        blocks = [F.scaled_dot_product_attention(rows, key, value) for rows in (query[:, :, :2], query[:, :, 2:])]
+        return self.head(torch.cat(blocks, 2)[:, 0].mean(1))
+
+
+def test_attention_in_several_pieces_is_refused():
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"several attentions beside each other.*Take CDAM"):
+        TokenAblation(shaken(InBlocks())).attribute(x, 1)
+    assert CDAM(shaken(InBlocks())).attribute(x, 1).abs().min() > 0

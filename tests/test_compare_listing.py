@@ -38,7 +38,7 @@ def test_every_method_has_half_a_line_a_cost_and_a_group():
 def test_methods_of_one_group_stand_together():
     mixed = dict(sorted(KNOWN.items()))
     groups = [group for group, _ in _listing.grouped(mixed)]
-    assert len(groups) == len(set(groups)) == 9
+    assert len(groups) == len(set(groups)) == 10
     listed = [name for _, rows in _listing.grouped(mixed) for name in rows]
     assert sorted(listed) == sorted(KNOWN)
     assert {"random", "randomcam"} == set(dict(_listing.grouped(KNOWN))["Controls"])

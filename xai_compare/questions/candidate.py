@@ -193,7 +193,8 @@ def fitting_methods(found: Mapping[str, Method]) -> dict[str, Method]:
     if others:
         raise ValueError(
             f"Expected methods that explain answers to questions (classes with `attribute_answer`, such as cdam, "
-            f"smooth-cdam, integrated-cdam, relevance, attention, rollout, and random), got {', '.join(others)}."
+            "smooth-cdam, integrated-cdam, token-ablation, relevance, attention, rollout, and random), got "
+            f"{', '.join(others)}."
         )
     return dict(found)
 

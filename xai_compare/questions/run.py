@@ -18,7 +18,16 @@ from .data import Questions
 from .measures import MEASURES, measures_named
 
 _AT_ONCE = 4  # questions that are saved together; each is asked alone
-QUESTION_METHODS = ("cdam", "smooth-cdam", "integrated-cdam", "attention", "rollout", "relevance", "random")
+QUESTION_METHODS = (
+    "cdam",
+    "smooth-cdam",
+    "integrated-cdam",
+    "token-ablation",
+    "attention",
+    "rollout",
+    "relevance",
+    "random",
+)
 
 
 def compare_answers(

@@ -21,9 +21,17 @@ from captum_ext import (
     PartialLRP,
     RelevancePropagation,
     SmoothCDAM,
+    TokenAblation,
 )
 
-OURS = ("CDAM", "CDAM, 10 targets", "IntegratedCDAM", "IntegratedCDAM, baseline given", "SmoothCDAM")
+OURS = (
+    "CDAM",
+    "CDAM, 10 targets",
+    "IntegratedCDAM",
+    "IntegratedCDAM, baseline given",
+    "SmoothCDAM",
+    "TokenAblation",
+)
 BASELINES = ("AttentionMap", "AttentionRollout", "PartialLRP", "RelevancePropagation")
 OTHERS = (
     *BASELINES,
@@ -81,6 +89,7 @@ def ours(
         lambda: IntegratedCDAM(forward, layer).attribute(images, 1, n_steps=steps),
         lambda: IntegratedCDAM(forward, layer).attribute(images, 1, n_steps=steps, baselines=baseline),
         lambda: SmoothCDAM(forward, layer).attribute(images, 1, nt_samples=steps),
+        lambda: TokenAblation(forward, layer).attribute(images, 1),
     )
     return dict(zip(OURS, runs, strict=True))
 

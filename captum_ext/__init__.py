@@ -24,6 +24,8 @@ from .smooth_cdam import SmoothCDAM as SmoothCDAM
 from .spectrogram_overlay import spectrogram_figure as spectrogram_figure
 from .spectrogram_overlay import spectrogram_overlay as spectrogram_overlay
 from .text_target import TextTarget as TextTarget
+from .token_ablation import TokenAblation as TokenAblation
+from .token_shapley import TokenShapley as TokenShapley
 from .video_overlay import video_overlay as video_overlay
 from .video_strip import video_strip as video_strip
 

@@ -32,7 +32,7 @@ from .answer_maps import AnswerMaps, image_maps
 Excluded = Literal["first", "special"]
 _OF_ATTRIBUTE = {  # what answers decide themselves
     *("inputs", "target", "additional_forward_args", "return_tokens", "attribute_to_layer_input"),
-    "return_convergence_delta",
+    *("return_convergence_delta", "return_errors"),
 }
 
 

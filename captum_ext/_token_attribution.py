@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
@@ -27,6 +27,7 @@ Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
 
 CLOSED_FORM = "closed form"
 AUTOGRAD = "autograd from the tokens"
+FROM_TOKENS = "runs from the tokens"
 FULL_RUNS = "full runs of the model"
 
 _closed_form_allowed: ContextVar[bool] = ContextVar("closed_form_allowed", default=True)
@@ -76,7 +77,7 @@ class Formula(Protocol):
     """A method's formula: scores (targets, batch, tokens)."""
 
     def by_autograd(self, run: TokenPass, scores: Sequence[Score]) -> Tensor:
-        """For any model, by automatic differentiation."""
+        """For any model, by automatic differentiation or runs from the tokens."""
         ...
 
     def in_closed_form(self, last: LastAttention, scores: Sequence[Score]) -> Tensor:
@@ -107,6 +108,9 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
         output: Which tensor of what the model returns is explained.
         device_ids: Accepted as in Captum's layer classes; a model that is spread over devices runs on the first one.
     """
+
+    _general_way: ClassVar[str] = AUTOGRAD
+    _reads: ClassVar[str] = "a gradient"  # what a map is made of
 
     def __init__(
         self,
@@ -159,7 +163,7 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
             attribute_to_layer_input: Take the input of the given `layer` as the tokens, not its output.
 
         Returns:
-            `.way` ("closed form", "autograd from the tokens" or "full runs of the model") and `.reason`.
+            `.way` ("closed form", "autograd" or "runs from the tokens", "full runs of the model") and `.reason`.
 
         Example:
             >>> import timm, torch
@@ -175,7 +179,7 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
         except NotInClosedFormError as error:
             with torch.no_grad():
                 run.checked(run.tokens)
-            return Path(AUTOGRAD, str(error)) if run.reason is None else Path(FULL_RUNS, run.reason)
+            return Path(self._general_way, str(error)) if run.reason is None else Path(FULL_RUNS, run.reason)
 
     def attribute_contrasts(self, inputs: Any, classes: Any, *args: Any, **kwargs: Any) -> Any:
         """Why each class and not each other one, of all pairs of classes from one pass through the model.
@@ -293,7 +297,7 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
         failures.check_independent(predictions, run.batch)
         grid = grid_for(run, given[0], required=not request.return_tokens)
         parts = _scores(formula, run, scores)
-        _check_result(parts, grid, failures, predictions)
+        _check_result(parts, grid, failures, predictions, self._reads)
         parts = failures.as_nan(parts.transpose(0, 1), stacklevel=6)
         if request.return_tokens or grid is None:
             return parts
@@ -325,12 +329,12 @@ def _scores(formula: Formula, run: TokenPass, scores: Sequence[Score]) -> Tensor
     return formula.by_autograd(run, scores)
 
 
-def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predictions: int) -> None:
+def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predictions: int, reads: str) -> None:
     finite = torch.isfinite(parts).all(-1).all(0)
     failures.add(
         ~finite,
-        "The model's gradient is NaN or infinite for sample(s) {}, although the inputs are finite. Are the weights "
-        "finite? In float16 the model may overflow: use bfloat16 or float32.",
+        f"The model's {reads.split()[1]} is NaN or infinite for sample(s) {{}}, although the inputs are finite. "
+        "Are the weights finite? In float16 the model may overflow: use bfloat16 or float32.",
     )
     patches = parts if grid is None else parts[..., grid.places.to(parts.device)]
     has_gradient = (patches != 0).any(-1).all(0)
@@ -338,7 +342,7 @@ def _check_result(parts: Tensor, grid: Grid | None, failures: Failures, predicti
         return  # of several inputs to one prediction, some may not matter
     failures.add(
         ~has_gradient & finite,
-        "No patch token has a gradient for sample(s) {}: the score asked for does not depend on what these tokens "
+        f"No patch token has {reads} for sample(s) {{}}: the score asked for does not depend on what these tokens "
         "bring into the attention at this layer, and the map would be blank. Usual causes: the layer lies behind "
         "the last attention that mixes tokens (pass the norm in front of it), the head's weights for this target "
         "are zero (an untrained head), all words but one are masked, or gradients are cut (torch.no_grad or detach "

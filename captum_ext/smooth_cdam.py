@@ -16,6 +16,7 @@ from adapters.recording import LastAttention, NotInClosedFormError, TokenPass
 from ._autograd import smooth_relevance
 from ._checks import OnError
 from ._closed_form import closed_form_relevance
+from ._generators import check_generator, generator_on
 from ._perturbed_tokens import NoisyTokens
 from ._targets import Score, Target
 from ._token_attribution import Request, Tensors, TokenAttribution
@@ -172,8 +173,7 @@ class _Noise:
                 raise TypeError(f"Expected `stdevs` to be a number or None, got {type(self.stdevs)}.")
             if not 0 <= self.stdevs < math.inf:
                 raise ValueError(f"Expected `stdevs` to be finite and at least 0, got {self.stdevs}.")
-        if self.generator is not None and not isinstance(self.generator, torch.Generator):
-            raise TypeError(f"Expected `generator` to be a torch.Generator or None, got {type(self.generator)}.")
+        check_generator(self.generator)
 
     def by_autograd(self, run: TokenPass, scores: Sequence[Score]) -> Tensor:
         return smooth_relevance(
@@ -207,11 +207,4 @@ def _default_deviation(tokens: Tensor) -> Tensor:
 
 def _normals(tokens: Tensor, generator: torch.Generator | None) -> Callable[[Tensor], Tensor]:
     """Fills a tensor of the shape of one sample's tokens with standard normals: no chunking changes them."""
-    if generator is None:
-        generator = torch.Generator(tokens.device).manual_seed(torch.initial_seed())
-    elif generator.device.type != tokens.device.type:
-        raise ValueError(
-            f"Expected `generator` on the tokens' device {tokens.device}, got one on {generator.device}. Make it with "
-            f"torch.Generator({str(tokens.device)!r})."
-        )
-    return partial(torch.Tensor.normal_, generator=generator)
+    return partial(torch.Tensor.normal_, generator=generator_on(tokens, generator))

@@ -33,5 +33,7 @@ from .removal_drop import RemovalDrop as RemovalDrop
 from .removal_drop import removal_drop as removal_drop
 from .soft_average_drop import SoftAverageDrop as SoftAverageDrop
 from .soft_average_drop import soft_average_drop as soft_average_drop
+from .token_faithfulness import TokenFaithfulness as TokenFaithfulness
+from .token_faithfulness import token_faithfulness as token_faithfulness
 
 register()

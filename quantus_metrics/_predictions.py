@@ -13,7 +13,7 @@ from adapters.models.state_key import Identity
 
 from ._outputs import Model, Returned, ends_in_sigmoid, is_list_of_samples, is_of_final, running, samples_in
 from ._prediction_cache import PredictionCache
-from ._probabilities import Activation, answers, are_probabilities, checked_activation
+from ._probabilities import Activation, answers, are_probabilities, checked_activation, probabilities
 from ._targets import Function, number_of
 
 _TWICE = (
@@ -163,6 +163,24 @@ class Predictions:
             return torch.full((len(missing),), self._outputs)
 
         return bool(self.shared("outputs", x[:1], torch.zeros(1, dtype=torch.long), compute)[0] == 1)
+
+    def outputs(self, run: Callable[..., Returned], x: Tensor, *, probability: bool) -> Tensor:
+        """What classes or functions are asked of, (batch, ...), by a model that is running."""
+        returned = run(self._placement.moved(x), **self._options)
+        final = probability and is_of_final(self._activation)
+        found = returned.outputs(final=final) if self.functions else returned.of_classes(final=final)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+    def asked(self, outputs: Tensor, numbers: Tensor, *, probability: bool) -> Tensor:
+        """(count,): what is asked of such outputs, by class or by the function's number."""
+        activation = self._activation if probability else None
+        if self.functions:
+            outputs = outputs if activation is None else probabilities(outputs, activation)
+            pairs = zip(numbers, outputs, strict=True)
+            return torch.stack([number_of(self.functions[i], output) for i, output in pairs])
+        found = answers(outputs, activation)
+        _check(found, numbers, outputs.shape[1] == 1)
+        return found.gather(1, numbers[:, None].to(found.device))[:, 0]
 
     def _of_classes(self, returned: Returned, classes: Tensor, activation: Activation | None) -> Tensor:
         outputs = returned.of_classes(final=is_of_final(activation))

@@ -14,6 +14,7 @@ from .fidelity import Fidelity
 from .insertion import Deletion, Insertion
 from .removal_drop import RemovalDrop
 from .soft_average_drop import SoftAverageDrop
+from .token_faithfulness import TokenFaithfulness
 
 METRICS = (
     SoftAverageDrop,
@@ -28,6 +29,7 @@ METRICS = (
     Fidelity,
     Compactness,
     ClassDiscrimination,
+    TokenFaithfulness,
 )
 
 

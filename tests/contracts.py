@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM
+from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM, TokenAblation, TokenShapley
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 TARGETS = torch.tensor([1, 4, 0])
@@ -18,6 +18,8 @@ METHODS = {
     "CDAM": (CDAM, {}),
     "SmoothCDAM": (SmoothCDAM, {"nt_samples": 3, "stdevs": 0.3}),
     "IntegratedCDAM": (IntegratedCDAM, {"n_steps": 3}),
+    "TokenAblation": (TokenAblation, {}),
+    "TokenShapley": (TokenShapley, {"n_samples": 4}),
 }
 
 

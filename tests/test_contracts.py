@@ -16,6 +16,7 @@ from toy_models import tiny_vit
 from adapters.recording import TokenPass
 from captum_ext import without_closed_form
 
+EXACT = ("TokenAblation", "TokenShapley")  # effects of scores, and no gradients
 each_method = pytest.mark.parametrize(("method", "options"), METHODS.values(), ids=METHODS)
 
 
@@ -27,7 +28,7 @@ def way(request, monkeypatch):
     """All ways keep every promise."""
     with nullcontext() if request.param == "closed form" else without_closed_form():
         if request.param == "full runs":  # as where something runs that cannot be seen
-            monkeypatch.setattr("adapters.recording.token_pass.TokenPass.predict", TokenPass._rerun)
+            monkeypatch.setattr(TokenPass, "reason", property(lambda _: "unseen", lambda *_: None), raising=False)
         yield request.param
 
 
@@ -108,25 +109,33 @@ def test_a_batch_equals_its_samples(method, options):
 
 @each_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_any_precision_gives_float32_or_wider(method, options, dtype):
+def test_any_precision_gives_float32_or_wider(method, options, dtype, way):
     model = tiny_vit()
     expected = method(model).attribute(IMAGES, TARGETS, **options)
-    maps = method(model.to(dtype)).attribute(IMAGES.to(dtype), TARGETS, **options)
+    with _rounded(method, way, half=dtype is not torch.float64) as rounded:
+        maps = method(model.to(dtype)).attribute(IMAGES.to(dtype), TARGETS, **options)
     assert maps.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
     noisy = method.__name__ == "SmoothCDAM" and dtype is torch.float64  # other normals are drawn in float64
-    if not noisy:
+    if not noisy and not rounded:
         close = 0.08 if dtype is torch.bfloat16 else 0.01 if dtype is torch.float16 else 1e-4
         assert (maps - expected).abs().max() < close * expected.abs().max()
 
 
+def _rounded(method, way, *, half):
+    """Differences of scores that the whole model makes in half precision are rounded, which a warning says."""
+    rounds = half and way == "full runs" and method.__name__ in EXACT
+    return pytest.warns(UserWarning, match=r"rounded as its scores are.*model\.float") if rounds else nullcontext()
+
+
 @each_method
-def test_autocast_gives_float32(method, options):
+def test_autocast_gives_float32(method, options, way):
     model = tiny_vit()
     expected = method(model).attribute(IMAGES, TARGETS, **options)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), _rounded(method, way, half=True) as rounded:
         maps = method(model).attribute(IMAGES, TARGETS, **options)
     assert maps.dtype == torch.float32
-    assert 0 < (maps - expected).abs().max() < 0.08 * expected.abs().max()
+    assert (maps - expected).abs().max() > 0
+    assert rounded or (maps - expected).abs().max() < 0.08 * expected.abs().max()
 
 
 @each_method
@@ -229,7 +238,8 @@ def test_inputs_that_are_not_finite_name_the_sample(method, options, bad):
 def test_weights_that_are_not_finite_are_reported(method, options):
     model = tiny_vit()
     model.head.weight.data[4] = float("nan")
-    with pytest.raises(ValueError, match=r"NaN or infinite for sample\(s\) \[0, 1, 2\]"):
+    failed = r"\[1\]" if method.__name__ in EXACT else r"\[0, 1, 2\]"  # gradients of all pass all the weights
+    with pytest.raises(ValueError, match=rf"NaN or infinite for sample\(s\) {failed}"):
         method(model).attribute(IMAGES, TARGETS, **options)
 
 

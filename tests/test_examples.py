@@ -106,6 +106,20 @@ def test_the_code_on_detectors_runs():
     assert scope["maps"].shape == (2, 64, 96)
 
 
+@pytest.mark.filterwarnings("ignore")  # of random models
+def test_the_code_on_effects_of_tokens_runs():
+    scope = {}
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "token-effects.md").read_text(), re.DOTALL)
+    exec(block, scope)
+    assert scope["effects"].shape == scope["values"].shape == scope["errors"].shape == (2, 1, 4, 4)
+    assert [len(share.unique()) for share in scope["shares"]] == [2, 2]
+    exact = scope["token_faithfulness"](
+        scope["model"], scope["images"], [3, 7], scope["effects"].repeat_interleave(16, 2).repeat_interleave(16, 3)
+    )
+    assert exact.tolist() == pytest.approx([1, 1])
+    assert scope["scores"].shape == (2,)
+
+
 def test_the_networks_of_the_document_are_those_that_are_tested():
     from ca_stream_cases import CASES
 

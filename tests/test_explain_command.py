@@ -16,7 +16,15 @@ from tiny_tokenizer import WORDS, word_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, BertConfig, BertModel
 
 import xai_discern._explain as command
-from captum_ext import CDAM, AttentionMap, AttentionRollout, IntegratedCDAM, RelevancePropagation, SmoothCDAM
+from captum_ext import (
+    CDAM,
+    AttentionMap,
+    AttentionRollout,
+    IntegratedCDAM,
+    RelevancePropagation,
+    SmoothCDAM,
+    TokenAblation,
+)
 from xai_discern.cli import main
 
 PAGE = (ROOT / "docs" / "answers.md").read_text()
@@ -138,6 +146,7 @@ def test_an_image_is_shown_as_the_model_saw_it(image_model, tmp_path, photo, mon
         ("cdam", CDAM),
         ("smooth-cdam", SmoothCDAM),
         ("integrated-cdam", IntegratedCDAM),
+        ("token-ablation", TokenAblation),
         ("attention", AttentionMap),
         ("relevance", RelevancePropagation),
         ("rollout", AttentionRollout),

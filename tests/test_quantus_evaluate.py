@@ -67,7 +67,7 @@ def test_all_metrics_run_together_on_the_digit_scenes(capsys):
         explain_func_kwargs={},
     )
     assert "Failed to evaluate" not in capsys.readouterr().out
-    assert len(ours) == 12
+    assert len(ours) == 13
     for row in scores.values():
         assert set(row) == set(metrics)
         assert all(len(row[name]) == 2 and all(map(math.isfinite, row[name])) for name in ours)

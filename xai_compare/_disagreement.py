@@ -35,6 +35,6 @@ def keep(folder: RunFolder, one: Compared, samples: list[int]) -> None:
         if isinstance(sample, Sample):
             target = int(targets[one.name, index])
             maps = {(method, target): np.atleast_2d(flat(heat[None])[0]) for method, heat in small[index]}
-            about = {"model": one.name, "index": index, "name": sample.name, "classes": [target]}
+            about = {"model": one.name, "index": index, "name": sample.name, "classes": [target], "asked": sample.asked}
             pictures.append(about | {"image": flat(sample.image.float().cpu().numpy()), "maps": maps})
     folder.files.write(folder.of(one.name).disagreeing, packed(pictures))

@@ -156,7 +156,7 @@ def _rows(table: pd.DataFrame) -> Iterator[Any]:
 
 def picture_of(kept: dict[str, Any], model: Mapping[str, Any]) -> Picture:
     """What the report shows of a sample that was kept for the gallery, of a model as `run.json` describes it."""
-    labels = {-1: kept.get("answer", "the target function")} | dict(enumerate(model["labels"]))
+    labels = {-1: kept.get("asked") or "the target function"} | dict(enumerate(model["labels"]))
     maps: dict[int, dict[str, npt.NDArray[Any]]] = {int(cls): {} for cls in kept["classes"]}
     for (method, cls), heat in kept["maps"].items():
         maps[cls][method] = heat

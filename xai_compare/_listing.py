@@ -27,6 +27,7 @@ from ._pictures import Pictures
 from ._seeding import seeded_for
 from ._settings import Settings
 from ._trial import cost_of
+from .questions import MEASURES
 
 _SIDE = 256  # of the random picture that a transform gets
 
@@ -47,6 +48,9 @@ def listing(settings: Settings | None = None) -> Iterator[str]:
     for name in sorted(found, key=lambda name: name not in ours):
         cls, said = found[name], mark(name)
         yield f"  {name:32} {cls.__module__.split('.')[0]}.{cls.__name__}" + f" ({said})" * bool(said)
+    yield from ("", "Metrics of answers to questions, for data with the columns question and answer:")
+    for name, measure in MEASURES.items():
+        yield f"  {name:32} {measure.about}"
 
 
 def table_of_methods() -> Iterator[str]:

@@ -39,6 +39,14 @@ _OURS: Table = {
             captum_ext.IntegratedCDAM, "Integrated CDAM", "CDAM integrated from zero to the tokens", "1.2"
         ),
     },
+    "captum_ext: exact effects of tokens": {
+        "token-ablation": Row(
+            captum_ext.TokenAblation, "Token ablation", "score less that without the token in the last attention", "1.2"
+        ),
+        "token-shapley": Row(
+            captum_ext.TokenShapley, "Token Shapley", "the tokens' fair shares of what they add together", "9.5"
+        ),
+    },
     "captum_ext: attention baselines": {
         "attention": Row(
             captum_ext.AttentionMap, "Attention map", "weights of the last attention; the same for all classes", "1"

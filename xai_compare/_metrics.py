@@ -60,13 +60,20 @@ def our_metrics() -> list[str]:
     return [name for name, cls in metrics().items() if _is_ours(cls)]
 
 
+def _of_any_model() -> list[str]:
+    """The same without those that need tokens on a grid."""
+    known = metrics()
+    return [name for name in our_metrics() if not getattr(known[name], "reads_tokens", False)]
+
+
 def metrics_named(
     wanted: Any, options: Mapping[str, Mapping[str, Any]], activation: Activation = "softmax"
 ) -> dict[str, Metric]:
     """The requested metrics, constructed with the user's options.
 
     Args:
-        wanted: Names, where "all" stands for this project's metrics; or a mapping from other names to Quantus metrics.
+        wanted: Names, where "all" stands for this project's metrics of any model; or a mapping from other names to
+            Quantus metrics.
         options: Arguments of the classes, by name.
         activation: What makes probabilities of the outputs, unless the options say it.
 
@@ -83,7 +90,7 @@ def metrics_named(
         for name, score in ready.items():
             _check_ready(name, score, options.get(name), activation)
         return {name: replace(_described(score), given=True) for name, score in ready.items()}
-    names = [n for name in wanted for n in (our_metrics() if slug(name) == "all" else [name])]
+    names = [n for name in wanted for n in (_of_any_model() if slug(name) == "all" else [name])]
     classes = select("metric", names, metrics())
     given = {name: _defaults(cls, activation) | dict(options.get(name, {})) for name, cls in classes.items()}
     made = {name: _made(name, cls, given[name]) for name, cls in classes.items() if not _tells(cls)}

@@ -176,7 +176,7 @@ def packed(pictures: list[dict[str, Any]]) -> bytes:
     for number, picture in enumerate(pictures):
         arrays[f"{number}/image"] = picture["image"]
         arrays |= {f"{number}/{cls}/{method}": heat for (method, cls), heat in picture["maps"].items()}
-    described = [{k: p[k] for k in ("model", "index", "name", "classes")} for p in pictures]
+    described = [{k: p[k] for k in ("model", "index", "name", "classes", "asked") if k in p} for p in pictures]
     file = io.BytesIO()
     np.savez_compressed(file, about=np.array(json.dumps(described)), **arrays)
     return file.getvalue()

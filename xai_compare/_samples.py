@@ -25,6 +25,7 @@ class Sample:
         labels: Its classes: one, none where it is not known, or several.
         unlabelled: Why it has none, for the list of skipped samples.
         hot: Of how many classes the label says whether they are there; 0: it is numbers of classes.
+        asked: What is explained, where it is no class.
         mask: (height, width) or as many axes as the image has, where the object is; or None.
     """
 
@@ -35,6 +36,7 @@ class Sample:
     mask: Tensor | None = None
     unlabelled: str = "it has no label"
     hot: int = 0
+    asked: str = ""
 
 
 class Samples(ABC):

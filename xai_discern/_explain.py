@@ -11,7 +11,15 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from captum_ext import CDAM, AttentionMap, AttentionRollout, IntegratedCDAM, RelevancePropagation, SmoothCDAM
+from captum_ext import (
+    CDAM,
+    AttentionMap,
+    AttentionRollout,
+    IntegratedCDAM,
+    RelevancePropagation,
+    SmoothCDAM,
+    TokenAblation,
+)
 from captum_ext.answer_maps import AnswerMaps
 from xai_compare.questions.language_model import asked, loaded, seen_image
 
@@ -21,6 +29,7 @@ _METHODS: dict[Method, Any] = {
     "cdam": CDAM,
     "smooth-cdam": SmoothCDAM,
     "integrated-cdam": IntegratedCDAM,
+    "token-ablation": TokenAblation,
     "attention": AttentionMap,
     "relevance": RelevancePropagation,
     "rollout": AttentionRollout,

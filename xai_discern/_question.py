@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Method = Literal["cdam", "smooth-cdam", "integrated-cdam", "attention", "relevance", "rollout"]
+Method = Literal["cdam", "smooth-cdam", "integrated-cdam", "token-ablation", "attention", "relevance", "rollout"]
 Score = Literal["logit", "log_prob"]
 Excluded = Literal["first", "special"]
 

@@ -14,5 +14,10 @@ from .prediction import Prediction as Prediction
 from .projections import Projection as Projection
 from .queries import BY_QUERIES as BY_QUERIES
 from .rows_read import rows_of_score as rows_of_score
+from .token_game import ReplayedGame as ReplayedGame
+from .token_game import RowGame as RowGame
+from .token_game import TokenGame as TokenGame
+from .token_game import effects as effects
+from .token_game import game_of as game_of
 from .token_pass import NoTokensError as NoTokensError
 from .token_pass import TokenPass as TokenPass

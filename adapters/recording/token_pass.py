@@ -161,7 +161,7 @@ class TokenPass:
                 return self.replayed(tokens)
             except NotReplayableError as error:
                 self.reason = str(error)
-        return self._rerun(tokens)
+        return self.rerun(tokens)
 
     def check(self, prediction: Prediction) -> None:
         """See whether a prediction of the tokens themselves is what the model returned.
@@ -193,7 +193,7 @@ class TokenPass:
                 return prediction
             except DifferentOutputError:
                 self.reason = "what the model computes was not seen completely"
-        prediction = self._rerun(tokens)
+        prediction = self.rerun(tokens)
         self.check(prediction)
         return prediction
 
@@ -214,14 +214,14 @@ class TokenPass:
         one = self.watched
         return Prediction(found[0], found[0] if one.latent_slot in (None, one.output_slot) else found[-1])
 
-    def _rerun(self, tokens: Tensor) -> Prediction:
-        """The same by running the model from the beginning, with the tokens exchanged."""
-        tokens = self.layout.from_batch(tokens)
-        with torch.enable_grad():
+    def rerun(self, tokens: Tensor, also: Mapping[int, Replacement] | None = None) -> Prediction:
+        """The same by running the model from the beginning, the tokens exchanged and other operations replaced."""
+        tokens, also = self.layout.from_batch(tokens), also or {}
+        with torch.set_grad_enabled(tokens.requires_grad or not also):
             if self._point is not None:
-                return self.repeat({}, tokens)
+                return self.repeat(also, tokens)
             reads = self.continuation.all_reads
-            return self.repeat({read.call: with_tokens(read, self.slot, tokens) for read in reads})
+            return self.repeat({**{read.call: with_tokens(read, self.slot, tokens) for read in reads}, **also})
 
     def repeat(self, replacements: Mapping[int, Replacement], at_point: Tensor | None = None) -> Prediction:
         """What the model returns when it runs again, with some operations replaced.

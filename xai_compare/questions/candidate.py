@@ -131,7 +131,7 @@ class QuestionCandidate:
         if not isinstance(found, AskedSample):
             return found
         pixels = torch.zeros(3, 1, 1) if found.picture is None else small_picture(found.picture)
-        return Sample(index, found.name, pixels)
+        return Sample(index, found.name, pixels, asked=found.asked)
 
 
 @dataclass(frozen=True)
@@ -193,16 +193,18 @@ def fitting_methods(found: Mapping[str, Method]) -> dict[str, Method]:
     if others:
         raise ValueError(
             f"Expected methods that explain answers to questions (classes with `attribute_answer`, such as cdam, "
-            f"smooth-cdam, integrated-cdam, relevance, attention, rollout, and random), got {', '.join(others)}."
+            "smooth-cdam, integrated-cdam, token-ablation, relevance, attention, rollout, and random), got "
+            f"{', '.join(others)}."
         )
     return dict(found)
 
 
 def explains_answers(method: Method) -> bool:
-    """Has a method `attribute_answer`? Of functions that is seen when they are called."""
+    """Has a method `attribute_answer`? Of a user's function that is seen when it is called."""
     make = method.make
-    is_other = isinstance(make, type) and not issubclass(make, AnswerAttribution)
-    return not is_other or hasattr(make, "attribute_answer") or make is Noise
+    if isinstance(make, type):
+        return issubclass(make, AnswerAttribution | Noise) or hasattr(make, "attribute_answer")
+    return not method.group
 
 
 def _read(questions: Questions, index: int) -> AskedSample | tuple[int, str, str]:

@@ -45,6 +45,11 @@ class AskedSample:
     picture: Image.Image | None = None
     box: tuple[float, float, float, float] | None = None
 
+    @property
+    def asked(self) -> str:
+        """What is explained, for the report."""
+        return f"answer “{self.answer}”" + (f", not “{self.against}”" if self.against else "")
+
 
 class Questions:
     """Rows with questions and answers.

@@ -153,12 +153,11 @@ def small_picture(picture: Image.Image) -> Tensor:
 
 
 def _picture(sample: AskedSample, pixels: Tensor) -> dict[str, Any]:
-    against = f", not “{sample.against}”" if sample.against else ""
     return {
         "index": sample.index,
         "name": sample.name,
         "image": pixels.numpy(),
         "classes": [TARGET],
-        "answer": f"answer “{sample.answer}”{against}",
+        "asked": sample.asked,
         "maps": {},
     }

@@ -58,7 +58,7 @@ def asked(model: Any, processor: Any, question: str, image: Image.Image | None) 
             [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
     elif image is None:
-        made = processor(question, return_tensors="pt")
+        made = getattr(processor, "tokenizer", processor)(question, return_tensors="pt")
     else:
         made = _with_image(model, processor, question, image)
     found = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in made.items()}

@@ -78,6 +78,8 @@ def _curve(
     scores: Tensor, steps: int, without: Callable[[list[int]], float], unit: Unit, *, insertion: bool
 ) -> tuple[float, list[Curve]]:
     """The mean of the probability over all shares of what is taken away, by the trapezoidal rule, and its curve."""
+    if len(scores) > 1 and bool((scores == scores[0]).all()):
+        raise ValueError(f"all {unit} have the same score, so that none comes first")
     order: list[int] = scores.float().argsort(descending=True, stable=True).tolist()
     shares = np.linspace(0, 1, steps + 1)
     counts = [round(share * len(order)) for share in shares]

@@ -1,6 +1,6 @@
 """A question as a model reads it, and the same with words or parts of the image taken away."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from .language_model import asked
 Place = tuple[int, int]  # row and column in an image's map
 _STARTS = ("Ġ", "▁", " ")  # how tokenizers mark the first token of a word
 _CONTINUES = "##"
+_OTHERS = ("?", "0 1")  # questions, to see what is around one
 
 
 @dataclass
@@ -127,11 +128,12 @@ def painted(image: Tensor, places: Collection[Place], grid: tuple[int, int]) -> 
 def _words(model: nn.Module, processor: Any, sample: AskedSample, inputs: Mapping[str, Any]) -> list[list[int]]:
     """The tokens of each word of a question, without those of the template, and special ones."""
     ids: list[int] = token_ids(inputs)[0].tolist()
-    first, last = _between(ids, _template(model, processor, sample))
+    shared = [_between(ids, around) for around in _templates(model, processor, sample)]
+    first, end = min(one for one, _ in shared), len(ids) - min(one for _, one in shared)
     other = special_ids(model) | {image_token_id(model)}
     tokenizer = text_tokenizer(processor)
     words: list[list[int]] = []
-    texts = tokenizer.convert_ids_to_tokens(ids[first:last])
+    texts = tokenizer.convert_ids_to_tokens(ids[first:end])
     marked = any(text.startswith(_STARTS) for text in texts)
     joined = marked or any(text.startswith(_CONTINUES) for text in texts)
     for place, text in enumerate(texts, first):
@@ -146,19 +148,16 @@ def _words(model: nn.Module, processor: Any, sample: AskedSample, inputs: Mappin
     return words
 
 
-def _template(model: nn.Module, processor: Any, sample: AskedSample) -> list[int]:
-    """The tokens of the prompt without a question."""
-    try:
-        inputs, _ = asked(model, processor, "", sample.picture)
-        ids: list[int] = token_ids(inputs)[0].tolist()
-        return ids
-    except (TypeError, ValueError, IndexError, RuntimeError):  # nothing is around a question
-        return []
+def _templates(model: nn.Module, processor: Any, sample: AskedSample) -> Iterator[list[int]]:
+    """The tokens of the prompt around other questions, of which each begins and ends in another way."""
+    for other in _OTHERS:
+        inputs, _ = asked(model, processor, other, sample.picture)
+        yield token_ids(inputs)[0].tolist()
 
 
 def _between(ids: list[int], around: list[int]) -> tuple[int, int]:
-    """Which part of the first lies between a beginning and an end that it shares with the second."""
+    """How many tokens at the beginning, and how many at the end, two prompts share."""
     most = min(len(ids), len(around))
     first = next((n for n in range(most) if ids[n] != around[n]), most)
-    last = next((n for n in range(most - first) if ids[-1 - n] != around[-1 - n]), most - first)
-    return first, len(ids) - last
+    last = next((n for n in range(most) if ids[-1 - n] != around[-1 - n]), most)
+    return first, last

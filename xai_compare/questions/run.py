@@ -17,7 +17,17 @@ from .candidate import QuestionPreparation, fitting_methods
 from .data import Questions
 from .measures import MEASURES, measures_named
 
-QUESTION_METHODS = ("cdam", "smooth-cdam", "integrated-cdam", "attention", "rollout", "relevance", "random")
+_AT_ONCE = 4  # questions that are saved together; each is asked alone
+QUESTION_METHODS = (
+    "cdam",
+    "smooth-cdam",
+    "integrated-cdam",
+    "token-ablation",
+    "attention",
+    "rollout",
+    "relevance",
+    "random",
+)
 
 
 def compare_answers(
@@ -42,7 +52,7 @@ def compare_answers(
         measures = tuple(name for name in MEASURES if name.endswith(("deletion", "insertion")))
         measures = measures if pictured else tuple(name for name in measures if not MEASURES[name].reads_image)
         settings = replace(settings, metrics=measures)
-    settings = replace(settings, targets="answer")
+    settings = replace(settings, targets="answer", batch_size=min(settings.batch_size, _AT_ONCE))
     if settings.save_maps:
         raise ValueError("Maps of answers are not kept: `save_maps` is for images. `xai-discern explain` writes one.")
     scores = measures_named(measures, settings.options)

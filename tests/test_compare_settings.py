@@ -186,7 +186,7 @@ def test_labels_that_are_no_class_are_skipped(tmp_path, label):
         (["--limit", "0"], "Expected `limit` to be a whole number of at least 1, got 0"),
         (["--seed", "-1"], "Expected `seed`"),
         (["--dtype", "int8"], "Expected `dtype` to be 'float32'.*'int8'"),
-        (["--targets", "all"], "Expected `targets` to be 'predicted' or 'label', got 'all'"),
+        (["--targets", "all"], "Expected `targets` to be 'predicted', 'label' or 'answer', got 'all'"),
         (["--option", "ixg"], r"Expected --option NAME\.KEY=VALUE.*got 'ixg'"),
         (["--option", "cdam.noise=3"], "Options are given for cdam, which is not a method or metric of this run"),
         (["--option", "compactness.treshold=0.1"], "Metric 'compactness' cannot be made.*treshold"),

@@ -48,7 +48,7 @@ class Rows(nn.Module):
 
 def row_of(name: str, model: nn.Module, inputs: dict[str, Any]) -> tuple[str, ...]:
     """A line of the table: difference to autograd, how generation was explained, and what was said."""
-    given = {key: value for key, value in inputs.items() if not key.startswith("_")}
+    given = {key: value for key, value in inputs.items() if not key.startswith("_") and key != "labels"}
     try:
         maps = CDAM(model).attribute_answer(given, list(ANSWER))
     except Exception as error:  # of any kind: that is what the table is about

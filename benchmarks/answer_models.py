@@ -4,13 +4,15 @@
     .venv/bin/python benchmarks/answer_models.py --match Llama --out /tmp/answers.md
 
 Every causal language model of the installed transformers, tiny and with random weights, and the models of images and
-texts in tests/tiny_vlms.py. The reference is tests/zoo_truth.py, for each token of an answer of two.
+texts in tests/tiny_vlms.py. The references are hooks and autograd: tests/zoo_truth.py for decoders,
+tests/word_by_word.py for the others, for each token of an answer of two.
 """
 
 import argparse
 import gc
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from captum_ext import CDAM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import tiny_vlms
+import word_by_word
 import zoo
 import zoo_truth
 from zoo.cases import Case
@@ -46,14 +49,17 @@ class Rows(nn.Module):
         return logits
 
 
-def row_of(name: str, model: nn.Module, inputs: dict[str, Any]) -> tuple[str, ...]:
+Difference = Callable[[nn.Module, dict[str, Any], Tensor], str]
+
+
+def row_of(name: str, model: nn.Module, inputs: dict[str, Any], difference_of: Difference) -> tuple[str, ...]:
     """A line of the table: difference to autograd, how generation was explained, and what was said."""
     given = {key: value for key, value in inputs.items() if not key.startswith("_") and key != "labels"}
     try:
         maps = CDAM(model).attribute_answer(given, list(ANSWER))
     except Exception as error:  # of any kind: that is what the table is about
         return name, "-", "-", _shown(error)
-    difference = _difference(model, given, maps.per_token)
+    difference = difference_of(model, given, maps.per_token)
     try:
         generated = CDAM(model).explain_generation(given, 3, generation=GENERATION)
         same = CDAM(model).attribute_answer(given, generated.answer_ids).scores
@@ -83,6 +89,13 @@ def _difference(model: nn.Module, given: dict[str, Any], found: Tensor) -> str:
     return f"{worst:.0e}"
 
 
+def _difference_of_reader(model: nn.Module, given: dict[str, Any], found: Tensor) -> str:
+    """The same for a model that reads images, word by word."""
+    expected = word_by_word.by_hand(model, given, list(ANSWER))
+    errors = (found[0] - expected).abs().amax(-1) / expected.abs().amax(-1)
+    return f"{float(errors.max()):.0e}"
+
+
 def _shown(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:MESSAGE]}".replace("|", "\\|")
@@ -99,7 +112,7 @@ def rows_of_decoders(match: str) -> list[tuple[str, ...]]:
             found.append((entry.name, "-", "-", f"not built: {_shown(error)}"))
             continue
         if isinstance(case.inputs, Tensor):
-            found.append(row_of(entry.name, case.model, {"input_ids": case.inputs[:, :-1]}))
+            found.append(row_of(entry.name, case.model, {"input_ids": case.inputs[:, :-1]}, _difference))
         del case
         gc.collect()
     return found
@@ -111,7 +124,8 @@ def rows_of_readers(match: str) -> list[tuple[str, ...]]:
     for name in tqdm([one for one in tiny_vlms.FAMILIES if match in one], desc="images and texts"):
         images = tiny_vlms.pictures(tiny_vlms.FAMILIES[name].sizes)
         prompt = tiny_vlms.texts_of(name, len(images) + 1)[0]
-        found.append(row_of(name, tiny_vlms.model_of(name), tiny_vlms.process(name, images, texts=[prompt])))
+        inputs = tiny_vlms.process(name, images, texts=[prompt])
+        found.append(row_of(name, tiny_vlms.model_of(name), inputs, _difference_of_reader))
     return found
 
 
@@ -138,8 +152,9 @@ def main() -> None:
         f"Tiny models of transformers {version('transformers')} with random weights, in float64 (some of them compute "
         "norms, gates or rotary embeddings in float32: differences of 1e-7). Written by `python "
         "benchmarks/answer_models.py`: `CDAM.attribute_answer` of two tokens against hooks and autograd "
-        "(tests/zoo_truth.py), the largest difference in parts of the largest score; `explain_generation` of three "
-        "tokens against these tokens given as an answer, and whether it needed more than the passes of generation.\n\n"
+        "(tests/zoo_truth.py, tests/word_by_word.py), the largest difference in parts of the largest score; "
+        "`explain_generation` of three tokens against these tokens given as an answer, and whether it needed more than "
+        "the passes of generation.\n\n"
         f"## Models of images and texts\n\nThree images in a prompt, made by its processor.\n\n{table(readers)}\n"
         f"## Decoders\n\n{equal} of {len(decoders)} agree with autograd.\n\n{table(decoders)}"
     )

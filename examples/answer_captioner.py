@@ -6,7 +6,8 @@
 
 A frozen DINOv2, the word embeddings of MiniLM, also frozen, and a Llama of two layers between them, which learns to
 answer "what is on the left" and to say "an apple left of a banana". On scenes of things it has not seen, each method
-explains the answers that are right. Writes captioner.md, .csv and .png to `out/`.
+explains the answers that are right. Writes captioner.md, .csv and .png to `out/`, and captioner.html, a page on which
+each word of a sentence shows its evidence.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from matplotlib.patches import Rectangle
 from pair_captioner import (
     IMAGE,
     QUESTIONS,
+    REQUEST,
     Training,
     build,
     features_of,
@@ -86,7 +88,8 @@ def main(given: list[str] | None = None) -> None:
     text = report(right, questions, scores)
     (args.out / "captioner.md").write_text(text + "\n")
     picture(unseen, maps, questions).savefig(args.out / "captioner.png", dpi=110)
-    print(f"{text}\n\nwrote {args.out}/captioner.md, .csv and .png in {time.perf_counter() - start:.0f} s")
+    write_page(model, parts.tokenizer, unseen, features, right[:, 2], args.out / "captioner.html")
+    print(f"{text}\n\nwrote {args.out}/captioner.md, .csv, .png and .html in {time.perf_counter() - start:.0f} s")
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:
@@ -264,6 +267,18 @@ def picture(scenes: PairScenes, maps: dict[str, Tensor], questions: Tensor, coun
             corner = (left - 0.5, top - 0.5)
             axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor="limegreen"))
     return figure
+
+
+def write_page(
+    model: Any, tokenizer: Any, scenes: PairScenes, features: Tensor, right: Tensor, path: Path, scene: int = 0
+) -> None:
+    """The page about the sentence for one of the scenes whose sentence is right, or, if there is none, of all."""
+    known = right.nonzero().flatten().tolist() or list(range(len(right)))
+    chosen = slice(known[scene], known[scene] + 1)
+    inputs = prompt(model, tokenizer, [REQUEST], scenes.images[chosen])
+    with seen(model, features[chosen]):
+        maps = RelevancePropagation(model).attribute_answer(inputs, scenes.sentences()[chosen], tokenizer=tokenizer)
+    maps.html([scenes.images[chosen][0].float() / 255], path)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_decoders import DECODERS, decoder
+from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 from adapters.recording import LastAttention, TokenPass
 from captum_ext import CDAM, IntegratedCDAM, SmoothCDAM, without_closed_form
@@ -86,3 +87,13 @@ def test_rows_that_the_layers_beside_the_attention_read_have_the_values_of_autog
     with without_closed_form():
         expected = explainer.attribute_targets(prompts(), APART)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("dtype", "linear"), [(torch.float64, False), (torch.float32, True)])
+def test_keys_that_are_rounded_on_the_way_are_not_linear(dtype, linear):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    config = ModernBertConfig(vocab_size=60, **sizes, **special)
+    model = ModernBertForSequenceClassification(config).to(dtype).eval()  # it rotates in float32
+    last = LastAttention(TokenPass(lambda ids: model(ids).logits, (prompts(),)))
+    assert last.key.turn_is_linear == linear

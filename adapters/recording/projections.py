@@ -79,7 +79,7 @@ def projection_of(run: TokenPass, slot: Slot, *, allow_turn: bool) -> Projection
         _rows(weight, features).view(*features.shape, -1),
         None if bias is None else _rows(bias, features).view(features.shape),
         turn,
-        _is_linear(rest, here),
+        _is_linear(rest, here) and not _rounds(recorder, rest, here),
     )
 
 
@@ -232,6 +232,13 @@ def _turned(
         return torch.vmap(one)(features.unflatten(0, (copies, batch))).flatten(0, 1)
     except (RuntimeError, NotImplementedError) as error:
         raise NotInClosedFormError(f"keys cannot be computed for several copies: {error}") from error
+
+
+def _rounds(recorder: Recorder, chain: list[Operation], start: Slot) -> bool:
+    """Is something computed with fewer bits than what it is made of has? Then rounding is a part of it."""
+    bits = torch.finfo(recorder.dtypes[start]).bits
+    made = (recorder.dtypes[slot] for operation in chain for slot in operation.outputs)
+    return any(dtype.is_floating_point and torch.finfo(dtype).bits < bits for dtype in made)
 
 
 def _is_linear(chain: list[Operation], start: Slot) -> bool:

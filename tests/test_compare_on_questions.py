@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from captum_ext import CDAM, RelevancePropagation
 from xai_compare import compare
 from xai_compare.cli import main
+from xai_compare.questions import questions_in
 from xai_compare.questions.measures import MEASURES, Relevance
 from xai_compare.questions.prompt import Prompt
 
@@ -240,3 +241,23 @@ def test_a_question_that_cannot_be_asked_costs_itself_only(text_model, tmp_path)
     run = compare(f"transformers:{text_model}", rows, out=tmp_path / "run", methods=["cdam"], **FEW)
     assert set(run.scores()["sample"]) == {0}
     assert "not in the tokenizer's vocabulary" in run.skipped().error.iloc[0]
+
+
+def test_pictures_of_any_depth_and_mode_keep_their_light(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (4, 6), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    turned = Image.fromarray(np.rot90(grey).copy())
+    turned.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(grey).convert("RGBA").save(tmp_path / "rgba.png")
+    Image.fromarray((grey / 255).astype(np.float32)).save(tmp_path / "floats.tif")
+    names = ["turned.png", "deep.png", "rgba.png", "floats.tif"]
+    rows = pd.DataFrame([{"file": str(tmp_path / name), "question": "what", "answer": "a"} for name in names])
+    for index, name in enumerate(names):
+        found = questions_in(rows).read(index).picture
+        assert found.mode == "RGB", name
+        assert np.array_equal(np.array(found)[..., 1], grey), name
+    np.save(tmp_path / "many.npy", np.zeros((5, 4, 4)))
+    with pytest.raises(ValueError, match="expected a picture of grey or colours"):
+        questions_in([{"image": tmp_path / "many.npy", "question": "what", "answer": "a"}]).read(0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ._input_layout import InputLayout
@@ -20,6 +20,7 @@ from ._models import Transform
 Array = npt.NDArray[Any]
 Picture = Image.Image | Array
 _TIFF = (".tif", ".tiff")
+_DEEP = ("I", "F")  # modes of more than 8 bits
 _ONE_IMAGE = ("MPO", "PSD")  # formats whose further frames are previews or layers of the first
 _OF_16_BITS = ("PNG", "PPM")  # formats whose integers have 16 bits where Pillow keeps them in 32
 _DARK = 1 / 16  # of white
@@ -54,6 +55,19 @@ def opened(path: Path) -> Picture:
     if not tiff:
         raise ValueError(f"it has {pages} pages, and which one is meant is not known: save one picture in each file")
     return _tiff(path, f"it has {pages} pages")
+
+
+def as_rgb(picture: Picture) -> Image.Image:
+    """A picture as processors of language models take it: upright, RGB of 8 bits; deeper ones lose depth, not light.
+
+    Raises:
+        ValueError: if it is no picture of grey or colours, or its values are below black or above white.
+    """
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"expected a picture of grey or colours, got an array of shape {np.shape(picture)}")
+    if picture.mode in _DEEP or picture.mode.startswith("I;16"):
+        picture = Image.fromarray((255 * _grey(picture)).round().astype(np.uint8))
+    return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def _tiff(path: Path, why: str) -> Array:
@@ -95,7 +109,7 @@ class Pictures:
         """
         if not isinstance(picture, Image.Image):
             return self._of_array(picture)
-        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        if picture.mode in _DEEP or picture.mode.startswith("I;16"):
             return self._deep(_grey(picture))
         return self._transformed(self._in_mode(picture))
 

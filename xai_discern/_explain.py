@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from captum_ext import (
@@ -21,6 +20,7 @@ from captum_ext import (
     TokenAblation,
 )
 from captum_ext.answer_maps import AnswerMaps
+from xai_compare._pictures import as_rgb, opened
 from xai_compare.questions.language_model import asked, loaded, seen_image
 
 from ._question import Method, Question
@@ -47,7 +47,7 @@ def explained(question: Question, say: Callable[[str], None]) -> Iterator[str]:
     Yields:
         Lines about the result.
     """
-    image = None if question.image is None else ImageOps.exif_transpose(Image.open(question.image)).convert("RGB")
+    image = None if question.image is None else as_rgb(opened(question.image))
     say(f"Loading {question.model} ...")
     model, processor = loaded(question.model, image is not None, question.device, question.dtype)
     inputs, template = asked(model, processor, question.ask, image)

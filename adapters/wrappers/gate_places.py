@@ -99,7 +99,7 @@ class Grids:
 
     def __init__(self, needed: bool) -> None:
         self._needed = needed
-        self._by_count: dict[int, tuple[int, ...]] = {}
+        self._by_count: dict[int, set[tuple[int, ...]]] = {}
 
     def watched(self) -> AbstractContextManager[Any]:
         """Inside, convolutions are noted."""
@@ -113,11 +113,12 @@ class Grids:
     def note(self, func: Callable[..., Any], result: Any) -> None:
         """See what a function of torch returned."""
         if getattr(func, "__name__", "") in ("conv1d", "conv2d", "conv3d") and isinstance(result, Tensor):
-            self._by_count[result.shape[2:].numel()] = tuple(result.shape[2:])
+            self._by_count.setdefault(result.shape[2:].numel(), set()).add(tuple(result.shape[2:]))
 
     def of(self, tokens: int) -> tuple[int, ...] | None:
-        """The grid of so many tokens; None: no convolution made such a map."""
-        return self._by_count.get(tokens)
+        """The grid of so many tokens; None: no convolution made such a map, or there are several of other shapes."""
+        found = self._by_count.get(tokens, set())
+        return next(iter(found)) if len(found) == 1 else None
 
 
 class _Convolutions(TorchFunctionMode):

@@ -227,8 +227,8 @@ class MHEXPass:
         grid = self._grids.of(like.shape[1]) if residual.on_tokens else None
         if residual.on_tokens and grid is None:
             raise ValueError(
-                f"The {like.shape[1]} tokens at {residual.label!r} lie on no grid of a convolution: expected tokens of "
-                "places only, as SegFormer's, not a class token beside them."
+                f"The {like.shape[1]} tokens at {residual.label!r} lie on no grid of a convolution, or on one of "
+                "several: expected tokens of places only, as SegFormer's, not a class token beside them."
             )
         return each_place(residual, grid)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .._cells import box_in, is_empty
 from .._hugging_face import load_named
+from .._pictures import as_rgb, opened
 
 KEYS = {
     "image": ("image", "file", "file_name"),
@@ -183,7 +184,6 @@ def _of(row: Mapping[str, Any], key: str) -> Any:
 def _opened(root: Path, image: Any) -> Image.Image | None:
     if image is None:
         return None
-    picture = Image.open(root / image) if isinstance(image, str | Path) else image
-    if not isinstance(picture, Image.Image):
-        raise ValueError(f"expected an image as a file or a PIL image, got {type(picture).__name__}")
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    if not isinstance(image, str | Path | Image.Image):
+        raise ValueError(f"expected an image as a file or a PIL image, got {type(image).__name__}")
+    return as_rgb(image if isinstance(image, Image.Image) else opened(root / image))

@@ -8,6 +8,8 @@ from toy_models import tiny_vit
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
     GptOssConfig,
@@ -24,6 +26,7 @@ WORDS = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(6))
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 PICTURES = SIZES | {"image_size": 32, "patch_size": 8, "num_labels": 3}
 TEXTS = SIZES | {"vocab_size": 60, "num_labels": 3, "pad_token_id": 0, "max_position_embeddings": 64}
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "pooler_hidden_size": 32}
 GROUPED = TEXTS | {"num_key_value_heads": 2, "head_dim": 8}
 SINKS = GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1, "rope_scaling": None, "sliding_window": 64}
 
@@ -100,6 +103,13 @@ GAMES = {
         way=TOKENS,
     ),
     "BERT, padded": lambda: Game(shaken(BertForSequenceClassification(BertConfig(**TEXTS))), padded("right"), 7),
+    "DeBERTa, heads on the batch axis": lambda: Game(
+        shaken(DebertaV2ForSequenceClassification(DebertaV2Config(**TEXTS, **DISENTANGLED))),
+        (WORDS,),
+        7,
+        way=TOKENS,
+        kind="softmax",
+    ),
     "Llama, padded": lambda: Game(shaken(LlamaForSequenceClassification(LlamaConfig(**GROUPED))), padded("left"), 7),
     "gpt-oss, sinks": lambda: Game(
         shaken(GptOssForSequenceClassification(dense(GptOssConfig(**SINKS)))),

@@ -100,9 +100,10 @@ def _softmax(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
             f"The weights of the last attention, of shape {tuple(products.shape)}, are not normalised over its "
             f"{kept.shape[-1]} keys. Take CDAM, which needs no keys of single tokens."
         )
+    if not _fits(kept.shape[:-1], products.shape[:-2]) and kept.shape[:-1].numel() == products.shape[:-2].numel():
+        kept = kept.reshape(*products.shape[:-2], -1)  # samples and heads on one axis; `_checked` sees whether they are
     seen = F.pad(kept, (0, sinks), value=True).unsqueeze(-2)
-    aligned = zip(reversed(seen.shape), reversed(products.shape), strict=False)
-    if seen.dim() > products.dim() or any(own not in (1, whole) for own, whole in aligned):
+    if not _fits(seen.shape[:-2], products.shape[:-2]):
         raise KeysOfNoTokenError(
             f"The weights of the last attention have shape {tuple(products.shape)}, which does not fit its values, "
             f"{tuple(kept.shape)} keys. Take CDAM, which needs no keys of single tokens."
@@ -110,6 +111,11 @@ def _softmax(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     seen = seen & (products > MASKED)
     found: Tensor = func(products.masked_fill(~seen, -torch.inf), *args[1:], **kwargs)
     return found.masked_fill(~seen.any(-1, keepdim=True), 0)
+
+
+def _fits(own: torch.Size, whole: torch.Size) -> bool:
+    """Do leading axes broadcast to those of the products?"""
+    return len(own) <= len(whole) and all(a in (1, b) for a, b in zip(reversed(own), reversed(whole), strict=False))
 
 
 def _checked(

@@ -261,3 +261,24 @@ def test_pictures_of_any_depth_and_mode_keep_their_light(tmp_path):
     np.save(tmp_path / "many.npy", np.zeros((5, 4, 4)))
     with pytest.raises(ValueError, match="expected a picture of grey or colours"):
         questions_in([{"image": tmp_path / "many.npy", "question": "what", "answer": "a"}]).read(0)
+
+
+def test_questions_with_and_without_images_and_files_that_cannot_be_read_stand_side_by_side(
+    image_model, pictures, tmp_path
+):
+    (pictures / "broken.png").write_bytes(b"no picture")
+    rows = [("0.png", QUESTION), ("none.png", "what"), ("broken.png", "what is"), (None, QUESTION)]
+    table = pd.DataFrame([(file, text, "a") for file, text in rows], columns=["file", "question", "answer"])
+    table.to_csv(pictures / "rows.csv", index=False)
+    run = compare(
+        f"transformers:{image_model}", pictures / "rows.csv", out=tmp_path / "run", methods=["cdam", "random"], **FEW
+    )
+    found = run.scores().set_index(["sample", "method", "metric"])
+    assert set(found.index.unique("sample")) == {0, 3}
+    assert found.loc[0].error.isna().all()
+    words = found.loc[3, "cdam", "word-deletion"]
+    assert words.error is None or np.isnan(words.error)
+    assert 0 < words.score < 1  # all words gone, the token that begins a text stands alone
+    assert "the question has no image" in found.loc[3, "cdam", "patch-deletion"].error
+    skipped = run.skipped().set_index("sample")
+    assert skipped.name.to_dict() == {1: "none.png: what", 2: "broken.png: what is"}

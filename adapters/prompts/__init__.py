@@ -2,6 +2,7 @@
 
 from .answered_prompts import AnsweredPrompts as AnsweredPrompts
 from .answered_prompts import answered_prompts as answered_prompts
+from .answered_prompts import beginning_id as beginning_id
 from .answered_prompts import logits_of_answers as logits_of_answers
 from .answered_prompts import special_ids as special_ids
 from .answered_prompts import token_ids as token_ids

@@ -1,7 +1,7 @@
 """Prompts followed by answers, as a language model reads them to predict each token of the answers."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,12 +165,7 @@ def vocabulary_size(model: nn.Module) -> int | None:
 
 def special_ids(model: nn.Module) -> set[int]:
     """The token ids that begin, end and pad texts, as the configs have them."""
-    found: set[int] = set()
-    for config in (getattr(model, "generation_config", None), _text_config(model)):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(config, name, None)
-            found |= {value} if isinstance(value, int) else set(value or ())
-    return found
+    return set(_ids(model, "bos_token_id", "eos_token_id", "pad_token_id"))
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
@@ -213,11 +208,20 @@ def accepts(model: nn.Module, name: str) -> bool:
 
 def padding_id(model: nn.Module) -> int:
     """A token id for places that nobody reads."""
-    for config in (getattr(model, "generation_config", None), _text_config(model)):
-        found = getattr(config, "pad_token_id", None)
-        if isinstance(found, int):
-            return found
-    return 0
+    return next(_ids(model, "pad_token_id"), 0)
+
+
+def beginning_id(model: nn.Module) -> int | None:
+    """The token id that begins a text; of a model without one that which ends it, or None."""
+    return next(_ids(model, "bos_token_id", "eos_token_id"), None)
+
+
+def _ids(model: nn.Module, *names: str) -> Iterator[int]:
+    """The token ids of these names, as the configs have them."""
+    for name in names:
+        for config in (getattr(model, "generation_config", None), _text_config(model)):
+            value = getattr(config, name, None)
+            yield from [value] if isinstance(value, int) else value or ()
 
 
 def _text_config(model: nn.Module) -> Any:

@@ -211,4 +211,4 @@ def _read(questions: Questions, index: int) -> AskedSample | tuple[int, str, str
     try:
         return questions.read(index)
     except Exception as error:
-        return index, f"row {index}", f"{type(error).__name__}: {error}"[:500]
+        return index, questions.name(index), f"{type(error).__name__}: {error}"[:500]

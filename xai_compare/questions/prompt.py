@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from adapters.prompts import answered_prompts, image_token_id, logits_of_answers, special_ids, token_ids
+from adapters.prompts import answered_prompts, beginning_id, image_token_id, logits_of_answers, special_ids, token_ids
 from captum_ext._answers import answer_ids, text_tokenizer
 
 from .data import AskedSample
@@ -105,8 +105,7 @@ def without_tokens(model: nn.Module, inputs: Mapping[str, Any], gone: Collection
         for name, value in inputs.items()
     }
     if len(left) == 0:
-        config: Any = model.config
-        first = next((i for i in (config.bos_token_id, config.eos_token_id) if isinstance(i, int)), None)
+        first = beginning_id(model)
         if first is None:
             raise ValueError("without its words the prompt is empty, and the model's config has no bos_token_id")
         made = {"input_ids": ids.new_tensor([[first]])}

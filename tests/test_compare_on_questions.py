@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from captum_ext import CDAM, RelevancePropagation
 from xai_compare import compare
+from xai_compare._run_folder import RunFolder
 from xai_compare.cli import main
 from xai_compare.questions import questions_in
 from xai_compare.questions.measures import MEASURES, Relevance
@@ -280,5 +281,7 @@ def test_questions_with_and_without_images_and_files_that_cannot_be_read_stand_s
     assert words.error is None or np.isnan(words.error)
     assert 0 < words.score < 1  # all words gone, the token that begins a text stands alone
     assert "the question has no image" in found.loc[3, "cdam", "patch-deletion"].error
+    shown = {picture["name"] for picture in RunFolder(tmp_path / "run").pictures()}
+    assert shown == {f"0.png: {QUESTION}"}
     skipped = run.skipped().set_index("sample")
     assert skipped.name.to_dict() == {1: "none.png: what", 2: "broken.png: what is"}

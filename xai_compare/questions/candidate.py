@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from captum_ext._answer_attribution import AnswerAttribution
@@ -126,12 +125,13 @@ class QuestionCandidate:
         return batch
 
     def read(self, index: int) -> Sample | tuple[int, str, str]:
-        """The image of a question, for the gallery; index, name and error of a question that is skipped."""
+        """The image of a question, for the gallery; index, name and reason where there is none."""
         found = _read(self.questions, index)
         if not isinstance(found, AskedSample):
             return found
-        pixels = torch.zeros(3, 1, 1) if found.picture is None else small_picture(found.picture)
-        return Sample(index, found.name, pixels, asked=found.asked)
+        if found.picture is None:
+            return index, found.name, "it has no image to show"
+        return Sample(index, found.name, small_picture(found.picture), asked=found.asked)
 
 
 @dataclass(frozen=True)

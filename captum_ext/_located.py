@@ -1,11 +1,12 @@
 """Targets of detectors and of models that segment: which output they read, and which query a box means."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adapters.models import OutputChoice, evaluation_mode
@@ -55,7 +56,8 @@ def question_of(
         failures: Images in which no box is found are noted there.
 
     Raises:
-        ValueError: if there are no images, targets of both kinds, as many as there are no images, or no box is found.
+        ValueError: if there are no images, targets of both kinds, as many as there are no images, no box is found, or
+            the images are padded and what boxes are relative to is not said.
     """
     parts = list(_parts(targets)) if isinstance(targets, list | tuple) else []
     queries = [one for one in parts if isinstance(one, DetectionTarget | BoxTarget)]
@@ -78,6 +80,7 @@ def question_of(
     if any(isinstance(one, BoxTarget) for one in queries):
         found = _outputs(forward, arguments)
         class_logits(found, output)
+        _check_sizes(queries, forward, arguments)
         targets = [_found(one, found, _Images(len(images), size, failures)) for one in targets]
     return Question(targets, partial(class_logits if queries else pixel_logits, choice=output), BY_QUERIES)
 
@@ -91,6 +94,37 @@ def _parts(targets: Sequence[Any]) -> Iterator[Any]:
             yield from _parts([one.a, one.b])
         else:
             yield one
+
+
+def _check_sizes(queries: list[Any], forward: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Of padded images it is not seen whether boxes are relative to the padded size, as some were trained, or not."""
+    mask = _named(forward, arguments).get("pixel_mask")
+    if not isinstance(mask, Tensor) or bool(mask.all()):
+        return
+    unsaid = next((one for one in queries if isinstance(one, BoxTarget) and one.size is None), None)
+    if unsaid is not None:
+        raise ValueError(
+            "Some pixels are hidden by `pixel_mask`: are the model's boxes relative to the padded images, or to what "
+            "is not padding, as those of DETR's published weights are? Say it for each image, by a list of "
+            f"targets: BoxTarget(label, box, size=(height, width)). Got {unsaid}, pixels {tuple(mask.shape[-2:])}, and "
+            f"without padding {[tuple(_extent(one)) for one in mask]}."
+        )
+
+
+def _named(forward: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """The arguments that are given or bound, by name."""
+    bound: dict[str, Any] = {}
+    while isinstance(forward, partial):
+        arguments, bound = (*forward.args, *arguments), forward.keywords | bound
+        forward = forward.func
+    called = forward.forward if isinstance(forward, nn.Module) else forward
+    return inspect.signature(called).bind(*arguments, **bound).arguments
+
+
+def _extent(mask: Tensor) -> list[int]:
+    """Height and width of what a mask shows."""
+    shown = mask.bool().nonzero()
+    return [] if not len(shown) else (shown.amax(0) + 1).tolist()
 
 
 def _outputs(forward: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -84,6 +84,28 @@ def _small_decoder(model: Any, config: Any, backbone: Any) -> Callable[[], nn.Mo
     return _of(model, config, backbone, **settings, group_detr=1, c2f_num_blocks=1)
 
 
+def _fine() -> nn.Module:
+    stem = {"embedding_size": 8, "stem_channels": [3, 4, 8], "stage_in_channels": [8, 8, 8, 16]}
+    stages = {"stage_mid_channels": [8] * 4, "stage_out_channels": [8, 8, 16, 16], "stage_num_blocks": [1] * 4}
+    layers = {"stage_light_block": [False] * 4, "stage_kernel_size": [3] * 4, "stage_numb_of_layers": [1] * 4}
+    backbone = hf.HGNetV2Config(
+        **stem, **stages, **layers, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, out_indices=[2, 3, 4]
+    )
+    own = {"encoder_hidden_dim": 32, "encoder_in_channels": [8, 16, 16], "decoder_in_channels": [32] * 3}
+    given = _DETR | {"encoder_layers": 1, "decoder_n_points": [2, 3, 2], "num_labels": LABELS} | own
+    return hf.DFineForObjectDetection(hf.DFineConfig(**given, backbone_config=backbone))
+
+
+def _dab() -> nn.Module:
+    """DAB-DETR, which makes positions in float32, with linear layers that take these in other types, too."""
+    given = {"hidden_size" if name == "d_model" else name: value for name, value in _DETR.items()}
+    model = _of(hf.DabDetrForObjectDetection, hf.DabDetrConfig, partial(resnet, 4), **given)()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(lambda layer, args: (args[0].to(layer.weight.dtype),))
+    return model
+
+
 def _owl(model: Any, config: Any) -> Callable[[], nn.Module]:
     sizes = _VIT | {"num_hidden_layers": 2}
     ids = {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
@@ -106,8 +128,7 @@ def _mask_decoder(model: Any, config: Any, **settings: Any) -> Callable[[], nn.M
 
 _ENCODER = "encoder_hidden_states"
 _CROSS = "model.decoder.layers.1.encoder_attn"
-_CLASSES = "class_queries_logits"
-_MASKS = "model.transformer_module.decoder.layers"
+_CLASSES, _MASKS = "class_queries_logits", "model.transformer_module.decoder.layers"
 
 
 def _dino(model: nn.Module) -> Callable[[Tensor], Any]:
@@ -170,6 +191,8 @@ DETECTORS = {
         (8, 12),
         scales=_SCALES,
     ),
+    "D-FINE": Detector(_fine, _CROSS, _ENCODER, (8, 12), scales=_SCALES),
+    "DAB-DETR": Detector(_dab, "model.decoder.layers.1.cross_attn", _ENCODER, (2, 3)),
     "LW-DETR": Detector(
         _small_decoder(
             hf.LwDetrForObjectDetection,

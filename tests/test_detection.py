@@ -1,5 +1,8 @@
 """Targets of detectors: one label of one query, found by its number or its box, against plain autograd."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -23,6 +26,7 @@ from captum_ext import (
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of random models
 FAST = ("DETR", "Deformable DETR", "RT-DETR", "YOLOS")
+MASKED = ("DETR", "Conditional DETR", "DAB-DETR", "Table Transformer", "Deformable DETR, two stages")
 NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in DETECTORS]
 ASKED = ((3, 1), (5, 0))  # of the first image, and of the second
 TARGETS = [DetectionTarget(*one) for one in ASKED]
@@ -115,6 +119,44 @@ def test_the_model_is_left_as_it_was():
     CDAM(case.model).attribute(case.images, own)
     assert all(module.training for module in case.model.modules() if "BatchNorm" not in type(module).__name__)
     assert all(torch.equal(value, before[name]) for name, value in case.model.state_dict().items())
+
+
+def padded(case: Asked, height: int = 40, width: int = 56):
+    """The images and a mask: of the second one only so many pixels are no padding."""
+    shown = torch.ones(2, *SIZE, dtype=torch.long)
+    shown[1, height:], shown[1, :, width:] = 0, 0
+    return case.images * shown[:, None], shown
+
+
+@pytest.mark.parametrize("name", ["DETR", *(pytest.param(x, marks=pytest.mark.slow) for x in MASKED if x != "DETR")])
+def test_padding_that_a_mask_hides_is_hidden_from_the_map(name):
+    case = asked(name)
+    images, shown = padded(case)
+    free = case.logits().detach()
+    hidden = replace(case.kind, wrap=lambda model: lambda given: model(given, shown))
+    expected = (by_hand := Asked(hidden, case.model, images)).expected(lambda: scores(by_hand))
+    assert (by_hand.logits()[1] - free[1]).abs().max() > 1e-2
+    found = CDAM(case.model).attribute(images, TARGETS, additional_forward_args=(shown,))
+    torch.testing.assert_close(found, case.arranged(expected), rtol=1e-9, atol=1e-12)
+    bound = CDAM(partial(case.model, pixel_mask=shown)).attribute(images, TARGETS)
+    torch.testing.assert_close(bound, found, rtol=1e-9, atol=1e-12)
+
+
+def test_of_padded_images_a_box_says_what_it_is_relative_to():
+    case = asked("DETR")
+    images, shown = padded(case)
+    relative = case.model(images, shown).pred_boxes.detach()
+    explain = partial(CDAM(case.model).attribute, images, additional_forward_args=(shown,))
+    box = pixels(relative)[1, 4] * torch.tensor([56 / SIZE[1], 40 / SIZE[0]] * 2)
+    with pytest.raises(ValueError, match=r"hidden by `pixel_mask`.*size=\(height, width\).*\(64, 96\), \(40, 56\)\]"):
+        explain([BoxTarget(3, box), BoxTarget(3, box)])
+    with pytest.raises(ValueError, match="hidden by `pixel_mask`"):
+        CDAM(partial(case.model, pixel_mask=shown)).attribute(images, BoxTarget(3, box))
+    own = [BoxTarget(0, pixels(relative)[0, 2], 0.99, size=SIZE), BoxTarget(3, box, 0.99, size=(40, 56))]
+    assert torch.equal(explain(own), explain([(2, 0), (4, 3)]))
+    full = torch.ones_like(shown)
+    with_all = CDAM(case.model).attribute(images, BoxTarget(3, box, 0.01), additional_forward_args=(full,))
+    assert torch.equal(with_all, CDAM(case.model).attribute(images, BoxTarget(3, box, 0.01)))
 
 
 @pytest.mark.parametrize("name", ["DETR", "YOLOS", pytest.param("Mask2Former", marks=pytest.mark.slow)])

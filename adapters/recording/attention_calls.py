@@ -103,15 +103,18 @@ def _taken_at_points(recorder: Recorder, slot: Slot) -> bool:
     """Are these values of a map at points, between its places or by their rows and columns, then rearranged?"""
     while recorder.writers[slot]:
         operation = recorder.writers[slot][0]
-        index = operation.args[1] if operation.name == "__getitem__" else ()
-        if operation.name == "grid_sample" or (
-            isinstance(index, tuple) and sum(isinstance(x, Slot) for x in index) > 1
-        ):
+        if samples_points(operation):
             return True
         if operation.name not in MOVES or operation.inputs[:1] in ((), (slot,)):
             return False
         slot = operation.inputs[0]
     return False
+
+
+def samples_points(operation: Operation) -> bool:
+    """Does it take values of a map at points, between its places or by their rows and columns?"""
+    index = operation.args[1] if operation.name == "__getitem__" else ()
+    return operation.name == "grid_sample" or (isinstance(index, tuple) and sum(isinstance(x, Slot) for x in index) > 1)
 
 
 def fused_operands(operation: Operation) -> tuple[Slot, Slot, Slot]:

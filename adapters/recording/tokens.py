@@ -1,6 +1,6 @@
 """Which tensor holds the tokens of an attention, and by which operations it enters."""
 
-from .attention_calls import AttentionCall, key_of, query_of, value_projections
+from .attention_calls import AttentionCall, key_of, query_of, samples_points, value_projections
 from .operation_names import FLATTENINGS, SPLITTING, VIEWS
 from .operations import Operation, Slot
 from .picks import picks_by_content
@@ -17,7 +17,7 @@ def tokens_of(recorder: Recorder, calls: list[AttentionCall], call: AttentionCal
     if not reads and (key := key_of(recorder, call)) is not None:  # values to which those of an earlier layer are added
         reads = [read for _, read in value_projections(recorder, calls, key) if comes_from(recorder, call.value, read)]
     if not reads:
-        return _before_views(recorder, call.value)
+        return _before_views(recorder, _sampled_from(recorder, call.value) if call.samples_points else call.value)
     for read in list(reads):
         if any(other != read and comes_from(recorder, read, other) for other in reads):
             reads.remove(read)
@@ -28,7 +28,7 @@ def comes_from(recorder: Recorder, slot: Slot, origin: Slot) -> bool:
     """Is one tensor computed from another?"""
     if slot == origin:
         return True
-    first = recorder.writers[origin][0].index if recorder.writers[origin] else -1
+    first = _time(recorder, origin)
     waiting, known = [slot], set()
     while waiting:
         one = waiting.pop()
@@ -39,6 +39,24 @@ def comes_from(recorder: Recorder, slot: Slot, origin: Slot) -> bool:
                 known.add(operation)
                 waiting.extend(operation.inputs)
     return False
+
+
+def _sampled_from(recorder: Recorder, value: Slot) -> Slot:
+    """The tensor whose parts, the maps of several scales, were sampled at points to make these values."""
+    waiting, sampled = {value}, False
+    while True:
+        slot = max(waiting, key=lambda one: _time(recorder, one))
+        operation = next(iter(recorder.writers[slot]), None)
+        if operation is None or (sampled and len(waiting) == 1 and operation.name not in VIEWS):
+            return slot
+        here = samples_points(operation)
+        sampled |= here
+        waiting.remove(slot)
+        waiting.update(operation.inputs[:1] if here else (one for one in operation.inputs if recorder.follows[one]))
+
+
+def _time(recorder: Recorder, slot: Slot) -> int:
+    return recorder.writers[slot][0].index if recorder.writers[slot] else -1
 
 
 def _before_views(recorder: Recorder, slot: Slot) -> Slot:
@@ -88,14 +106,10 @@ def _also_read_by_others(recorder: Recorder, call: AttentionCall, slot: Slot, ba
 
 def _passed_by_all(recorder: Recorder, slots: set[Slot], latest: Slot, barriers: frozenset[Operation]) -> Slot | None:
     """The latest tensor through which all ways to some tensors lead, without one of the barriers behind it."""
-
-    def time(slot: Slot) -> int:
-        return recorder.writers[slot][0].index if recorder.writers[slot] else -1
-
-    waiting, known, limit = set(slots), set(slots), time(latest)
+    waiting, known, limit = set(slots), set(slots), _time(recorder, latest)
     while waiting:
-        slot = max(waiting, key=lambda one: (time(one), one))
-        if len(waiting) == 1 and time(slot) <= limit and len(recorder.shapes[slot]) >= 2:
+        slot = max(waiting, key=lambda one: (_time(recorder, one), one))
+        if len(waiting) == 1 and _time(recorder, slot) <= limit and len(recorder.shapes[slot]) >= 2:
             return slot
         waiting.remove(slot)
         for operation in recorder.writers[slot]:
@@ -134,7 +148,7 @@ def _ancestors(
         others: Operations that do not count, nor what leads to them.
         picked: Do those count that pick places by what they hold?
     """
-    first = recorder.writers[slot][0].index if recorder.writers[slot] else -1
+    first = _time(recorder, slot)
     found: set[Operation] = {last}
     waiting = list(last.inputs)
     known: set[Slot] = {slot}

@@ -34,10 +34,10 @@ def answer_page(maps: "AnswerMaps", images: Sequence[Any], sample: int) -> str:
             f"Expected the {len(one.images)} image(s) of the prompt of sample {sample}, got {len(images)}. Give all of "
             "them in their order, or none."
         )
-    scale = one.scale()
+    words, places = one.word_scale(), one.place_scale()
     backgrounds = [_pixels(image) for image in images] or [_blank(views) for views in one.images]
     pictures = [
-        [_data_uri(drawn) for drawn in signed_overlay(background, views / one.weights(views), scale)]
+        [_data_uri(drawn) for drawn in signed_overlay(background, views / one.weights(views), places)]
         for background, views in zip(backgrounds, one.images, strict=True)
     ]
     script = _asset("answer_page.js")
@@ -49,12 +49,13 @@ def answer_page(maps: "AnswerMaps", images: Sequence[Any], sample: int) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         one=one,
         given=bool(images),
-        scale=f"{scale:.3g}",
+        scales={"words": f"{words:.3g}"} | ({"images": f"{places:.3g}"} if one.images else {}),
+        image_share=one.image_share(),
         parts=_parts(one),
-        beyond=one.beyond(scale),
+        beyond=one.beyond(words),
         explained=_SCORES.get(one.score, one.score),
         data={
-            "scale": scale,
+            "scale": words,
             "tokens": one.divided_by,
             "scores": [[float(f"{value:.4g}") for value in view] for view in one.words()],
             "excluded": [one.excluded[at] for at in one.places],
@@ -111,7 +112,7 @@ class _Sample:
         return [at for at in range(len(self.tokens)) if at not in shown]
 
     def weights(self, views: Tensor) -> Tensor:
-        """By what views are divided, so that all have one scale."""
+        """By what views are divided, so that the whole answer and its tokens have one scale."""
         weights = torch.ones(len(views), *[1] * (views.dim() - 1), dtype=views.dtype)
         weights[0] = self.divided_by
         return weights
@@ -121,14 +122,21 @@ class _Sample:
         found: list[list[float]] = self.scores[:, self.places].tolist()
         return found
 
-    def scale(self) -> float:
-        """The largest absolute value that is shown outside the sinks, 1 if there is none."""
-        images = [views.flatten(1) / self.weights(views.flatten(1)) for views in self.images]
-        shares, others = self._shares(), [at for at in self.places if not self.sinks[at]]
-        for found in (torch.cat([shares[:, others], *images], 1), shares):
-            if found.numel() and float(found.abs().max()) > 0:
-                return float(found.abs().max())
-        return 1.0
+    def word_scale(self) -> float:
+        """The largest absolute value of words outside the sinks, of all words if that is 0, 1 if all are 0."""
+        values = self._shares()[:, self.places].abs()
+        others = values[:, [not self.sinks[at] for at in self.places]]
+        return _largest(others) or _largest(values) or 1.0
+
+    def place_scale(self) -> float:
+        """The largest absolute value of a place of the images, many with little each; 1 if there is none."""
+        return max((_largest(views / self.weights(views)) for views in self.images), default=0.0) or 1.0
+
+    def image_share(self) -> float:
+        """The part of the whole answer's absolute score that is on images."""
+        on_images = sum(float(views[0].abs().sum()) for views in self.images)
+        total = on_images + float(self.scores[0, self.places].abs().sum())
+        return on_images / total if total else 0.0
 
     def beyond(self, scale: float) -> int:
         """How many words have a score beyond the scale in some view."""
@@ -136,6 +144,10 @@ class _Sample:
 
     def _shares(self) -> Tensor:
         return self.scores / self.weights(self.scores)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
 
 
 def _sample(maps: "AnswerMaps", sample: int) -> _Sample:

@@ -9,11 +9,11 @@ from captum_ext.answer_maps import AnswerMaps
 TOKENS = ["[PAD]", "<s>", "Is", " the", "<image>", "<image>", "<image>", "<image>", " cat", "\n", "?"]
 NUMBERS = [4, 5, 6, 7]
 ANSWER = [" a", "cat"]
-SCALE = 0.8
+WORD_SCALE, PLACE_SCALE = 0.7, 0.8
 
 
 def by_hand(**changes):
-    """A sample with padding, a sink, an image of 2 x 2 tokens and an answer of two tokens; the scale ends at 0.8."""
+    """A sample with padding, a sink, an image of 2 x 2 tokens and an answer of two tokens; scales to 0.7 and 0.8."""
     per_token = torch.zeros(1, 2, len(TOKENS), dtype=torch.float64)
     per_token[0, 0] = torch.tensor([0, 40, 0.2, -0.4, 0.8, 0, -0.2, 0.1, 0, 0.05, 0])
     per_token[0, 1] = torch.tensor([0, -9, 0, 0.6, 0, -0.8, 0, 0.3, 0.7, -0.05, 0])

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from answers_by_hand import NUMBERS, SCALE, TOKENS, by_hand, words_only
+from answers_by_hand import NUMBERS, PLACE_SCALE, TOKENS, WORD_SCALE, by_hand, words_only
 from browsing import each, js, press, wait_for
 from PIL import Image
 from tiny_vlms import FAMILIES, build, pictures
@@ -44,13 +44,13 @@ def drawn(browser):
 
 
 def expects(browser, view, maps):
-    """Words and picture are those of a view, on the page's one scale."""
+    """Words and picture are those of a view, on the page's scales."""
     scores = maps.scores[0] / 2 if view == 0 else maps.per_token[0, view - 1]
-    expected = (scores[SHOWN] / SCALE).clamp(-1, 1)
+    expected = (scores[SHOWN] / WORD_SCALE).clamp(-1, 1)
     np.testing.assert_allclose(tints(browser), expected, atol=0.005)
     heat = maps.images[0][0] / 2 if view == 0 else maps.images_per_token[0][0, view - 1]
     pixels = IMAGE.repeat_interleave(32, 1).repeat_interleave(32, 2)
-    np.testing.assert_allclose(drawn(browser), signed_overlay(pixels, heat, SCALE), atol=0.04)
+    np.testing.assert_allclose(drawn(browser), signed_overlay(pixels, heat, PLACE_SCALE), atol=0.04)
 
 
 @slow
@@ -124,7 +124,9 @@ def test_the_page_says_what_it_shows():
         "no dog The maps show why the answer was preferred",
         f"{100 * float(maps.first_share[0]):.1f} % of the absolute relevance is on the first token",
         "1 token, set to 0 and struck through: <s>",
-        "Full colour is 0.8, the largest absolute score outside the first and special tokens. 1 token exceeds it",
+        "One scale for all tokens of the answer. Full colour of words is 0.7, the largest absolute score outside the "
+        "first and special tokens; of places of images, of which there are many, 0.8, their own largest. "
+        "6.4 % of the whole answer's absolute score is on images. 1 token exceeds it",
         "shown as the mean over its 2 tokens; its score is their sum",
         "CDAM, from further passes. The score of each token of the answer is the logarithm of the probability.",
         "10 tokens; 1 of padding are not shown.",
@@ -138,8 +140,8 @@ def test_the_page_says_what_it_shows():
 
 def test_a_sink_is_no_measure_of_the_others_unless_nothing_else_has_a_score():
     legend = r'<p class="legend"><span>\u2212(\S+)</span>'
-    assert re.search(legend, by_hand().html())[1] == "0.8"
-    assert re.search(legend, by_hand(special=None).html())[1] == "0.8"  # the first token is one, whatever it is
+    assert re.search(legend, by_hand().html())[1] == "0.7"
+    assert re.search(legend, by_hand(special=None).html())[1] == "0.7"  # the first token is one, whatever it is
     later = words_only([1.0, 0.5, -30.0], ["a", "b", "c"])
     assert re.search(legend, later.html())[1] == "30"
     special = torch.tensor([[False, False, True]])

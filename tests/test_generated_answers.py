@@ -62,6 +62,16 @@ def test_only_the_last_layer_runs_again():
     assert set(more.values()) == {1}
 
 
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_what_lies_behind_the_last_attention_runs_again_for_the_rows_of_the_answer_alone(name):
+    model, inputs = decoder(name), batch("left")
+    mlp = next(part for part_name, part in reversed(list(model.named_modules())) if part_name.endswith(".mlp"))
+    rows = []
+    mlp.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[1]))
+    CDAM(model).explain_generation(inputs, 5, generation={"eos_token_id": None})
+    assert rows == [inputs["input_ids"].shape[1], *[1] * 4, 5]
+
+
 def test_other_methods_and_scores_explain_what_is_generated():
     model, inputs = decoder("llama"), batch("left")
     for method, options, way in (

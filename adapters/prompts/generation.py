@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,6 +154,8 @@ def tail(
     texts = {name: x for name, x in inputs.items() if not (isinstance(x, Tensor) and x.is_floating_point())}
     prompts = answered_prompts(model, texts, made.steps)
     *earlier, last = made.layers
+    rows = made.logits.shape[1]
+    parts = {part: partial(_on_last_rows, part, rows) for part in _parts_of_rows(last)}
 
     def passed_by(*args: Any, **kwargs: Any) -> Any:
         hidden = _first(args, kwargs)
@@ -160,7 +163,8 @@ def tail(
 
     def logits(hidden: Tensor) -> Tensor:
         def on_hidden(*args: Any, **kwargs: Any) -> Any:
-            return last(hidden, *args[1:], **{name: value for name, value in kwargs.items() if name != "hidden_states"})
+            given = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            return run_stand_in(last, parts, hidden, *args[1:], **given)
 
         forwards = {**dict.fromkeys(earlier, passed_by), last: on_hidden}
 
@@ -171,6 +175,22 @@ def tail(
         return seen[-1]
 
     return prompts, logits, seen
+
+
+def _parts_of_rows(layer: nn.Module) -> list[nn.Module]:
+    """The parts of a layer beside its attention, such as its MLP, that are more than a norm."""
+    named = [(name, part) for name, part in layer.named_children() if any(True for _ in part.children())]
+    return [part for name, part in named if not any("att" in one for one in (name, *dict(part.named_modules())))]
+
+
+def _on_last_rows(part: nn.Module, rows: int, *args: Any, **kwargs: Any) -> Any:
+    """What a part makes of the rows that logits are read from; other rows are passed by, as nothing reads them."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].dim() == 3:
+        read = args[0][:, -rows:].contiguous()
+        made = part(read)
+        if isinstance(made, Tensor) and made.shape == read.shape:
+            return torch.cat([args[0][:, :-rows], made], 1)
+    return part(*args, **kwargs)
 
 
 def agrees(made: Generated, found: Tensor) -> bool:

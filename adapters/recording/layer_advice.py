@@ -8,7 +8,30 @@ from torch.utils import _pytree as pytree
 
 from ..models import evaluation_mode, modules_of, root_module, uncompiled
 from ..models.hooks import watch_outputs
-from .watched_pass import Forward
+from .hook_point import HookPoint
+from .opaque import is_foreign
+from .watched_pass import Forward, WatchedPass
+
+
+def none_found(one: WatchedPass, forward: Forward, arguments: tuple[Any, ...], point: HookPoint | None) -> str:
+    """The message where a pass has no tokens."""
+    if point is not None:
+        return (
+            f"The layer {point} did not run in the forward pass of this thread. Is it part of the model? A "
+            "model that is spread over devices (nn.DataParallel) must be passed as its `.module`."
+        )
+    foreign = next((f"`{op.func}`" for op in one.recorder.operations if is_foreign(op)), None)
+    return (
+        "No attention was seen in this forward pass: no softmax of products of queries and keys that weights values. "
+        + (
+            f"The model runs {foreign}, which cannot be looked into; is it the attention? Then load the model with "
+            'another one (of transformers: `attn_implementation="sdpa"`). '
+            if foreign
+            else ""
+        )
+        + "Of a convolutional network use captum.attr.LayerGradCam or a method of pytorch-grad-cam, or "
+        f"{layer_advice(forward, arguments)}."
+    )
 
 
 def layer_advice(forward: Forward, arguments: tuple[Any, ...]) -> str:

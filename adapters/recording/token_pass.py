@@ -18,7 +18,7 @@ from .batch_layout import BatchLayout, layout_of
 from .channels import channel_axis
 from .continuation import NotReplayableError, substituted, tensors_in
 from .hook_point import HookPoint, exchanged_at
-from .layer_advice import layer_advice
+from .layer_advice import layer_advice, none_found
 from .operations import Operation, Replacement, Slot
 from .places import Grid, covers, grid_of
 from .prediction import DifferentOutputError, Prediction
@@ -101,7 +101,7 @@ class TokenPass:
             raise ValueError(_no_batch_axis(arguments[0]))
         found = one.continuation
         if found is None:
-            raise NoTokensError(self._none_found())
+            raise NoTokensError(none_found(one, self._forward, self._arguments, point))
         self.watched, self.continuation = one, found
         self.slot = found.slot
         self.layout = BatchLayout(self.batch) if point is not None else self._find_layout()
@@ -151,7 +151,7 @@ class TokenPass:
                 options = one.again()
                 if options is None:
                     break
-            one.finish()
+            one.finish(last=attention in (None, BY_QUERIES) and self._point is None)
         return one
 
     def predict(self, tokens: Tensor) -> Prediction:
@@ -331,18 +331,6 @@ class TokenPass:
         except Exception:  # of any kind: models check shapes in many ways
             return False
         return True
-
-    def _none_found(self) -> str:
-        if self._point is not None:
-            return (
-                f"The layer {self._point} did not run in the forward pass of this thread. Is it part of the model? A "
-                "model that is spread over devices (nn.DataParallel) must be passed as its `.module`."
-            )
-        return (
-            "No attention was seen in this forward pass: no softmax of products of queries and keys that weights "
-            f"values. Of a convolutional network use captum.attr.LayerGradCam or a method of pytorch-grad-cam, or "
-            f"{layer_advice(self._forward, self._arguments)}."
-        )
 
 
 def _no_batch_axis(inputs: Tensor) -> str:

@@ -13,6 +13,7 @@ from ..models.hooks import watch_outputs
 from .attention_calls import AttentionCall, AttentionFinder, projected
 from .continuation import Continuation
 from .hook_point import HookPoint, exchanged_at
+from .opaque import check_last_is_seen, may_hold_attention
 from .operation_names import ELEMENTWISE, MOVES
 from .operations import Operation, Slot
 from .queries import last_read_by_queries
@@ -89,6 +90,7 @@ class WatchedPass:
         self._module_slot: Slot | None = None
         self._module_calls: dict[Slot, Slot] = {}
         self._forgotten = 0
+        self._opaque: list[Operation] = []
         self._inside = within is None
         self._within = within
         given = pytree.tree_map_only(Tensor, _copied if copies else _shared, arguments)
@@ -112,8 +114,17 @@ class WatchedPass:
         read = None if self.latent_slot is None else self.recorder.tensor(self.latent_slot)
         self.latent = read if graph or read is None else read.detach()
 
-    def finish(self) -> None:
-        """Keep what leads from the tokens to the output, and let go of the rest."""
+    def finish(self, *, last: bool = False) -> None:
+        """Keep what leads from the tokens to the output, and let go of the rest.
+
+        Args:
+            last: The last attention is wanted, so none may hide behind it.
+
+        Raises:
+            ValueError: if one may.
+        """
+        if last and self.continuation is not None and self.output_slot is not None:
+            check_last_is_seen(self.recorder, self.continuation.attention, self.output_slot, self._opaque)
         wanted = [slot for slot in (self.output_slot, self.latent_slot) if slot is not None]
         if self.continuation is not None:
             self.continuation.finish(wanted)
@@ -232,6 +243,8 @@ class WatchedPass:
         call = self.finder.found(self.recorder, operation)
         if call is not None:
             self._at_attention(call)
+        elif self.finder.calls and may_hold_attention(self.recorder, operation):
+            self._opaque.append(operation)
 
     def _at_attention(self, call: AttentionCall) -> None:
         if self._on_attention is not None:

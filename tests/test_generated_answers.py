@@ -9,7 +9,7 @@ import zoo
 from tiny_decoders import DECODERS, batch, by_hooks, decoder
 from torch import nn
 
-from captum_ext import CDAM, AttentionMap, IntegratedCDAM
+from captum_ext import CDAM, AttentionMap, IntegratedCDAM, RelevancePropagation, TokenAblation
 
 FROM_PASSES, FURTHER = "the passes of generation", "further passes"
 
@@ -177,3 +177,14 @@ def test_beams_and_models_that_do_not_generate_are_refused():
             CDAM(model).explain_generation(inputs, 3, generation={name: 9})
     with pytest.raises(TypeError, match="a `generate` method, got LlamaModel"):
         CDAM(transformers.LlamaModel(model.config)).explain_generation(inputs, 3)
+
+
+@pytest.mark.parametrize("method", [CDAM, IntegratedCDAM, TokenAblation, RelevancePropagation])
+def test_in_bfloat16_maps_are_those_of_float64_as_far_as_it_counts(method):
+    model, inputs = decoder("llama"), batch("left")
+    exact = method(model).attribute_answer(inputs, [11, 12]).per_token
+    model.bfloat16()
+    rounded = method(model).attribute_answer(inputs, [11, 12]).per_token
+    assert (rounded - exact).abs().max() < 0.04 * exact.abs().max()
+    way = FURTHER if method is RelevancePropagation else FROM_PASSES
+    assert method(model).explain_generation(inputs, 3).way == way

@@ -26,6 +26,8 @@ from .spectrogram_overlay import spectrogram_overlay as spectrogram_overlay
 from .text_target import TextTarget as TextTarget
 from .token_ablation import TokenAblation as TokenAblation
 from .token_shapley import TokenShapley as TokenShapley
+from .trust import Trust as Trust
+from .trust import check as check
 from .video_overlay import video_overlay as video_overlay
 from .video_strip import video_strip as video_strip
 

@@ -14,9 +14,9 @@ from torch import nn
 from toy_models import tiny_vit
 
 import quantus_metrics
+from adapters.maps_on_grid import on_grid, spearman
 from captum_ext import CDAM, AttentionMap, TokenAblation
 from quantus_metrics import TokenFaithfulness, explain_func, token_faithfulness
-from quantus_metrics.token_faithfulness import on_grid, spearman
 from xai_compare._metrics import metrics_named
 
 TARGETS = torch.tensor([1, 2])

@@ -14,6 +14,7 @@ from .prediction import Prediction as Prediction
 from .projections import Projection as Projection
 from .queries import BY_QUERIES as BY_QUERIES
 from .rows_read import rows_of_score as rows_of_score
+from .stream_norms import stream_norms as stream_norms
 from .token_game import ReplayedGame as ReplayedGame
 from .token_game import RowGame as RowGame
 from .token_game import TokenGame as TokenGame

@@ -234,3 +234,15 @@ def test_what_cannot_be_measured_is_said_and_the_advice_works(model):
 def test_wrong_calls(model, explainer, options, error, words):
     with pytest.raises(error, match=words):
         check(explainer(model), IMAGES, TARGETS, **options)
+
+
+def test_the_example_counts_verdicts_and_shares(tmp_path, capsys):
+    import trust as example
+
+    example.main(["--scenes", "2", "--out", str(tmp_path)])
+    table = (tmp_path / "trust.md").read_text()
+    assert table in capsys.readouterr().out
+    rows = {line.split("|")[1].strip(): line.split("|")[-4:-1] for line in table.split("\n\n")[0].splitlines()[2:]}
+    assert [int(x) for x in rows["random numbers"]] == [0, 0, 4]
+    assert all(sum(map(int, counts)) == 4 for counts in rows.values())
+    assert len(rows) == 12

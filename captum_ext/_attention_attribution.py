@@ -22,6 +22,7 @@ from adapters.recording import (
     weights_and_gradients,
 )
 
+from ._advice import check_model
 from ._answer_attribution import AnswerAttribution, Asked
 from ._answers import place
 from ._checks import Failures, OnError, checked_inputs, further_arguments
@@ -44,8 +45,7 @@ class AttentionAttribution(AnswerAttribution, Attribution):  # type: ignore[misc
     _last_only: ClassVar[bool]  # is the last layer enough?
 
     def __init__(self, forward_func: Callable[..., Any], *, output: OutputChoice = None) -> None:
-        if not callable(forward_func):
-            raise TypeError(f"Expected `forward_func` to be a model or a function, got {type(forward_func)}.")
+        check_model(forward_func)
         root_module(uncompiled(forward_func))  # one that is compiled in place is refused
         super().__init__(forward_func)
         self.output = output

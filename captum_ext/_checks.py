@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from adapters.checks import NOT_FINITE, not_finite
 
+from ._advice import on_inputs
+
 OnError = Literal["raise", "nan"]
 NOT_FINITE_MAP = (
     "The map of sample(s) {} is NaN or infinite, although the inputs are finite. Are the weights finite? In float16 "
@@ -78,7 +80,7 @@ def checked_inputs(given: Any, failures: Failures | None = None) -> tuple[Tensor
     """
     inputs = as_tuple(given)
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        raise TypeError(f"Expected `inputs` to be a tensor or a tuple of tensors, got {[type(x) for x in inputs]}.")
+        raise TypeError(on_inputs(given))
     for x in inputs:
         if x.dim() == 0 or x.shape[0] == 0:
             raise ValueError(f"Expected `inputs` with at least one sample, got shape {tuple(x.shape)}.")

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adapters.models import OutputChoice, evaluation_mode
+from adapters.models import OutputChoice, evaluation_mode, output_tensor
 from adapters.recording import BY_QUERIES
 
+from ._advice import warn_of_features
 from ._checks import Failures
 from ._detections import Size, boxes_of, class_logits, pixel_logits
 from .box_target import BoxTarget
 from .contrast_target import ContrastTarget
 from .detection_target import DetectionTarget
 from .mask_target import MaskTarget
+
+PREDICTED = "predicted"
 
 
 class Question(NamedTuple):
@@ -60,6 +63,9 @@ def question_of(
             the images are padded and what boxes are relative to is not said.
     """
     parts = list(_parts(targets)) if isinstance(targets, list | tuple) else []
+    warn_of_features(forward, parts)
+    if any(isinstance(one, str) for one in parts):
+        targets = _without_words(targets, parts, forward, arguments, output)
     queries = [one for one in parts if isinstance(one, DetectionTarget | BoxTarget)]
     masks = [one for one in parts if isinstance(one, MaskTarget)]
     if not queries and not masks:
@@ -125,6 +131,36 @@ def _extent(mask: Tensor) -> list[int]:
     """Height and width of what a mask shows."""
     shown = mask.bool().nonzero()
     return [] if not len(shown) else (shown.amax(0) + 1).tolist()
+
+
+def _without_words(
+    targets: Sequence[Any],
+    parts: list[Any],
+    forward: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    output: OutputChoice,
+) -> list[Any]:
+    """The targets with the classes that are predicted, from one more pass without gradients."""
+    word = next((one for one in parts if isinstance(one, str) and one != PREDICTED), None)
+    if word is not None:
+        raise TypeError(
+            f"Expected `target` to be the number of a class, or {PREDICTED!r}, got {word!r}. Of a model of "
+            f"transformers it is `model.config.label2id[{word!r}]`."
+        )
+    found = output_tensor(_outputs(forward, arguments), output, arguments[0])
+    if found.dim() != 2 or len(found) != len(arguments[0]):
+        raise ValueError(
+            f"{PREDICTED!r} means the class of the largest logit of (batch, classes), and this output has shape "
+            f"{tuple(found.shape)}. Give the indices, such as (row, class)."
+        )
+    classes = found.argmax(1).tolist()
+
+    def known(one: Any) -> Any:
+        if isinstance(one, ContrastTarget):
+            return ContrastTarget(known(one.a), known(one.b), probabilities=one.probabilities)
+        return classes if isinstance(one, str) else one
+
+    return [known(one) for one in targets]
 
 
 def _outputs(forward: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

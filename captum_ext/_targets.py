@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from .contrast_target import ContrastTarget
 
 Function = Callable[[Tensor], Tensor]
 Indices = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]]
-Target = Indices | Function | list[Function] | ConceptTarget | ContrastTarget | None
+Target = Indices | Function | list[Function] | ConceptTarget | ContrastTarget | Literal["predicted"] | None
 
 
 class Score(Protocol):

@@ -13,14 +13,16 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adapters.models import OutputChoice, root_module, uncompiled
+from adapters.models import OutputChoice
 from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass
 
+from ._advice import check_model
 from ._answer_attribution import AnswerAttribution
 from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._closed_form import check_closed_form
 from ._grids import grid_for
 from ._located import Question, question_of
+from ._parts import chosen_part
 from ._targets import Score, Target, latent_of, scores_of
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
@@ -102,9 +104,9 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
 
     Args:
         forward_func: The model, or any function that returns its output.
-        layer: The module whose output is the tokens. None: they are what the last attention reads.
+        layer: The module whose output is the tokens, or its name. None: they are what the last attention reads.
         attention: Which attention, where it is not the last one: its number in time (from the end if negative), or a
-            module in which it runs.
+            module in which it runs, or its name.
         output: Which tensor of what the model returns is explained.
         device_ids: Accepted as in Captum's layer classes; a model that is spread over devices runs on the first one.
     """
@@ -115,22 +117,23 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: nn.Module | None = None,
-        attention: int | nn.Module | None = None,
+        layer: nn.Module | str | None = None,
+        attention: int | nn.Module | str | None = None,
         *,
         output: OutputChoice = None,
         device_ids: Sequence[int] | None = None,
     ) -> None:
-        if not callable(forward_func):
-            raise TypeError(f"Expected `forward_func` to be a model or a function, got {type(forward_func)}.")
-        if layer is not None and not isinstance(layer, nn.Module):
-            raise TypeError(f"Expected `layer` to be a torch.nn.Module, got {type(layer)}.")
-        if isinstance(attention, bool) or not isinstance(attention, int | nn.Module | None):
-            raise TypeError(f"Expected `attention` to be an int, a torch.nn.Module or None, got {type(attention)}.")
+        check_model(forward_func)
+        if not isinstance(layer, nn.Module | str | None):
+            raise TypeError(f"Expected `layer` to be a torch.nn.Module or its name, got {type(layer)}.")
+        if isinstance(attention, bool) or not isinstance(attention, int | nn.Module | str | None):
+            raise TypeError(
+                f"Expected `attention` to be an int, a torch.nn.Module, its name or None, got {type(attention)}."
+            )
         if layer is not None and attention is not None:
             raise ValueError("Expected `layer` or `attention`, got both: each says where the tokens are.")
-        _check_part("attention" if layer is None else "layer", attention if layer is None else layer, forward_func)
-        self.attention = attention
+        layer = chosen_part("layer", layer, forward_func)
+        self.attention = chosen_part("attention", attention, forward_func)
         self.output = output
         self._earliest: int | None = None  # the lowest number that the last attention had so far
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
@@ -302,22 +305,6 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
         if request.return_tokens or grid is None:
             return parts
         return grid.arranged(parts)
-
-
-def _check_part(argument: str, part: int | nn.Module | None, forward: Callable[..., Any]) -> None:
-    if not isinstance(part, nn.Module):
-        return
-    root = root_module(uncompiled(forward))
-    if root is not None and all(part is not module for module in root.modules()):
-        raise ValueError(
-            f"Expected `{argument}` to be a part of the model, got a {type(part).__name__} that is not in this "
-            f"{type(root).__name__}. Take it from the model that is passed."
-        )
-    if isinstance(part, torch.jit.ScriptModule):
-        raise ValueError(
-            f"Expected `{argument}` to be a plain module, got a {part.original_name} that torch.jit made: its calls "
-            "cannot be watched. Pass the module before it was scripted, or one in front of it."
-        )
 
 
 def _scores(formula: Formula, run: TokenPass, scores: Sequence[Score]) -> Tensor:

@@ -1,6 +1,9 @@
 """Signed maps drawn over an image."""
 
+import textwrap
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,19 +14,21 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+_TITLE = 24  # letters of a line above a picture
 BLUE, RED = (0.1, 0.3, 0.95), (0.9, 0.1, 0.1)
 SIGNED = LinearSegmentedColormap.from_list(
     "signed", [(0.0, (*BLUE, 1.0)), (0.5, (*BLUE, 0.0)), (0.5, (*RED, 0.0)), (1.0, (*RED, 1.0))]
 )
 
 
-def signed_overlay(image: Tensor, maps: Tensor, scale: float | None = None) -> npt.NDArray[np.float32]:
+def signed_overlay(image: Any, maps: Tensor, scale: float | None = None) -> npt.NDArray[np.float32]:
     """Lay signed maps over an image: red for positive, blue for negative, zero transparent.
 
     All maps share one colour scale, so they can be compared.
 
     Args:
-        image: (channels, height, width) with 1 or 3 channels, or (height, width), in [0, 1].
+        image: A tensor or array (channels, height, width) with 1 or 3 channels, (height, width, channels) or
+            (height, width), in [0, 1] or of type uint8; or a PIL image.
         maps: (maps, h, w) or (h, w) of any size; resized to the image by bilinear interpolation.
         scale: The absolute value that is drawn opaque. None: the largest absolute value of all maps.
 
@@ -31,7 +36,7 @@ def signed_overlay(image: Tensor, maps: Tensor, scale: float | None = None) -> n
         (maps, height, width, 3) colours in [0, 1]; (height, width, 3) for a single map.
 
     Raises:
-        TypeError: if an argument is not a tensor.
+        TypeError: if an argument is of another kind.
         ValueError: if a shape does not fit, the image is not in [0, 1], or `scale` is not positive.
 
     Example:
@@ -53,20 +58,29 @@ def signed_overlay(image: Tensor, maps: Tensor, scale: float | None = None) -> n
     return drawn.reshape(*maps.shape[:-2], *drawn.shape[1:])
 
 
-def overlay_figure(image: Tensor, maps: Mapping[str, Tensor], scale: float | None = None) -> Figure:
+def overlay_figure(
+    image: Any,
+    maps: Mapping[str, Tensor] | Tensor,
+    scale: float | Literal["each"] | None = None,
+    *,
+    path: str | Path | None = None,
+) -> Figure:
     """The image and its signed maps side by side, on one colour scale that is shown.
 
     Args:
-        image: As for `signed_overlay`.
-        maps: A title and an (h, w) map for each picture.
-        scale: As for `signed_overlay`.
+        image: As for `signed_overlay`; a batch of one image counts as the image.
+        maps: A title and a map for each picture: (h, w), or (1, h, w) and (1, 1, h, w) as `attribute` returns them. Or
+            one such map.
+        scale: The absolute value that is drawn opaque. None: the largest of all maps. "each": of each map its own,
+            which its title says; for maps of methods whose values have other units.
+        path: Where to save the picture, too.
 
     Returns:
         A matplotlib figure of its own, which pyplot does not know of: `figure.savefig("maps.png")`.
 
     Raises:
         TypeError: as for `signed_overlay`.
-        ValueError: as for `signed_overlay`, or if there are no maps.
+        ValueError: as for `signed_overlay`, or if there are no maps, or several in one.
 
     Example:
         >>> import torch
@@ -75,18 +89,49 @@ def overlay_figure(image: Tensor, maps: Mapping[str, Tensor], scale: float | Non
         >>> [axes.get_title() for axes in figure.axes[:3]]
         ['image', 'cat', 'dog']
     """
-    if not maps:
+    named = {title: _one_map(heat) for title, heat in _named(maps).items()}
+    if not named:
         raise ValueError("Expected at least one map to draw, got none.")
-    scale = max(scale_of(heat, None) for heat in maps.values()) if scale is None else scale
-    pictures = {"image": rgb_of(image)} | {title: signed_overlay(image, heat, scale) for title, heat in maps.items()}
+    scales = {title: scale_of(heat, None) for title, heat in named.items()}
+    if scale != "each":
+        scales = dict.fromkeys(
+            named, max(scales.values()) if scale is None else scale_of(next(iter(named.values())), scale)
+        )
+    own = {title: f"{title}\n(full colour: {scales[title]:.2g})" if scale == "each" else title for title in named}
+    pictures = {"image": rgb_of(image)}
+    pictures |= {own[title]: signed_overlay(image, heat, scales[title]) for title, heat in named.items()}
     figure = Figure(figsize=(2.4 * len(pictures) + 0.8, 2.7), layout="constrained")
     row = figure.subplots(1, len(pictures), squeeze=False)[0]
     for axes, (title, picture) in zip(row, pictures.items(), strict=True):
         axes.imshow(picture)
-        axes.set_title(title)
+        axes.set_title("\n".join(textwrap.fill(line, _TITLE) for line in title.splitlines()))
         axes.set_axis_off()
-    figure.colorbar(ScalarMappable(Normalize(-scale, scale), SIGNED), ax=row, label="relevance")
+    limit = 1.0 if scale == "each" else next(iter(scales.values()))
+    label = "relevance in parts of each map's largest" if scale == "each" else "relevance"
+    figure.colorbar(ScalarMappable(Normalize(-limit, limit), SIGNED), ax=row, label=label)
+    if path is not None:
+        figure.savefig(path)
     return figure
+
+
+def _named(maps: Any) -> Mapping[str, Tensor]:
+    if isinstance(maps, Mapping):
+        return maps
+    if not isinstance(maps, Tensor):
+        raise TypeError(f"Expected `maps` to be a dictionary of titles and maps, or one map, got {type(maps)}.")
+    return {"relevance": maps}
+
+
+def _one_map(heat: Any) -> Tensor:
+    """(h, w) of what `attribute` returns for one image."""
+    if not isinstance(heat, Tensor):
+        raise TypeError(f"Expected each map to be a tensor, got {type(heat)}.")
+    if heat.dim() < 2 or heat.shape[:-2].numel() != 1:
+        raise ValueError(
+            f"Expected one map (h, w), (1, h, w) or (1, 1, h, w) for each picture, got shape {tuple(heat.shape)}: draw "
+            "the samples of a batch and the maps of several classes one by one, as `heat[0, 0]`."
+        )
+    return heat.reshape(heat.shape[-2:])
 
 
 def scale_of(maps: Tensor, scale: float | None) -> float:
@@ -98,14 +143,23 @@ def scale_of(maps: Tensor, scale: float | None) -> float:
     return float(scale)
 
 
-def rgb_of(image: Tensor) -> npt.NDArray[np.float32]:
+def rgb_of(image: Any) -> npt.NDArray[np.float32]:
     """(height, width, 3) colours of an image in [0, 1]."""
-    if not isinstance(image, Tensor):
-        raise TypeError(f"Expected `image` to be a tensor, got {type(image)}.")
-    pixels = image.detach().float().cpu()
+    if hasattr(image, "convert"):
+        image = np.array(image.convert("RGB"))
+    if not isinstance(image, Tensor | np.ndarray):
+        raise TypeError(f"Expected `image` to be a tensor, an array or a PIL image, got {type(image)}.")
+    given = torch.as_tensor(image).detach().cpu()
+    pixels = given.float() / 255 if given.dtype is torch.uint8 else given.float()
+    pixels = pixels[0] if pixels.dim() == 4 and len(pixels) == 1 else pixels
     pixels = pixels[None] if pixels.dim() == 2 else pixels
+    if pixels.dim() == 3 and pixels.shape[0] not in (1, 3) and pixels.shape[-1] in (1, 3):
+        pixels = pixels.permute(2, 0, 1)
     if pixels.dim() != 3 or pixels.shape[0] not in (1, 3):
-        raise ValueError(f"Expected `image` (1 or 3, height, width) or (height, width), got {tuple(image.shape)}.")
+        raise ValueError(
+            "Expected `image` (1 or 3, height, width), (height, width, 1 or 3) or (height, width), got "
+            f"{tuple(given.shape)}."
+        )
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0 or high > 1:
         raise ValueError(
@@ -115,7 +169,7 @@ def rgb_of(image: Tensor) -> npt.NDArray[np.float32]:
     return colors
 
 
-def _gray(image: Tensor) -> npt.NDArray[np.float32]:
+def _gray(image: Any) -> npt.NDArray[np.float32]:
     """The image's brightness, which leaves the colours to the map."""
     gray: npt.NDArray[np.float32] = rgb_of(image).mean(-1)
     return gray

@@ -29,10 +29,10 @@ class TokenAblation(TokenAttribution):
     Args:
         forward_func: A model, or any function that returns its output: a tensor, tuple, dictionary or ModelOutput.
             The model runs in evaluation mode and is restored afterwards.
-        layer: The module whose output is the tokens, (batch, tokens, channels) or a feature map
+        layer: The module whose output is the tokens, or its name: (batch, tokens, channels) or a feature map
             (batch, channels, height, width), in front of an attention. None: they are what the last attention reads.
         attention: Another attention than the last: its number in time (from the end if negative), or a module in which
-            it runs.
+            it runs, or its name.
         output: Which tensor to explain, where the model returns several: a name, an index, a tuple of them or a
             name with dots for what is nested, or a function of what it returns. None: by name, as `logits`; several
             that could be meant are an error, which lists them.

@@ -10,6 +10,7 @@ from .outputs import OutputChoice as OutputChoice
 from .outputs import logits_of as logits_of
 from .outputs import only_tensor as only_tensor
 from .outputs import output_tensor as output_tensor
+from .parts import part_named as part_named
 from .placement import placement_of as placement_of
 from .stand_in import with_output as with_output
 from .state_key import state_key as state_key

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..checks import INPUTS, ONE_SAMPLE
 from ..models.evaluation_mode import evaluation_mode
 from ..models.outputs import OutputChoice, output_tensor
 from ..models.unwrapping import modules_of, root_module, uncompiled
@@ -18,6 +17,7 @@ from .batch_layout import BatchLayout, layout_of
 from .channels import channel_axis
 from .continuation import NotReplayableError, substituted, tensors_in
 from .hook_point import HookPoint, exchanged_at
+from .input_advice import UNBATCHED, input_advice, no_batch_axis
 from .layer_advice import layer_advice, none_found
 from .operations import Operation, Replacement, Slot
 from .places import Grid, covers, grid_of
@@ -28,7 +28,6 @@ from .repeat import Repeat, with_tokens
 from .watched_pass import Forward, WatchedPass, is_scripted, watched
 
 MOST_PASSES = 4
-_UNBATCHED = {"conv1d": 2, "conv2d": 3, "conv3d": 4}  # axes of what a convolution takes for a single sample
 
 
 class NoTokensError(ValueError):
@@ -94,11 +93,12 @@ class TokenPass:
         try:
             one = self._watch(followed, attention, earliest)
         except Exception as error:
-            if self._lacks_batch():
-                raise ValueError(_no_batch_axis(arguments[0])) from error
-            raise
-        if any(len(one.recorder.shapes[op.inputs[0]]) == _UNBATCHED.get(op.name) for op in one.recorder.operations):
-            raise ValueError(_no_batch_axis(arguments[0]))
+            advice = input_advice(lambda *given: self._read_output(self._forward(*given)), arguments, root)
+            if advice is None:
+                raise
+            raise ValueError(advice) from error
+        if any(len(one.recorder.shapes[op.inputs[0]]) == UNBATCHED.get(op.name) for op in one.recorder.operations):
+            raise ValueError(no_batch_axis(arguments[0]))
         found = one.continuation
         if found is None:
             raise NoTokensError(none_found(one, self._forward, self._arguments, point))
@@ -318,21 +318,3 @@ class TokenPass:
                 f"{layer_advice(self._forward, self._arguments)}."
             )
         return found
-
-    def _lacks_batch(self) -> bool:
-        """Does the model run when the inputs that it does not take get a batch axis?"""
-        given = self._arguments[0]
-        if given.dim() not in _UNBATCHED.values() or not given.is_floating_point():
-            return False
-        batch = pytree.tree_map_only(Tensor, lambda x: x.detach().clone()[None], self._arguments)
-        try:
-            with torch.inference_mode(False), torch.no_grad(), evaluation_mode(self._forward):
-                self._read_output(self._forward(*batch))
-        except Exception:  # of any kind: models check shapes in many ways
-            return False
-        return True
-
-
-def _no_batch_axis(inputs: Tensor) -> str:
-    kinds = INPUTS | {3: f"{INPUTS[3]} or embeddings (batch, tokens, channels)", 5: f"{INPUTS[5]} or videos"}
-    return f"Expected {kinds[inputs.dim() + 1]}, got shape {tuple(inputs.shape)}.{ONE_SAMPLE}"

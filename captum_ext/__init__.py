@@ -1,5 +1,6 @@
 """Attribution classes with Captum's interface: class-discriminative attention maps."""
 
+import importlib
 import typing
 
 from ._token_attribution import without_closed_form as without_closed_form
@@ -14,9 +15,7 @@ from .detection_target import DetectionTarget as DetectionTarget
 from .gif import save_gif as save_gif
 from .integrated_cdam import IntegratedCDAM as IntegratedCDAM
 from .mask_target import MaskTarget as MaskTarget
-from .mhex_cam import MHEXCAM as MHEXCAM
 from .partial_lrp import PartialLRP as PartialLRP
-from .raw_attention import RawAttention as RawAttention
 from .relevance_propagation import RelevancePropagation as RelevancePropagation
 from .signed_overlay import overlay_figure as overlay_figure
 from .signed_overlay import signed_overlay as signed_overlay
@@ -31,11 +30,23 @@ from .trust import check as check
 from .video_overlay import video_overlay as video_overlay
 from .video_strip import video_strip as video_strip
 
+if typing.TYPE_CHECKING:
+    from .mhex_cam import MHEXCAM as MHEXCAM
+    from .mhex_explainer import MHEXExplainer as MHEXExplainer
+    from .raw_attention import RawAttention as RawAttention
+
+_WHERE = {"MHEXCAM": ".mhex_cam", "MHEXExplainer": ".mhex_explainer", "RawAttention": ".raw_attention"}
+"""Imported when they are asked for: the wrappers' libraries take as long as all the rest, or need an extra."""
+
 
 def __getattr__(name: str) -> typing.Any:
-    """`MHEXExplainer`, which needs torch_geometric, when it is asked for."""
-    if name == "MHEXExplainer":
-        from .mhex_explainer import MHEXExplainer
+    """A public name, imported from where it is."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_WHERE[name], __name__), name)
+    return found
 
-        return MHEXExplainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """All names."""
+    return sorted({*globals(), *_WHERE})

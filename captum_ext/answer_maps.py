@@ -11,8 +11,6 @@ from torch import Tensor
 
 from adapters.prompts import ImageTokens
 
-from ._answer_page import answer_page
-
 ImageMaps = list[Tensor | list[Tensor | None]]
 
 
@@ -92,6 +90,8 @@ class AnswerMaps:
             >>> maps.html().count('<span class="word')
             4
         """
+        from ._answer_page import answer_page  # with its libraries, when it is asked for
+
         page = answer_page(self, images, sample)
         if path is not None:
             Path(path).write_text(page, "utf-8")

@@ -75,7 +75,7 @@ def test_public_names_are_those_of_the_readme():
     import captum_ext
 
     readme = (ROOT / "README.md").read_text()
-    for name in vars(captum_ext):
+    for name in dir(captum_ext):
         if not name.startswith("_") and callable(getattr(captum_ext, name)):
             assert getattr(captum_ext, name).__doc__
             assert name in readme

@@ -65,7 +65,7 @@ def test_none_is_for_one_value_a_sample(shape):
         (torch.tensor([True, False]), TypeError, r"torch.bool"),
         (True, TypeError, r"got True"),
         ("cat", TypeError, r"got 'cat'"),
-        ([0, "cat"], TypeError, r"hold ints"),
+        ([0, "cat"], TypeError, r"number of a class"),
         ([(0,), (0, 1)], TypeError, r"of one length"),
     ],
 )

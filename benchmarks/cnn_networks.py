@@ -39,12 +39,11 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "MobileNetV1": {"depth_multiplier": 0.25},
     "MobileNetV2": {"depth_multiplier": 0.35},
     "EfficientNet": {"width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320},
-    "BiT": {"embedding_size": 32, "hidden_sizes": [32, 32, 64, 64], "depths": [1, 1, 2, 1]},
+    "Bit": {"embedding_size": 32, "hidden_sizes": [32, 32, 64, 64], "depths": [1, 1, 2, 1]},
     "PoolFormer": {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 2, 1]},
     "HGNetV2": {},
     "FocalNet": {"embed_dim": 8, "depths": [1, 1, 2, 1]},
 }
-_BIT = {"BiT": "Bit"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ def _transformers(name: str) -> nn.Module:
     import transformers
 
     family = name.split(",")[0]
-    family = _BIT.get(family, family)
     config = getattr(transformers, f"{family}Config")(**TRANSFORMERS[name], num_labels=CLASSES)
     return getattr(transformers, f"{family}ForImageClassification")(config)
 
@@ -97,7 +95,12 @@ def _monai() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
         images = (1, *(64,) * axes) if axes > 1 else (1, 256)
         given = {"spatial_dims": axes, "in_channels": 1}
         dense = {"init_features": 8, "growth_rate": 4, "block_config": (2, 2, 2), "out_channels": CLASSES}
-        widths = {"n_input_channels": 1, "spatial_dims": axes, "num_classes": CLASSES, "block_inplanes": [8, 12, 16, 20]}
+        widths = {
+            "n_input_channels": 1,
+            "spatial_dims": axes,
+            "num_classes": CLASSES,
+            "block_inplanes": [8, 12, 16, 20],
+        }
         senet = {"groups": 1, "reduction": 4, "num_classes": CLASSES, "dropout_prob": None, "layers": (1, 1, 1, 1)}
         yield f"DenseNet {axes}-D", partial(_of_monai, "DenseNet", **given, **dense), images
         for block in ("basic", "bottleneck"):

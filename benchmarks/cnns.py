@@ -65,7 +65,7 @@ def main() -> None:
     for row in tqdm(rows_of(chosen, args.timeout), total=len(chosen)):
         rows.append(row)
         tqdm.write(" | ".join(row.cells()))
-    args.out.write_text(text(rows, time.perf_counter() - start))
+        args.out.write_text(text(rows, time.perf_counter() - start))
     print(summary(rows))
 
 

@@ -24,6 +24,10 @@ def is_map(value, axes):
     return isinstance(value, torch.Tensor) and value.dim() == axes and sorted(value.shape[1:])[-2] > 1
 
 
+def _is_vector(value, axes):
+    return isinstance(value, torch.Tensor) and value.dim() in (2, axes) and not is_map(value, axes)
+
+
 def difference(actual, expected):
     """The largest, relative to the largest expected value; infinite for shapes or values that do not fit."""
     if actual.shape != expected.shape:
@@ -98,7 +102,7 @@ def run_plain(model, images):
         if is_map(given, axes) and given.shape[2:] != images.shape[2:]:
             maps.append(given.clone())
             plain.averages = False
-        elif isinstance(given, torch.Tensor) and given.dim() in (2, axes) and not is_map(given, axes):
+        elif _is_vector(given, axes):
             plain.averages |= any(_is_mean(given.flatten(1), one) for one in maps[-4:])
 
     def after(name, output):
@@ -188,7 +192,9 @@ def _odd(residual, z, x, plain):
     if not chosen:
         return [f"{residual.label}: x is no branch"]
     if one.depths[chosen[0]] > one.depths[1 - chosen[0]] and len(chosen) == 1:
-        return [f"{residual.label}: x is the longer branch, {one.depths[chosen[0]]} against {one.depths[1 - chosen[0]]}"]
+        return [
+            f"{residual.label}: x is the longer branch, {one.depths[chosen[0]]} against {one.depths[1 - chosen[0]]}"
+        ]
     own = [other for other in inside if other.inside == one.inside and other.z[place].shape == z.shape]
     return [] if own[-1] is one else [f"{residual.label}: not the last of its {len(own)} sums"]
 

@@ -107,8 +107,7 @@ def run_plain(model, images):
 
     def after(name, output):
         watch.running.pop()
-        if isinstance(output, torch.Tensor):
-            plain.outputs[name] = output.clone()
+        plain.outputs[name] = output.clone() if isinstance(output, torch.Tensor) else output
         if is_map(output, axes):
             maps.append(output.clone())
             plain.averages = False

@@ -90,3 +90,12 @@ def test_the_reference_sees_a_branch_that_is_exchanged():
     one = next(a for a in plain.additions if wrapper.residuals[0].name in a.inside)
     longer = one.terms[one.depths.index(max(one.depths))]
     assert "longer" in cnn_truth._odd(wrapper.residuals[0], one.z[0], longer, plain)[0]
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "selecsls42"])
+def test_every_resolution_is_a_stage_where_modules_return_several_maps(name):
+    model, images, plain = seen(timm.create_model(name, num_classes=5))
+    sides = [min(plain.outputs[stage].shape[2:]) for stage in CAStream(model).stages]
+    assert sides == [48, 24, 12, 6, sides[-1]]
+    assert sides[-1] < 6
+    assert cnn_truth.check_ca_stream(model, images, plain)[0] < cnn_truth.LIMIT

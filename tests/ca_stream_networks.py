@@ -41,7 +41,7 @@ class Gate(nn.Module):
         return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
 
 
-def randomised(model, size, seed=0):
+def randomised(model, size, seed=0, channels=3):
     """Weights and statistics at random, so that no term of a formula is zero or one, and images differ in logits."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -58,7 +58,7 @@ def randomised(model, size, seed=0):
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
             norm.momentum = 1.0
-        model.train()(torch.randn(4, 3, *size, generator=generator, dtype=torch.float64))
+        model.train()(torch.randn(4, channels, *size, generator=generator, dtype=torch.float64))
         for norm in norms:
             norm.running_mean += 0.2 * normal(norm.running_mean) * norm.running_var.sqrt()
             norm.running_var *= 1 + 0.5 * torch.rand(norm.running_var.shape, generator=generator)

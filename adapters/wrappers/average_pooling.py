@@ -78,7 +78,12 @@ def _adaptive(features: Tensor, given: Mapping[str, Any]) -> AveragePooling | No
 
 
 def _windowed(features: Tensor, given: Mapping[str, Any]) -> AveragePooling | None:
-    whole = _each(given["kernel_size"], features) == tuple(features.shape[2:])
+    kernel, size = _each(given["kernel_size"], features), tuple(features.shape[2:])
+    whole = kernel == size or (
+        bool(given.get("ceil_mode"))  # then a larger window is cut to the map
+        and all(wide >= side for wide, side in zip(kernel, size, strict=True))
+        and (not given.get("stride") or _each(given["stride"], features) == kernel)
+    )
     whole = whole and not any(_each(given.get("padding", 0), features))
     return AveragePooling(features, False, True) if whole and not given.get("divisor_override") else None
 

@@ -62,7 +62,9 @@ def cnn_anatomy(model: nn.Module, names: Sequence[str] | None = None, output: Ou
     """
     run = run_once(model, output)
     if names is None:
-        chosen = _up_to_the_pooled(run, [one for one in _known(model) or run.last_of_each_size() if run.is_map(one)])
+        known = _known(model)
+        whole = bool(known) and all(run.is_map(one) for one in known)  # else some return several maps, as in HRNet
+        chosen = _up_to_the_pooled(run, known if whole else run.last_of_each_size())
     else:
         chosen = list(names)
         _check(run, chosen)

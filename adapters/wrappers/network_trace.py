@@ -114,10 +114,10 @@ class NetworkTrace:
         return tuple(sizes[:-1] if (self.last.pooling.channels_last if last is None else last) else sizes[1:])
 
     def children(self, name: str) -> list[str]:
-        """The modules directly inside one, in the order in which they returned."""
+        """The modules directly inside one, or in lists of it that do not run, in the order in which they returned."""
         prefix = name + "." if name else ""
-        inside = [n for n in self.outputs if n.startswith(prefix) and n != name]
-        return [n for n in inside if "." not in n[len(prefix) :]]
+        inside = {n for n in self.outputs if n.startswith(prefix) and n != name}
+        return [n for n in self.outputs if n in inside and not any(outer in inside for outer in _around(n))]
 
     def sizes_in(self, name: str) -> set[tuple[int, ...]]:
         """The sizes of the maps that the modules directly inside one return."""
@@ -130,10 +130,17 @@ class NetworkTrace:
 
     def _expanded(self, name: str) -> Iterator[str]:
         for child in self.children(name):
-            if len(self.sizes_in(child)) >= OF_WHOLE_NETWORKS:
+            if len(self.sizes_in(child)) >= OF_WHOLE_NETWORKS or not isinstance(self.outputs[child], Tensor):
                 yield from self._expanded(child)
             elif self.is_map(child):
                 yield child
+
+
+def _around(name: str) -> Iterator[str]:
+    """The names of the modules around one."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def run_once(model: nn.Module, output: OutputChoice = None) -> NetworkTrace:

@@ -11,6 +11,7 @@ from ..models.example_inputs import cannot_be_run, example_inputs, run_on
 from ..models.hooks import watch_calls
 from ..models.image_layout import channels_are_last
 from ..models.outputs import OutputChoice, output_tensor
+from .branch_depths import Depths
 from .joins import Join, WatchJoins
 from .residual import Residual, ResidualAnatomy
 
@@ -65,6 +66,7 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
     entered: dict[str, Any] = {}
     made_by: dict[int, tuple[str, Any]] = {}
     seen: list[_Addition] = []  # with the block around each
+    outside: list[_Addition] = []  # with the module around each, where there is no such block
 
     def before(module: nn.Module) -> None:
         running.append(module)
@@ -77,19 +79,25 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
 
     def see(join: Join) -> None:
         around = next((module for module in reversed(running) if module in blocks), None)
-        if join.kind != "cat" and around is not None and is_branch(join.first, around, axes):
-            seen.append((names[around], join.terms))
+        within = around or next((module for module in reversed(running) if names.get(module)), None)
+        if join.kind != "cat" and within is not None and is_branch(join.first, within, axes):
+            shorter[names[within]] = int(depths.of(join.first) >= depths.of(join.second))
+            (outside if around is None else seen).append((names[within], join.terms))
 
-    with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), WatchJoins(see):
+    depths, shorter = Depths(), dict[str, int]()  # of the last addition in each block, the branch with less on its way
+    with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), WatchJoins(see), depths:
         given = next(iter(example.values())) if isinstance(example, dict) else example
         output = output_tensor(run_on(model, example), choice, given)
+    seen = seen or outside
     if not seen:
         raise ValueError(
             f"{type(model).__name__} has no residual additions: expected blocks, in an nn.Sequential or nn.ModuleList, "
             "that add two branches of one shape, as those of ResNets and transformers."
         )
     found = (
-        residual_of(name, [terms for block, terms in seen if block == name], entered[name], made_by, given)
+        residual_of(
+            name, [terms for block, terms in seen if block == name], entered[name], made_by, given, shorter[name]
+        )
         for name in dict.fromkeys(block for block, _ in seen)
     )
     return ResidualAnatomy(tuple(found), output.shape[-1], axes)
@@ -106,9 +114,17 @@ def is_branch(one: Tensor, block: nn.Module, axes: int) -> bool:
 
 
 def residual_of(
-    name: str, sums: list[tuple[Tensor, Tensor]], entered: Any, made_by: Mapping[int, tuple[str, Any]], given: Tensor
+    name: str,
+    sums: list[tuple[Tensor, Tensor]],
+    entered: Any,
+    made_by: Mapping[int, tuple[str, Any]],
+    given: Tensor,
+    shorter: int = 1,
 ) -> Residual:
-    """The last of the additions in a block: what it adds, and which of the two is its identity branch."""
+    """The last of the additions in a block: what it adds, and which of the two is its identity branch.
+
+    That is what entered the block, or what a module with the name of a shortcut made, else number `shorter`.
+    """
     terms = sums[-1]
     on_tokens = terms[0].dim() != given.dim() or not given.is_floating_point()
     last = on_tokens or (given.dim() == 4 and bool(channels_are_last(terms[0].shape, given.shape)))
@@ -117,6 +133,6 @@ def residual_of(
     alike = [one for one, _ in sums if one.dim() == terms[0].dim() and one.shape[place] == channels]
     plain = [i for i, term in enumerate(terms) if term is entered]
     named = [i for i, term in enumerate(terms) if made_by.get(id(term), ("",))[0] in _SHORTCUTS]
-    identity = (plain or named or [1])[0]
+    identity = (plain or named or [shorter])[0]
     projected = not on_tokens and not plain
     return Residual(name, channels, on_tokens, terms[0].dim(), last, identity, projected, len(alike) - 1, len(alike))

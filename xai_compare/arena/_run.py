@@ -24,7 +24,7 @@ METHODS = (
     *("cdam", "smooth-cdam", "integrated-cdam", "token-ablation", "attention", "rollout", "relevance", "gradcam"),
     *("hirescam", "ig", "ixg", "smoothgrad", "saliency", "occlusion"),
 )
-SAMPLES = 64
+SAMPLES = 48
 OUT = "xai-arena"
 
 

@@ -100,7 +100,7 @@ TASKS = [
         "one-patch",
         "One patch",
         "analytic",
-        "A ViT with weights made by hand whose class token reads one marked patch. The largest patch of a map must be it.",
+        "A ViT with weights made by hand whose class token reads one marked patch. It must be the largest of a map.",
         one_patch,
         {"found": Score("largest patch is the one read", found, 0.95)},
     ),

@@ -36,9 +36,7 @@ def test_on_a_line_the_earth_mover_s_distance_is_that_of_cumulative_sums():
     for _ in range(5):
         a, b = draws.dirichlet(np.ones(12)), draws.dirichlet(np.ones(12))
         assert measures.distance(a, b, places) == pytest.approx(np.abs(np.cumsum(a - b)).sum())
-        assert measures.distance(a, b, places) == pytest.approx(
-            stats.wasserstein_distance(range(12), range(12), a, b)
-        )
+        assert measures.distance(a, b, places) == pytest.approx(stats.wasserstein_distance(range(12), range(12), a, b))
 
 
 def test_in_the_plane_the_earth_mover_s_distance_is_what_scipy_s_matching_finds():

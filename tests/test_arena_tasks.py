@@ -57,7 +57,9 @@ def test_the_mean_of_tetromino_images_of_one_class_differs_only_on_the_masks(kin
     assert inside > 0.02
     if kind == "linear":
         difference = (images[classes == 0].mean(0) - images[classes == 1].mean(0))[0]
-        expected = F.interpolate((tetrominoes.pattern("T", 1, 1) - tetrominoes.pattern("L", 4, 5))[None, None], (32, 32))
+        expected = F.interpolate(
+            (tetrominoes.pattern("T", 1, 1) - tetrominoes.pattern("L", 4, 5))[None, None], (32, 32)
+        )
         assert torch.equal((difference.abs() > 0.05), expected[0, 0] != 0)
         assert torch.equal(difference.sign()[expected[0, 0] != 0], expected[0, 0][expected[0, 0] != 0])
     if kind == "xor":  # neither class has another mean: no linear model tells them apart

@@ -17,8 +17,8 @@ from ._names import slug
 from ._run_folder import RunFolder
 from ._settings import NAMES, SEVERAL, DeviceError, Settings, from_mapping, read_file
 from ._workers import StoppedError, WorkerError, is_main
-from .arena import METHODS as arena_methods
-from .arena import OUT as arena_folder
+from .arena import METHODS as ARENA_METHODS
+from .arena import OUT as ARENA_FOLDER
 from .arena import arena
 from .compare import compare
 
@@ -69,9 +69,9 @@ def _arena(args: argparse.Namespace, command: str) -> None:
         settings = _settings(args)
         given = vars(args) | (read_file(args.config) if args.config else {})
         if tuple(settings.methods) == Settings.methods and "methods" not in given:
-            settings = replace(settings, methods=arena_methods)
+            settings = replace(settings, methods=ARENA_METHODS)
         if "out" not in given:
-            settings = replace(settings, out=arena_folder)
+            settings = replace(settings, out=ARENA_FOLDER)
         table = arena(args.arena, **vars(settings), command=command)
     except (TypeError, ValueError, OSError) as error:
         _stop(str(error), 2 if isinstance(error, DeviceError) else 1)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ._sheet import AS_RANDOM, CONTROL, FAILS, PARTLY, PASSES, UNFIT, WORSE, deciding
 from .task import Task
 
-_MARKS = {PASSES: "✓", PARTLY: "~", AS_RANDOM: "✗", WORSE: "✗✗", UNFIT: "–", CONTROL: ""}
+_MARKS = {PASSES: "✓", PARTLY: "~", AS_RANDOM: "✗", WORSE: "✗✗", UNFIT: "-", CONTROL: ""}
 
 
 def page(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, str], facts: Mapping[str, Any]) -> str:

@@ -144,10 +144,11 @@ _ABOUT = {
     "rigid": "A T or an L, moved and turned, added to noise",
     "xor": "A T and an L, each added or subtracted; the class is whether their signs differ",
 }
+_TITLES = {"xor": "XOR", "cnn": "CNN", "vit": "ViT"}
 TASKS = [
     Task(
         f"{kind}-{noise}-{network}",
-        f"{kind.upper() if kind == 'xor' else kind.capitalize()}, {noise} noise, {network.upper().replace('VIT', 'ViT')}",
+        f"{_TITLES.get(kind, kind.capitalize())}, {noise} noise, {_TITLES[network]}",
         f"tetrominoes-{network}",
         f"{_ABOUT[kind]} ({noise}). The pixels that carry the class are known.",
         functools.partial(problem, kind=kind, noise=noise, network=network),

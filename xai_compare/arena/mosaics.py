@@ -168,7 +168,7 @@ TASKS = [
     Task(
         "mosaics",
         "Grid pointing game",
-        "mosaics",
+        "grids",
         "Four pictures of different classes in one image, of your classifier and pictures (`--model`, `--data`) or of "
         "digits. The positive values must lie on the cell asked for.",
         grid,
@@ -177,7 +177,7 @@ TASKS = [
     Task(
         "disconnected",
         "Disconnected cells",
-        "mosaics",
+        "grids",
         "Four digits that a CNN classifies apart (DiFull): three cells cannot count, and must get 0.",
         disconnected,
         {"inside": Score("share in the only cell that counts", only_inside, 0.99)},

@@ -50,8 +50,8 @@ def test_right_maps_pass_wrong_ones_fail_and_the_rest_does_not_fit(tmp_path):
     page = (tmp_path / "arena.html").read_text()
     assert 'truthful</th><td class="number">1 of 1' in page
     assert "One patch (0.00; random 0." in page
-    assert pd.read_csv(tmp_path / "sheet.csv")["mean"].iloc[0] == 1.0
-    assert "| truthful | 1.00 (1.00 to 1.00) ✓ |" in (tmp_path / "sheet.md").read_text()
+    assert pd.read_csv(tmp_path / "arena.csv")["mean"].iloc[0] == 1.0
+    assert "| truthful | 1.00 (1.00 to 1.00) ✓ |" in (tmp_path / "arena.md").read_text()
 
 
 def test_random_maps_find_one_patch_of_sixteen(tmp_path):
@@ -91,7 +91,7 @@ def test_finished_cells_are_kept_and_others_computed(tmp_path):
 def test_the_same_seed_gives_the_same_sheet_and_leaves_random_numbers_alone(tmp_path):
     state = torch.get_rng_state()
     tables = [
-        arena("two-patches", ["smooth-cdam"], out=tmp_path / name, limit=4).drop(columns="seconds") for name in "ab"
+        arena("difference", ["smooth-cdam"], out=tmp_path / name, limit=4).drop(columns="seconds") for name in "ab"
     ]
     pd.testing.assert_frame_equal(*tables)
     assert torch.equal(state, torch.get_rng_state())
@@ -109,7 +109,7 @@ def test_wrong_calls_say_what_is_expected(tmp_path):
     with pytest.raises(ValueError, match="Options are given for ig, which is not a task or method of this run"):
         arena("one-patch", ["ixg"], out=tmp_path, options={"ig": {"n_steps": 3}})
     with pytest.raises(ValueError, match="Mosaics of your own classifier need pictures: pass `data`"):
-        arena("mosaics", ["ixg"], out=tmp_path, model=torch.nn.Flatten())
+        arena("mosaic", ["ixg"], out=tmp_path, model=torch.nn.Flatten())
 
 
 def test_mosaics_are_made_of_the_user_s_pictures_for_the_user_s_model(tmp_path):
@@ -123,12 +123,12 @@ def test_mosaics_are_made_of_the_user_s_pictures_for_the_user_s_model(tmp_path):
 
     images = torch.stack([torch.eye(4)[index % 4].view(4, 1, 1).expand(4, 16, 16) for index in range(12)])
     model = Colours().train()
-    table = arena("mosaics", ["ixg"], out=tmp_path, model=model, data=images, limit=8).set_index("method")
+    table = arena("mosaic", ["ixg"], out=tmp_path, model=model, data=images, limit=8).set_index("method")
     assert table["mean"]["ixg"] == pytest.approx(1.0)  # the class's channel is bright in its cell only
     assert table["mean"]["random"] == pytest.approx(0.25, abs=0.03)
     assert model.training
     with pytest.raises(ValueError, match="pictures of at least 4 classes that the model predicts, got 1"):
-        arena("mosaics", ["ixg"], out=tmp_path, model=model, data=images[:1].repeat(4, 1, 1, 1), limit=8)
+        arena("mosaic", ["ixg"], out=tmp_path, model=model, data=images[:1].repeat(4, 1, 1, 1), limit=8)
 
 
 def test_the_command_writes_the_sheet_and_says_where(tmp_path, capsys):
@@ -136,7 +136,7 @@ def test_the_command_writes_the_sheet_and_says_where(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "one-patch" in said
     assert f"The score sheet: {tmp_path}/run/arena.html" in said
-    assert {*pd.read_csv(tmp_path / "run" / "sheet.csv").method} == {"ixg", "mine", "random"}
+    assert {*pd.read_csv(tmp_path / "run" / "arena.csv").method} == {"ixg", "mine", "random"}
     assert "--arena one-patch" in json.loads((tmp_path / "run" / "arena.json").read_text())["command"]
     with pytest.raises(SystemExit, match="1"):
         main(["--arena", "nothing", "--out", str(tmp_path / "run")])

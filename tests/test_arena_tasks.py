@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from xai_compare import digit_vit
-from xai_compare.arena import Conditions, analytic, digits, mosaics, tetrominoes, texts
+from xai_compare.arena import Conditions, analytic, digits, mosaics, tasks_named, tetrominoes, texts
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_what_a_removed_digit_changes_is_the_logit_s_loss(conditions):
             torch.testing.assert_close(problem.truth["changes"][row, digit], loss, atol=1e-4, rtol=1e-4)
     maps = (masks * problem.truth["changes"][:, :, None, None]).sum(1)
     assert scored(task, maps, problem) == pytest.approx({"agreement": 1.0})
-    assert scored(task, -maps, problem) == pytest.approx({"agreement": -1.0})
+    assert scored(task, -maps, problem) == pytest.approx({"agreement": 0.0})
 
 
 def test_on_scenes_the_digit_asked_for_scores_1_and_the_other_0(conditions):
@@ -148,3 +148,32 @@ def test_mosaics_hold_their_cells_row_by_row_and_ask_for_one(conditions):
         assert images[:, 0][mask].unique().tolist() == [place]
     problem = mosaics.grid(conditions)
     assert problem.truth["mask"].flatten(1).sum(1).tolist() == [576] * 8
+
+
+KINDS = ["one-patch", "difference", "digits", "removed-part", "mosaic", "difull"]
+KINDS += [f"tetromino-{kind}-white-cnn" for kind in tetrominoes.SIGNAL]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_random_maps_score_what_the_task_says_is_chance(name, tmp_path):
+    (task,) = tasks_named(name)
+    problem = task.make(Conditions(samples=64, seed=1, cache=Path(tmp_path), steps=1))
+    draws = torch.Generator().manual_seed(0)
+    maps = [torch.randn(64, *problem.inputs.shape[2:], generator=draws) for _ in range(10)]
+    for score in task.scores.values():
+        if score.chance == score.chance:
+            found = torch.stack([score.measure(one, problem).double() for one in maps])
+            error = found.std() / found.numel() ** 0.5
+            assert found.mean().item() == pytest.approx(score.chance, abs=4 * error.item() + 1e-3)
+            assert 0 <= found.min() <= found.max() <= 1
+
+
+def test_beginnings_of_names_select_tetrominoes():
+    assert [task.name for task in tasks_named("tetromino-xor-white")] == [
+        "tetromino-xor-white-cnn",
+        "tetromino-xor-white-vit",
+    ]
+    assert len(tasks_named("tetromino")) == 2 * len(tasks_named("tetrominoes-cnn")) == 16
+    assert len(tasks_named(["tetromino-rigid", "one-patch"])) == 5
+    with pytest.raises(ValueError, match=r"Unknown task 'removed'.*tetromino-rigid"):
+        tasks_named("removed")

@@ -80,7 +80,7 @@ def _arena(args: argparse.Namespace, command: str) -> None:
     else:
         shown = table.pivot_table(index="method", columns=["task", "score"], values="mean", sort=False)
         print(shown.round(2).T.to_string())
-        print(f"The score sheet: {settings.out}/arena.html, sheet.csv, sheet.md")
+        print(f"The score sheet: {settings.out}/arena.html, arena.csv, arena.md")
 
 
 def _end(comparison: Comparison) -> None:

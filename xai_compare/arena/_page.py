@@ -42,7 +42,7 @@ def markdown(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, st
     blocks = []
     for group in _groups(table, tasks, titles):
         columns = group["columns"]
-        head = "| method | " + " | ".join(f"{one['title']}: {one['score']}" for one in columns) + " |"
+        head = "| method | " + " | ".join(_head(one) for one in columns) + " |"
         rows = [
             f"| {row['title']} | " + " | ".join(_cell_text(cell) for cell in row["cells"]) + " |"
             for row in group["rows"]
@@ -50,6 +50,10 @@ def markdown(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, st
         blocks.append("\n".join([f"## {group['name']}", "", head, "|---" * (len(columns) + 1) + "|", *rows, ""]))
     key = "; ".join(f"{mark} {verdict}" for verdict, mark in _MARKS.items() if mark)
     return "\n".join(["# Score sheet of the arena", "", f"Means with 95 % bootstrap intervals. {key}.", "", *blocks])
+
+
+def _head(column: Mapping[str, Any]) -> str:
+    return f"{column['title']}: {column['score']}{', ' * bool(column['chance'])}{column['chance']}"
 
 
 def _cell_text(cell: Mapping[str, Any]) -> str:
@@ -61,7 +65,14 @@ def _groups(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, str
     groups = []
     for name in dict.fromkeys(task.group for task in tasks):
         columns = [
-            {"task": task.name, "title": task.title, "key": key, "score": score.title, "decides": not place}
+            {
+                "task": task.name,
+                "title": task.title,
+                "key": key,
+                "score": score.title,
+                "decides": not place,
+                "chance": _chance(score.chance),
+            }
             for task in tasks
             if task.group == name
             for place, (key, score) in enumerate(task.scores.items())
@@ -74,6 +85,10 @@ def _groups(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, str
                 rows.append({"title": title, "cells": found})
         groups.append({"name": name, "columns": columns, "rows": rows})
     return groups
+
+
+def _chance(chance: float) -> str:
+    return f"chance {chance:.2f}" if math.isfinite(chance) else ""
 
 
 def _cell(row: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def arena(
     """Run methods on tasks whose answers are known, and write a score sheet.
 
     What `xai-compare --arena` does. What is finished is kept, by task and method; the same call computes what is
-    missing. The folder holds `sheet.csv`, `sheet.md`, `arena.html`, the cells, and the weights of trained models.
+    missing. The folder holds `arena.csv`, `arena.md`, `arena.html`, the cells, and the weights of trained models.
 
     Args:
         tasks: Names of tasks or groups, as a list or comma-separated; "all": those that need no data.
@@ -123,8 +123,8 @@ class _Arena:
         table = sheet(self.tasks, self.cells, self.accuracies, settings.resamples, settings.seed)
         titles = {name: method.title or name for name, method in self.methods.items()}
         facts = {"command": self.command, "seed": settings.seed, "samples": self.conditions.samples}
-        self.files.write("sheet.csv", table.to_csv(index=False))
-        self.files.write("sheet.md", markdown(table, self.tasks, titles))
+        self.files.write("arena.csv", table.to_csv(index=False))
+        self.files.write("arena.md", markdown(table, self.tasks, titles))
         self.files.write("arena.html", page(table, self.tasks, titles, facts))
         self.files.write("arena.json", json.dumps(facts | {"tasks": [task.name for task in self.tasks]}, indent=1))
         return table

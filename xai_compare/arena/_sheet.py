@@ -20,7 +20,7 @@ PASSES, PARTLY, AS_RANDOM, WORSE, UNFIT = (
 FAILS = (AS_RANDOM, WORSE)
 CONTROL = "control"
 COLUMNS = ["task", "score", "method", "n", "mean", "ci_low", "ci_high", "random", "gain", "gain_low", "gain_high"]
-COLUMNS += ["needed", "verdict", "accuracy", "seconds", "error"]
+COLUMNS += ["needed", "chance", "verdict", "accuracy", "seconds", "error"]
 
 
 def sheet(
@@ -41,8 +41,8 @@ def sheet(
 
     Returns:
         The columns task, score, method, n, mean, ci_low and ci_high (95 %), random (the mean of random maps), gain
-        (mean less random) with gain_low and gain_high (95 %, paired by samples), needed, verdict, accuracy, seconds
-        and error.
+        (mean less random) with gain_low and gain_high (95 %, paired by samples), needed, chance (NaN where
+        it is not known on paper), verdict, accuracy, seconds and error.
     """
     rows = []
     for task in tasks:
@@ -52,6 +52,7 @@ def sheet(
                 cell = cells[task.name, method]
                 numbers = _numbers(cell.scores.get(key, []), noise.scores.get(key, []), resamples, seed)
                 facts = {"task": task.name, "score": key, "method": method, **numbers, "needed": score.needed}
+                facts["chance"] = score.chance
                 facts["verdict"] = CONTROL if method == RANDOM else _verdict(facts, score)
                 rows.append(facts | {"accuracy": accuracies[task.name], "seconds": cell.seconds, "error": cell.error})
     return pd.DataFrame(rows, columns=COLUMNS)

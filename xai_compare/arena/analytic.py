@@ -102,17 +102,17 @@ TASKS = [
         "analytic",
         "A ViT with weights made by hand whose class token reads one marked patch. It must be the largest of a map.",
         one_patch,
-        {"found": Score("largest patch is the one read", found, 0.95)},
+        {"found": Score("largest patch is the one read", found, 0.95, 1 / PATCHES)},
     ),
     Task(
-        "two-patches",
+        "difference",
         "Difference of two patches",
         "analytic",
         "The same ViT reads one patch less another. A map must be positive on the first and negative on the second.",
         two_patches,
         {
-            "signs": Score("both signs right", signs, 0.95),
-            "both-found": Score("largest and smallest patch are those read", both_found, 0.95),
+            "signs": Score("both signs right", signs, 0.95, 1 / 4),
+            "both-found": Score("largest and smallest patch are those read", both_found, 0.95, 1 / PATCHES),
         },
     ),
 ]

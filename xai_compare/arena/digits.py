@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import digit_vit
-from ..digit_scenes import Scenes, make_scenes
+from ..digit_scenes import CANVAS, DIGIT, Scenes, make_scenes
 from .measures import rank_correlation, share_inside
 from .task import Conditions, Problem, Score, Task
 
@@ -48,27 +48,31 @@ def parts(conditions: Conditions) -> Problem:
 
 
 def agreement(maps: Tensor, problem: Problem) -> Tensor:
-    """Spearman's correlation of the sums on the digits with the changes of the logit."""
-    return rank_correlation((maps[:, None] * problem.truth["masks"]).sum((2, 3)), problem.truth["changes"])
+    """Spearman's correlation of the sums on the digits with the changes of the logit, from 0 (-1) to 1."""
+    sums = (maps[:, None] * problem.truth["masks"]).sum((2, 3))
+    return (1 + rank_correlation(sums, problem.truth["changes"])) / 2
 
 
 TASKS = [
     Task(
         "digits",
         "Which digit",
-        "digits",
+        "scenes",
         "Scenes of two handwritten digits and the bundled ViT. More of the map must lie on the digit asked for than on "
         "the other one.",
         scenes,
-        {"which": Score("more on the right digit", which), "inside": Score("positive share on the digit", inside)},
+        {
+            "which": Score("more on the right digit", which, chance=1 / 2),
+            "inside": Score("positive share on the digit", inside, chance=(DIGIT / CANVAS) ** 2),
+        },
     ),
     Task(
-        "removed-digits",
-        "Removed digits",
-        "digits",
+        "removed-part",
+        "A removed digit",
+        "scenes",
         "Scenes of three digits. The sums of the map on the digits are ranked as what the logit loses where each is "
         "removed.",
         parts,
-        {"agreement": Score("rank correlation with the true change", agreement)},
+        {"agreement": Score("(1 + rank correlation with the true change) / 2", agreement, chance=1 / 2)},
     ),
 ]

@@ -166,20 +166,20 @@ def only_inside(maps: Tensor, problem: Problem) -> Tensor:
 
 TASKS = [
     Task(
-        "mosaics",
+        "mosaic",
         "Grid pointing game",
         "grids",
         "Four pictures of different classes in one image, of your classifier and pictures (`--model`, `--data`) or of "
         "digits. The positive values must lie on the cell asked for.",
         grid,
-        {"localised": Score("positive share in the right cell", localised)},
+        {"localised": Score("positive share in the right cell", localised, chance=1 / 4)},
     ),
     Task(
-        "disconnected",
+        "difull",
         "Disconnected cells",
         "grids",
         "Four digits that a CNN classifies apart (DiFull): three cells cannot count, and must get 0.",
         disconnected,
-        {"inside": Score("share in the only cell that counts", only_inside, 0.99)},
+        {"inside": Score("share in the only cell that counts", only_inside, 0.99, 1 / 4)},
     ),
 ]

@@ -61,17 +61,19 @@ Measure = Callable[[Tensor, Problem], Tensor]  # maps (samples, ...) as the inpu
 
 @dataclass(frozen=True)
 class Score:
-    """A score of a task; higher is better.
+    """A score of a task, from 0 to 1; higher is better.
 
     Attributes:
         title: What it is called.
         measure: Its value for each sample.
         needed: The mean that a method needs to pass; 0: it must only be better than random maps.
+        chance: The mean of random maps, where it is known on paper; NaN: it is measured only.
     """
 
     title: str
     measure: Measure
     needed: float = 0.0
+    chance: float = float("nan")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import nn
 from .._method import Method
 from .._methods import methods_named
 from .._progress import progress
+from .._seeding import seeded_for
 from .._settings import Settings, from_mapping, names_in
 from .._storage import Storage
 from ._cells import DRAWS, Cell, computed, fingerprint, keep, kept, key_of
@@ -132,7 +133,8 @@ class _Arena:
     def _run(self, task: Task, bar: Any) -> None:
         settings = self.conditions.settings
         options = settings.options.get(task.name, {})
-        problem: Problem = task.make(replace(self.conditions, options=options))
+        with seeded_for(settings.seed, f"arena {task.name}", 0):  # layers draw weights as they are made
+            problem: Problem = task.make(replace(self.conditions, options=options))
         self.accuracies[task.name] = problem.accuracy
         mark = fingerprint(problem)
         for name, method in self.methods.items():

@@ -64,7 +64,7 @@ def _groups(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, str
     """For each group its columns, a task's score each, and a row for each method that fits any of its models."""
     groups = []
     for name in dict.fromkeys(task.group for task in tasks):
-        columns = [
+        columns: list[dict[str, Any]] = [
             {
                 "task": task.name,
                 "title": task.title,
@@ -77,7 +77,9 @@ def _groups(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, str
             if task.group == name
             for place, (key, score) in enumerate(task.scores.items())
         ]
-        cells = {(row.task, row.score, row.method): row for row in table.itertuples(index=False)}
+        cells: dict[tuple[str, str, str], Any] = {
+            (str(row.task), str(row.score), str(row.method)): row for row in table.itertuples(index=False)
+        }
         rows = []
         for method, title in titles.items():
             found = [_cell(cells[one["task"], one["key"], method]) for one in columns]
@@ -109,11 +111,11 @@ def _failures(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, s
     for method, title in titles.items():
         rows = decides[(decides.method == method) & ~decides.verdict.isin([UNFIT, CONTROL])]
         failed = [
-            f"{names[row.task]} ({row.mean:.2f}; random {row.random:.2f}{', worse' if row.verdict == WORSE else ''})"
+            f"{names[str(row.task)]} ({row.mean:.2f}; random {row.random:.2f}{', worse' * (row.verdict == WORSE)})"
             for row in rows[rows.verdict.isin(FAILS)].itertuples(index=False)
         ]
         partly = [
-            f"{names[row.task]} ({row.mean:.2f} of {row.needed:.2f})"
+            f"{names[str(row.task)]} ({row.mean:.2f} of {row.needed:.2f})"
             for row in rows[rows.verdict == PARTLY].itertuples(index=False)
         ]
         if len(rows):
@@ -126,7 +128,7 @@ def _unfit(table: pd.DataFrame, titles: Mapping[str, str]) -> list[dict[str, Any
     """Why methods do not fit: a row for each method and reason, with its tasks."""
     rows = table[table.verdict == UNFIT].drop_duplicates(["task", "method"])
     return [
-        {"title": titles[method], "error": error, "tasks": ", ".join(part.task)}
+        {"title": titles[str(method)], "error": error, "tasks": ", ".join(part.task)}
         for (method, error), part in rows.groupby(["method", "error"], sort=False)
     ]
 

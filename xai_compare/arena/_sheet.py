@@ -1,6 +1,7 @@
 """The score sheet: for each task, method and score the mean, its interval, and whether the method passes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,13 @@ def sheet(
             for method in [method for name, method in cells if name == task.name]:
                 cell = cells[task.name, method]
                 numbers = _numbers(cell.scores.get(key, []), noise.scores.get(key, []), resamples, seed)
-                facts = {"task": task.name, "score": key, "method": method, **numbers, "needed": score.needed}
+                facts: dict[str, Any] = {
+                    "task": task.name,
+                    "score": key,
+                    "method": method,
+                    **numbers,
+                    "needed": score.needed,
+                }
                 facts["chance"] = score.chance
                 facts["verdict"] = CONTROL if method == RANDOM else _verdict(facts, score)
                 rows.append(facts | {"accuracy": accuracies[task.name], "seconds": cell.seconds, "error": cell.error})
@@ -76,7 +83,7 @@ def _numbers(values: list[float], noise: list[float], resamples: int, seed: int)
     }
 
 
-def _verdict(facts: Mapping[str, float], score: Score) -> str:
+def _verdict(facts: Mapping[str, Any], score: Score) -> str:
     """Whether a method passes: its interval against random maps, and its mean against what is needed."""
     if not facts["n"]:
         return UNFIT

@@ -76,7 +76,8 @@ def draw(count: int, kind: Kind, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _norm(images: Tensor) -> Tensor:
-    return images.flatten(1).norm(dim=1).mean()
+    sizes: Tensor = images.flatten(1).norm(dim=1)
+    return sizes.mean()
 
 
 def _somewhere(shape: str) -> Tensor:

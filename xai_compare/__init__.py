@@ -13,4 +13,5 @@ from ._methods import methods_named as methods_named
 from ._settings import METHODS as METHODS
 from ._settings import METRICS as METRICS
 from ._settings import Settings as Settings
+from .arena import arena as arena
 from .compare import compare as compare

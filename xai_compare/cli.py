@@ -17,6 +17,9 @@ from ._names import slug
 from ._run_folder import RunFolder
 from ._settings import NAMES, SEVERAL, DeviceError, Settings, from_mapping, read_file
 from ._workers import StoppedError, WorkerError, is_main
+from .arena import METHODS as ARENA_METHODS
+from .arena import OUT as ARENA_FOLDER
+from .arena import arena
 from .compare import compare
 
 
@@ -30,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(given)
     if args.list:
         _list(args)
+        return
+    if args.arena:
+        _arena(args, shlex.join(["xai-compare", *given]))
         return
     out = Settings.out
     try:
@@ -55,6 +61,26 @@ def _list(args: argparse.Namespace) -> None:
             print(line, flush=True)
     except (TypeError, ValueError, OSError) as error:
         _stop(str(error), 2 if isinstance(error, DeviceError) else 1)
+
+
+def _arena(args: argparse.Namespace, command: str) -> None:
+    """Run the arena; only the settings that are given override its defaults."""
+    try:
+        settings = _settings(args)
+        given = vars(args) | (read_file(args.config) if args.config else {})
+        if tuple(settings.methods) == Settings.methods and "methods" not in given:
+            settings = replace(settings, methods=ARENA_METHODS)
+        if "out" not in given:
+            settings = replace(settings, out=ARENA_FOLDER)
+        table = arena(args.arena, **vars(settings), command=command)
+    except (TypeError, ValueError, OSError) as error:
+        _stop(str(error), 2 if isinstance(error, DeviceError) else 1)
+    except KeyboardInterrupt:
+        _stop("Stopped. What is finished is kept; run the same command again to continue.", 130)
+    else:
+        shown = table.pivot_table(index="method", columns=["task", "score"], values="mean", sort=False)
+        print(shown.round(2).T.to_string())
+        print(f"The score sheet: {settings.out}/arena.html, arena.csv, arena.md")
 
 
 def _end(comparison: Comparison) -> None:
@@ -92,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config", type=Path, default=None, help="TOML or YAML file of settings; command-line options take precedence"
+    )
+    parser.add_argument(
+        "--arena",
+        nargs="?",
+        const="all",
+        default="",
+        metavar="TASKS",
+        help="run the methods on tasks whose answers are known: all, or comma-separated names of tasks or groups",
     )
     parser.add_argument(
         "--list",

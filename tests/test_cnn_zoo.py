@@ -35,6 +35,11 @@ def poolformer():
     return transformers.PoolFormerForImageClassification(config)
 
 
+def ghostnet():
+    """Adds in place, and the next block's empty shortcut returns that tensor."""
+    return timm.create_model("ghostnet_050", num_classes=5)
+
+
 def seen(model, side=96):
     model = cnn_truth.random_network(model, (3, side, side))
     model.image_size = side, side
@@ -42,7 +47,7 @@ def seen(model, side=96):
     return model, images, cnn_truth.run_plain(model, images)
 
 
-@pytest.mark.parametrize("make", [lambda: long_first(False), lambda: long_first(True), poolformer])
+@pytest.mark.parametrize("make", [lambda: long_first(False), lambda: long_first(True), poolformer, ghostnet])
 def test_the_gated_branch_is_the_one_with_fewer_convolutions(make):
     difference, odd, blocks = cnn_truth.check_mhex(*seen(make()))
     assert difference < cnn_truth.LIMIT

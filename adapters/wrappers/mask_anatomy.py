@@ -109,7 +109,8 @@ class _Trace(TorchFunctionMode):
         self._running.pop()
         name = self._names.get(module, "")
         self._entered[name] = args[0] if args else None
-        self._made_by[id(output)] = name.rsplit(".", 1)[-1], output
+        if self._entered[name] is not output:  # as an empty shortcut returns it
+            self._made_by[id(output)] = name.rsplit(".", 1)[-1], output
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -75,7 +75,8 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
         running.pop()
         name = names.get(module, "")
         entered[name] = args[0] if args else None
-        made_by[id(output)] = name.rsplit(".", 1)[-1], output
+        if entered[name] is not output:  # as an empty shortcut returns it
+            made_by[id(output)] = name.rsplit(".", 1)[-1], output
 
     def see(join: Join) -> None:
         around = next((module for module in reversed(running) if module in blocks), None)

@@ -73,8 +73,16 @@ def warn_of_features(forward: Callable[..., Any], targets: list[Any]) -> None:
         warnings.warn(
             f"This {type(root).__name__} has no head (num_classes=0), so {numbers[0]} is the number of a feature, not "
             "of a class. Explain the model with its head, or a ConceptTarget.",
-            stacklevel=2,
+            stacklevel=_level_of_caller(),
         )
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` at which a warning of the function that asks is that of the user's line."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals["__name__"].partition(".")[0] in ("captum_ext", "captum"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _of_mapping(given: Mapping[Any, Any]) -> str:

@@ -158,8 +158,10 @@ def test_names_that_are_wrong_come_with_those_that_are_close(model):
 
 def test_without_a_head_a_number_is_that_of_a_feature():
     bare = timm.models.VisionTransformer(**SIZES, num_classes=0).eval()
-    with pytest.warns(UserWarning, match=r"no head \(num_classes=0\), so 3 is the number of a feature"):
-        CDAM(bare).attribute(IMAGES, 3)
+    for method in (CDAM, RelevancePropagation):
+        with pytest.warns(UserWarning, match=r"no head \(num_classes=0\), so 3 is the number of a feature") as said:
+            method(bare).attribute(IMAGES, 3)
+        assert said[0].filename == __file__  # the user's line
 
 
 @pytest.mark.filterwarnings("error")

@@ -76,7 +76,7 @@ def arena(
         >>> import tempfile
         >>> from xai_compare import arena
         >>> table = arena("one-patch", ["ixg", "saliency"], out=tempfile.mkdtemp(), limit=4)
-        >>> table.set_index("method")["mean"]["ixg"]
+        >>> table.set_index("method")["mean"].to_dict()["ixg"]
         1.0
     """
     if steps is not None and (type(steps) is not int or steps < 1):

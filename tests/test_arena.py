@@ -66,7 +66,7 @@ def test_the_verdict_follows_the_paired_interval_against_random_maps():
     own = {"better": noise + 0.2, "worse": noise - 0.2, "same": noise + draws.normal(0, 0.3, 40), "right": noise + 2}
     cells = {("one-patch", name): _cells.Cell({"found": list(values)}) for name, values in own.items()}
     cells["one-patch", "random"] = _cells.Cell({"found": list(noise)})
-    table = _sheet.sheet([task], cells, {"one-patch": 0.5}, 200, 0).set_index("method")
+    table = _sheet.sheet([task], cells, {"one-patch": 0.9}, 200, 0).set_index("method")
     verdicts = ["better than random", "worse than random", "as random", "passes", "control"]
     assert table.verdict.tolist() == verdicts
     assert table.gain["better"] == pytest.approx(0.2)
@@ -141,3 +141,15 @@ def test_the_command_writes_the_sheet_and_says_where(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["--arena", "nothing", "--out", str(tmp_path / "run")])
     assert "Unknown task 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("accuracy", "verdict"), [(0.5, _sheet.UNLEARNED), (0.8, "passes"), (float("nan"), "passes")])
+def test_maps_of_a_model_that_has_not_learned_the_task_are_not_judged(accuracy, verdict):
+    (task,) = tasks_named("one-patch")
+    cells = {
+        (task.name, "good"): _cells.Cell({key: [1.0] * 8 for key in task.scores}),
+        (task.name, "random"): _cells.Cell({key: [0.1] * 8 for key in task.scores}),
+        (task.name, "unfit"): _cells.Cell(error="no"),
+    }
+    table = _sheet.sheet([task], cells, {task.name: accuracy}, 200, 0).set_index("method")
+    assert list(table.verdict[["good", "random", "unfit"]]) == [verdict, "control", "does not fit"]

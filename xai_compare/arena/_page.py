@@ -9,10 +9,10 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ._sheet import AS_RANDOM, CONTROL, FAILS, PARTLY, PASSES, UNFIT, WORSE, deciding
+from ._sheet import AS_RANDOM, CONTROL, FAILS, PARTLY, PASSES, UNFIT, UNLEARNED, WORSE, deciding
 from .task import Task
 
-_MARKS = {PASSES: "✓", PARTLY: "~", AS_RANDOM: "✗", WORSE: "✗✗", UNFIT: "-", CONTROL: ""}
+_MARKS = {PASSES: "✓", PARTLY: "~", AS_RANDOM: "✗", WORSE: "✗✗", UNFIT: "-", UNLEARNED: "?", CONTROL: ""}
 
 
 def page(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, str], facts: Mapping[str, Any]) -> str:
@@ -109,7 +109,7 @@ def _failures(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, s
     decides = deciding(table, tasks)
     found = []
     for method, title in titles.items():
-        rows = decides[(decides.method == method) & ~decides.verdict.isin([UNFIT, CONTROL])]
+        rows = decides[(decides.method == method) & ~decides.verdict.isin([UNFIT, UNLEARNED, CONTROL])]
         failed = [
             f"{names[str(row.task)]} ({row.mean:.2f}; random {row.random:.2f}{', worse' * (row.verdict == WORSE)})"
             for row in rows[rows.verdict.isin(FAILS)].itertuples(index=False)

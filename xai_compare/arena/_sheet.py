@@ -19,6 +19,8 @@ PASSES, PARTLY, AS_RANDOM, WORSE, UNFIT = (
     "does not fit",
 )
 FAILS = (AS_RANDOM, WORSE)
+UNLEARNED = "model has not learned the task"
+LEARNED = 0.8  # accuracy below which a trained model's maps are not judged
 CONTROL = "control"
 COLUMNS = ["task", "score", "method", "n", "mean", "ci_low", "ci_high", "random", "gain", "gain_low", "gain_high"]
 COLUMNS += ["needed", "chance", "verdict", "accuracy", "seconds", "error"]
@@ -61,6 +63,8 @@ def sheet(
                 }
                 facts["chance"] = score.chance
                 facts["verdict"] = CONTROL if method == RANDOM else _verdict(facts, score)
+                if accuracies[task.name] < LEARNED and facts["verdict"] not in (CONTROL, UNFIT):
+                    facts["verdict"] = UNLEARNED
                 rows.append(facts | {"accuracy": accuracies[task.name], "seconds": cell.seconds, "error": cell.error})
     return pd.DataFrame(rows, columns=COLUMNS)
 

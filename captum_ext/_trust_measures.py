@@ -15,11 +15,14 @@ from adapters.checks import integer
 from adapters.maps_on_grid import on_grid, spearman
 from adapters.recording import BY_QUERIES, Grid, HookPoint, NoTokensError, TokenPass, stream_norms
 
+from ._attention_attribution import AttentionAttribution
 from ._checks import checked_inputs, further_arguments
 from ._randomised import STAGES, randomised
+from ._token_attribution import TokenAttribution
 from .token_ablation import TokenAblation
 
 _OUTLIER = 3.0  # times the median norm
+_OURS = (TokenAttribution, AttentionAttribution)
 _AT_INPUT = "attribute_to_layer_input"
 _COUNTS = ("n_steps", "nt_samples", "n_samples")
 
@@ -117,7 +120,7 @@ def _places(asked: _Asked, notes: list[str]) -> _Places:
     """From one more pass."""
     given = checked_inputs(asked.inputs)
     forward = asked.explainer.forward_func
-    layer = getattr(asked.explainer, "layer", None) if isinstance(asked.explainer, _family()) else None
+    layer = getattr(asked.explainer, "layer", None) if isinstance(asked.explainer, _OURS) else None
     norms: dict[int, Tensor | None] = {}
 
     def note(recorder: Any, call: Any) -> None:
@@ -143,22 +146,15 @@ def _places(asked: _Asked, notes: list[str]) -> _Places:
     return _Places(run.grid(), count, own if own is not None and own.shape == (run.batch, count) else None)
 
 
-def _family() -> tuple[type, ...]:
-    from ._attention_attribution import AttentionAttribution
-    from ._token_attribution import TokenAttribution
-
-    return (TokenAttribution, AttentionAttribution)
-
-
 def _output(asked: _Asked) -> Any:
-    return getattr(asked.explainer, "output", None) if isinstance(asked.explainer, _family()) else None
+    return getattr(asked.explainer, "output", None) if isinstance(asked.explainer, _OURS) else None
 
 
 def _agreement(asked: _Asked, places: _Places, like: Callable[[Tensor], Tensor], notes: list[str]) -> Tensor | None:
     """With exact effects, at the same tokens."""
     if not places.count:
         return None
-    ours = isinstance(asked.explainer, _family())
+    ours = isinstance(asked.explainer, _OURS)
     where = {name: getattr(asked.explainer, name, None) for name in ("layer", "attention")} if ours else {}
     ablation = TokenAblation(asked.explainer.forward_func, **where, output=_output(asked))
     try:

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from .attention_calls import AttentionCall
-from .operations import Slot
 from .recorder import Recorder
+from .tokens import made_at
 
 _SUMS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
 
@@ -16,7 +16,7 @@ def stream_norms(recorder: Recorder, call: AttentionCall) -> Tensor | None:
     """
     waiting, known = {call.value}, {call.value}
     while waiting:
-        slot = max(waiting, key=lambda one: _time(recorder, one))
+        slot = max(waiting, key=lambda one: made_at(recorder, one))
         waiting.remove(slot)
         for operation in recorder.writers[slot][:1]:
             shape, alive = recorder.shapes[slot], recorder.tensor(slot)
@@ -27,7 +27,3 @@ def stream_norms(recorder: Recorder, call: AttentionCall) -> Tensor | None:
             waiting |= new
             known |= new
     return None
-
-
-def _time(recorder: Recorder, slot: Slot) -> int:
-    return recorder.writers[slot][0].index if recorder.writers[slot] else -1

@@ -28,7 +28,7 @@ def comes_from(recorder: Recorder, slot: Slot, origin: Slot) -> bool:
     """Is one tensor computed from another?"""
     if slot == origin:
         return True
-    first = _time(recorder, origin)
+    first = made_at(recorder, origin)
     waiting, known = [slot], set()
     while waiting:
         one = waiting.pop()
@@ -45,7 +45,7 @@ def _sampled_from(recorder: Recorder, value: Slot) -> Slot:
     """The tensor whose parts, the maps of several scales, were sampled at points to make these values."""
     waiting, sampled = {value}, False
     while True:
-        slot = max(waiting, key=lambda one: _time(recorder, one))
+        slot = max(waiting, key=lambda one: made_at(recorder, one))
         operation = next(iter(recorder.writers[slot]), None)
         if operation is None or (sampled and len(waiting) == 1 and operation.name not in VIEWS):
             return slot
@@ -55,7 +55,8 @@ def _sampled_from(recorder: Recorder, value: Slot) -> Slot:
         waiting.update(operation.inputs[:1] if here else (one for one in operation.inputs if recorder.follows[one]))
 
 
-def _time(recorder: Recorder, slot: Slot) -> int:
+def made_at(recorder: Recorder, slot: Slot) -> int:
+    """When a tensor was made, as the number of the operation; -1 of the inputs."""
     return recorder.writers[slot][0].index if recorder.writers[slot] else -1
 
 
@@ -106,10 +107,10 @@ def _also_read_by_others(recorder: Recorder, call: AttentionCall, slot: Slot, ba
 
 def _passed_by_all(recorder: Recorder, slots: set[Slot], latest: Slot, barriers: frozenset[Operation]) -> Slot | None:
     """The latest tensor through which all ways to some tensors lead, without one of the barriers behind it."""
-    waiting, known, limit = set(slots), set(slots), _time(recorder, latest)
+    waiting, known, limit = set(slots), set(slots), made_at(recorder, latest)
     while waiting:
-        slot = max(waiting, key=lambda one: (_time(recorder, one), one))
-        if len(waiting) == 1 and _time(recorder, slot) <= limit and len(recorder.shapes[slot]) >= 2:
+        slot = max(waiting, key=lambda one: (made_at(recorder, one), one))
+        if len(waiting) == 1 and made_at(recorder, slot) <= limit and len(recorder.shapes[slot]) >= 2:
             return slot
         waiting.remove(slot)
         for operation in recorder.writers[slot]:
@@ -148,7 +149,7 @@ def _ancestors(
         others: Operations that do not count, nor what leads to them.
         picked: Do those count that pick places by what they hold?
     """
-    first = _time(recorder, slot)
+    first = made_at(recorder, slot)
     found: set[Operation] = {last}
     waiting = list(last.inputs)
     known: set[Slot] = {slot}

@@ -143,6 +143,7 @@ class _Arena:
             cell = kept(self.files, task, name, key)
             if cell is None:
                 cell = computed(task, problem, name, method, settings, DRAWS if name == RANDOM else 1)
-                keep(self.files, task, name, key, cell)
+                if not cell.error:  # what failed, perhaps for want of memory, is tried again
+                    keep(self.files, task, name, key, cell)
             self.cells[task.name, name] = cell
             bar.update()

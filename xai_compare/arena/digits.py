@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from adapters.maps_on_grid import spearman
+
 from .. import digit_vit
 from ..digit_scenes import CANVAS, DIGIT, Scenes, make_scenes
-from .measures import rank_correlation, share_inside
+from .measures import share_inside
 from .task import Conditions, Problem, Score, Task
 
 _PARTS = 3
@@ -50,7 +52,7 @@ def parts(conditions: Conditions) -> Problem:
 def agreement(maps: Tensor, problem: Problem) -> Tensor:
     """Spearman's correlation of the sums on the digits with the changes of the logit, from 0 (-1) to 1."""
     sums = (maps[:, None] * problem.truth["masks"]).sum((2, 3))
-    return (1 + rank_correlation(sums, problem.truth["changes"])) / 2
+    return (1 + spearman(sums, problem.truth["changes"])) / 2
 
 
 TASKS = [

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from scipy import optimize, sparse, stats
+from scipy import optimize, sparse
 from torch import Tensor
 
 
@@ -79,24 +79,3 @@ def distance(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], places: npt
     if plan.status != 0:
         raise ValueError(f"The earth mover's distance was not found: {plan.message}")
     return float(plan.fun)
-
-
-def rank_correlation(found: Tensor, known: Tensor) -> Tensor:
-    """Spearman's correlation of each row; 0 where all values of a row are the same."""
-    pairs = zip(found.double().cpu().numpy(), known.double().cpu().numpy(), strict=True)
-    return torch.tensor([_spearman(a, b) for a, b in pairs])
-
-
-def _spearman(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(stats.spearmanr(a, b).statistic)
-
-
-def separated(values: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """The share of pairs in which the positive place has the larger value (AUROC); equal ones count a half."""
-    found = []
-    for row, over, under in zip(values, positive, negative, strict=True):
-        difference = row[over][:, None] - row[under][None]
-        found.append(((difference > 0).double() + (difference == 0).double() / 2).mean())
-    return torch.stack(found)

@@ -57,6 +57,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_WHERE})
 
 
+__all__ = [*_WHERE]
+
+
 try:
     importlib.metadata.version("adapters")
 except importlib.metadata.PackageNotFoundError:

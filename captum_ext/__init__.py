@@ -50,3 +50,9 @@ def __getattr__(name: str) -> typing.Any:
 def __dir__() -> list[str]:
     """All names."""
     return sorted({*globals(), *_WHERE})
+
+
+__all__ = [
+    *(name for name, value in globals().items() if not name.startswith("_") and callable(value)),
+    *("MHEXCAM", "RawAttention"),  # not what needs an extra
+]

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from adapters.maps_on_grid import on_grid, spearman
 from adapters.recording import BY_QUERIES, Grid, HookPoint, NoTokensError, TokenPass, stream_norms
 
 from ._attention_attribution import AttentionAttribution
-from ._checks import checked_inputs, further_arguments
+from ._checks import Failures, checked_inputs, further_arguments
+from ._located import question_of
 from ._randomised import STAGES, randomised
 from ._token_attribution import TokenAttribution
 from .token_ablation import TokenAblation
@@ -75,6 +77,8 @@ class _Places:
             return scores.flatten(1).double()
         if scores.dim() == 2 and scores.shape[1] == self.count:
             return self.grid.arranged(scores).flatten(1).double()
+        if scores.dim() == 2 and scores.shape[1] == math.prod(self.grid.sizes):  # the patches alone, one by one
+            return scores.double()
         return on_grid(scores, self.grid.sizes).flatten(1)
 
 
@@ -86,7 +90,7 @@ def measured(
         raise TypeError(f"Expected an attribution with a method `attribute`, as CDAM(model), got {explainer!r}.")
     if integer("repeats", repeats) < 2:
         raise ValueError(f"Expected `repeats` of at least 2, to be compared, got {repeats}.")
-    asked = _Asked(explainer, inputs, (target, additional), options)
+    asked = _Asked(explainer, inputs, (_settled(explainer, inputs, target, additional), additional), options)
     notes: list[str] = []
     with _seeded():
         first = _plain(asked, asked.scores())
@@ -107,13 +111,22 @@ def measured(
     return found | {"notes": tuple(notes)}
 
 
+def _settled(explainer: Any, inputs: Any, target: Any, additional: Any) -> Any:
+    """The target, with what this model predicts or finds in a box: a random model would choose something else."""
+    if not isinstance(explainer, _OURS):
+        return target
+    forward, given = explainer.forward_func, checked_inputs(inputs)
+    arguments = (*given, *further_arguments(forward, additional))
+    return question_of([target], forward, arguments, explainer.output, Failures("raise")).targets[0]
+
+
 def _plain(asked: _Asked, scores: Any) -> Tensor:
     """(batch, tokens), or maps (batch, ...) without channels: of pixels or words with several, their sum."""
     scores = scores[0] if isinstance(scores, tuple) else scores
     given = asked.inputs[0] if isinstance(asked.inputs, tuple) else asked.inputs
-    words = not given.is_floating_point()
     found: Tensor = scores.detach()
-    return found.sum(-1) if words and found.dim() == 3 else found.sum(1) if found.dim() > 2 else found
+    of_tokens = found.dim() == 3 and not (given.is_floating_point() and given.dim() == 3)
+    return found.sum(-1) if of_tokens else found.sum(1) if found.dim() > 2 else found
 
 
 def _places(asked: _Asked, notes: list[str]) -> _Places:

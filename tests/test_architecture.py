@@ -70,6 +70,14 @@ def test_importing_the_packages_imports_no_optional_library():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("package", ["adapters", "captum_ext"])
+def test_a_star_imports_what_is_imported_when_it_is_asked_for_too(package):
+    names: dict[str, object] = {}
+    exec(f"from {package} import *", names)
+    assert {"MHEXCAM", "RawAttention" if package == "captum_ext" else "CAStream"} <= names.keys()
+    assert "typing" not in names
+
+
 def test_public_names_are_those_of_the_readme():
     import adapters
     import captum_ext

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from captum.attr import Saliency
+from captum.attr import LayerIntegratedGradients, Saliency
 from scipy.stats import spearmanr
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -175,6 +175,20 @@ def test_attention_does_not_depend_on_the_class_and_random_maps_fail(model):
 
     assert check(Noise(), IMAGES, TARGETS).verdicts == ["fails"] * 3
     assert check(TokenAblation(model), IMAGES, TARGETS).verdicts.count("fails") == 0
+
+
+def test_a_random_model_is_asked_the_same_question(model):
+    classes = model(IMAGES).argmax(1).tolist()
+    found, expected = (check(CDAM(model), IMAGES, target) for target in ("predicted", classes))
+    assert torch.equal(found.all, expected.all)
+    assert torch.equal(found.half, expected.half)
+
+
+def test_features_of_patches_are_summed_over_channels(model):
+    layer = LayerIntegratedGradients(model, model.patch_embed)
+    own = layer.attribute(IMAGES, target=TARGETS, n_steps=3).sum(-1)
+    effects = TokenAblation(model).attribute(IMAGES, TARGETS)
+    torch.testing.assert_close(check(layer, IMAGES, TARGETS, n_steps=3).agreement, alike(own, effects))
 
 
 def test_words_and_players():

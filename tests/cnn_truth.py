@@ -86,6 +86,7 @@ class Plain:
 
     logits: torch.Tensor
     outputs: dict = field(default_factory=dict)
+    last: torch.Tensor | None = None  # the last map that was seen, also between modules
     averages: bool = False
     additions: list = field(default_factory=list)
 
@@ -121,7 +122,7 @@ def run_plain(model, images):
     finally:
         for handle in handles:
             handle.remove()
-    plain.additions = watch.found
+    plain.additions, plain.last = watch.found, maps[-1] if maps else None
     return plain
 
 
@@ -143,12 +144,11 @@ def check_ca_stream(model, images, plain):
         spread = p.shape[-1] ** -0.5 if p.dim() > 1 else 1
         p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * spread)
     _, attentions = stream.forward_with_attention(images)
-    maps = [
-        (plain.outputs[s.name] if s.channels_last else plain.outputs[s.name].movedim(1, -1)).flatten(1, -2)
-        for s in stream._all_stages
-    ]
+    seen = [(plain.outputs[s.name], s.channels_last) for s in stream._all_stages]
+    seen.append((plain.last, seen[-1][1]))
+    *maps, entered = [(one if last else one.movedim(1, -1)).flatten(1, -2) for one, last in seen]
     found = []
-    for last in (maps[-1], maps[-1].relu()):  # torchvision's DenseNet has a ReLU as a function behind its last module
+    for last in (maps[-1], maps[-1].relu(), entered):  # an activation may follow the last module, as a function
         _, expected = derived_stream(stream.stream, [*maps[:-1], last], stream.stream.query.expand(len(images), -1))
         found.append(max(difference(a.flatten(1), b) for a, b in zip(attentions, expected, strict=True)))
     alone = CAStream(copy.deepcopy(model), start_stage=len(stream.stages) - 1).eval()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from xai_compare import arena
 from xai_compare.arena import _cells, _sheet, tasks_named
@@ -129,6 +130,34 @@ def test_mosaics_are_made_of_the_user_s_pictures_for_the_user_s_model(tmp_path):
     assert model.training
     with pytest.raises(ValueError, match="pictures of at least 4 classes that the model predicts, got 1"):
         arena("mosaic", ["ixg"], out=tmp_path, model=model, data=images[:1].repeat(4, 1, 1, 1), limit=8)
+
+
+class Brightest(torch.nn.Module):
+    """Which of four shades an image has: logits are near to 0 where its mean is near to one."""
+
+    def __init__(self):
+        super().__init__()
+        self.shades = torch.nn.Parameter(torch.tensor([0.1, 0.35, 0.6, 0.85]))
+
+    def forward(self, x):
+        return -20 * (x.mean((1, 2, 3))[:, None] - self.shades) ** 2
+
+
+def test_a_picture_that_cannot_be_read_costs_itself_only(tmp_path):
+    folder = tmp_path / "pictures" / "shades"
+    folder.mkdir(parents=True)
+    for index, shade in enumerate((26, 89, 153, 217)):
+        Image.new("RGB", (16, 16), (shade,) * 3).save(folder / f"{index}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    given = {"out": tmp_path / "out", "model": Brightest(), "limit": 4}
+    given |= {"transform": lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255}
+    with pytest.warns(UserWarning, match=r"1 pictures cannot be read and are left out; the first: .*broken.png"):
+        table = arena("mosaic", ["ixg"], data=str(tmp_path / "pictures"), **given)
+    assert set(table.n) == {4}
+    for name in ("0.png", "1.png", "2.png", "3.png"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="None of the 1 pictures can be read"):
+        arena("mosaic", ["ixg"], data=str(tmp_path / "pictures"), **given)
 
 
 def test_the_command_writes_the_sheet_and_says_where(tmp_path, capsys):

@@ -5,6 +5,7 @@ half their size, so that any classifier can read it.
 """
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from adapters.models import evaluation_mode, output_tensor, placement_of
 from .. import digit_vit
 from .._data import Request, as_samples
 from .._input_layout import input_layout
+from .._isolation import said
 from .._lineup import lineup
 from .._models import PlainLogits
 from .._pictures import Pictures
+from .._samples import Samples
 from .._seeding import seeded_for
 from ..digit_scenes import load_split
 from .measures import absolute_share_inside, share_inside
@@ -28,6 +31,7 @@ from .training import right_first, trained
 _SIDE = 24  # pixels of a cell of the bundled mosaics
 _DIGIT = 16
 _MOST = 512  # pictures of the user that are read
+_NONE = "Mosaics need pictures, and there are none in the data."
 
 
 def cell_mask(places: Tensor, height: int, width: int) -> Tensor:
@@ -88,7 +92,7 @@ def _own(conditions: Conditions) -> Problem:
     subject = entry.load(settings, name)
     pictures = Pictures(conditions.transform or subject.transform, input_layout(subject.model))
     given = as_samples(conditions.data, Request(pictures, subject.labels, settings.split, _MOST, settings.seed))
-    images = torch.stack([given.read(index).image for index in range(min(len(given), _MOST))])
+    images = _readable(given)
     with evaluation_mode(subject.model), torch.no_grad():
         parts = [placement_of(subject.model).moved(part) for part in images.split(settings.batch_size)]
         found = [output_tensor(subject.model(part), subject.output, part).float().cpu() for part in parts]
@@ -97,6 +101,21 @@ def _own(conditions: Conditions) -> Problem:
         chosen = _different(sure, classes, conditions.samples)
     cells = F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)[chosen]
     return _asked(subject.model if len(found[0].shape) == 2 else PlainLogits(subject.model), cells, classes[chosen])
+
+
+def _readable(given: Samples) -> Tensor:
+    """The pictures that can be read; the others are named in a warning."""
+    images, failed = [], []
+    for index in range(min(len(given), _MOST)):
+        try:
+            images.append(given.read(index).image)
+        except Exception as error:  # of any kind: files may be damaged in many ways
+            failed.append(said(error))
+    if not images:
+        raise ValueError(f"None of the {len(failed)} pictures can be read; the first: {failed[0]}" if failed else _NONE)
+    if failed:
+        warnings.warn(f"{len(failed)} pictures cannot be read and are left out; the first: {failed[0]}", stacklevel=2)
+    return torch.stack(images)
 
 
 def _different(sure: Tensor, classes: Tensor, count: int) -> Tensor:

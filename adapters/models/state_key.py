@@ -17,7 +17,7 @@ _SEQUENCES = (list, tuple, set, frozenset)
 _CONTAINERS = (nn.Module, Mapping, *_SEQUENCES)
 _DICTIONARIES = frozenset([dict, OrderedDict])
 _COMPARED = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - frozenset(_COMPARED)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 _unchanged: ContextVar[tuple[Any, ...]] = ContextVar("unchanged", default=())
 
@@ -77,21 +77,19 @@ def _described(root: Any) -> tuple[Any, ...]:
         parts.append(type(value))
         for name, one in _items(value):
             kind = type(one)
+            parts.append(name)
             if kind in _PLAIN:
-                parts += (name, kind, one)
-                continue
-            rule = rules.get(kind) or rules.setdefault(kind, _rule(one))
-            if rule == "tensor":
+                parts += kind, one
+            elif (rule := rules.get(kind) or rules.setdefault(kind, _rule(one))) == "tensor":
                 tensors.append(one)
-                parts += (name, id(one))
+                parts.append(id(one))
             elif id(one) in numbers:
-                parts += (name, numbers[id(one)])
+                parts.append(numbers[id(one)])
             elif rule == "contents":
                 numbers[id(one)] = len(waiting)
                 waiting.append(one)
-                parts.append(name)
             else:
-                parts += (name, _by_value_or_identity(one))
+                parts.append(_by_value_or_identity(one))
     return *parts, *_values(tensors)
 
 
@@ -110,10 +108,14 @@ def _by_value_or_identity(value: Any) -> Any:
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """What an object holds, by name or number; of a module, not its empty dictionaries, of which most have several."""
+    """What an object holds, by name or number; of a module, its own attributes and what is registered with it."""
     if isinstance(value, nn.Module):
-        held = vars(value).items()
-        return [(k, v) for k, v in held if k not in _OF_EVERY_MODULE and (type(v) not in _DICTIONARIES or v)]
+        held = vars(value)
+        items = [(name, held[name]) for name in held.keys() - _OF_EVERY_MODULE]
+        for name in _COMPARED:
+            if held[name]:
+                items += held[name].items()
+        return items
     if isinstance(value, _SEQUENCES):
         return enumerate(value)
     mapping: Mapping[Any, Any] = value if type(value) in _DICTIONARIES or isinstance(value, Mapping) else vars(value)

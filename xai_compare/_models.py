@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from quantus_metrics._outputs import read
 
 from ._checkpoint import load_weights
 
-FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION"
+FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION or a folder of a saved model"
 Transform = Callable[[Image.Image], Tensor]
 
 
@@ -55,6 +56,9 @@ def load_model(name: str, pretrained: bool, checkpoint: str, options: Mapping[st
     kind, _, rest = name.partition(":")
     makers = {"digits": _digits, "timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
     makers["python"] = _python
+    if kind not in makers and Path(name).is_dir():
+        kind, rest, pretrained = "folder", name, True
+        makers["folder"] = _folder
     if kind not in makers or bool(rest) == (kind == "digits"):
         raise ValueError(f"Expected `model` to be one of {FORMS}; got {name!r}.")
     try:
@@ -124,7 +128,21 @@ def _timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
     config = data.resolve_model_data_config(model)
     if config["input_size"][0] != (channels := options.get("in_chans", config["input_size"][0])):
         config |= {name: (sum(config[name]) / len(config[name]),) * channels for name in ("mean", "std")}
-    return Subject(model, f"timm {name}", data.create_transform(**config), config["mean"], config["std"])
+    labels = _labels_of_timm(model, data)
+    return Subject(model, f"timm {name}", data.create_transform(**config), config["mean"], config["std"], labels)
+
+
+def _labels_of_timm(model: Any, data: Any) -> Sequence[str]:
+    """The names that were saved with a model's weights, else ImageNet's, if it has as many classes as one of them."""
+    saved = model.pretrained_cfg.get("label_names") or ()
+    if saved and len(saved) == model.num_classes:
+        described = model.pretrained_cfg.get("label_descriptions") or {}
+        return [described.get(name, name) for name in saved]
+    subset = data.infer_imagenet_subset(model)
+    if subset is None:
+        return ()
+    names = data.ImageNetInfo(subset)
+    return [names.index_to_description(index) for index in range(names.num_classes())]
 
 
 def _torchvision(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
@@ -133,7 +151,8 @@ def _torchvision(name: str, pretrained: bool, options: Mapping[str, Any]) -> Sub
     weights = get_model_weights(name).DEFAULT
     model = get_model(name, weights=weights if pretrained else None, **options)
     transform = weights.transforms()
-    labels = weights.meta.get("categories", ()) if pretrained else ()
+    names = weights.meta.get("categories", ())
+    labels = names if pretrained or options.get("num_classes", len(names)) == len(names) else ()
     return Subject(model, f"torchvision {name}", transform, transform.mean, transform.std, labels)
 
 
@@ -142,7 +161,12 @@ def _transformers(name: str, pretrained: bool, options: Mapping[str, Any]) -> Su
     processor = library.AutoImageProcessor.from_pretrained(name)
     make = library.AutoModelForImageClassification
     if pretrained:
-        model = make.from_pretrained(name, **options)
+        model, found = make.from_pretrained(name, **options, output_loading_info=True)
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(
+                f"there are no weights for {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}: they would be "
+                "random. Expected a model that was trained to classify images"
+            )
     else:
         model = make.from_config(library.AutoConfig.from_pretrained(name, **options))
 
@@ -153,6 +177,16 @@ def _transformers(name: str, pretrained: bool, options: Mapping[str, Any]) -> Su
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     return Subject(model, f"transformers {name}", transform, mean, std, labels)
+
+
+def _folder(path: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
+    """A model that timm or transformers saved, with the weights that lie there."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise ValueError("the folder has no config.json, as `save_pretrained` and timm write it")
+    if "architecture" in json.loads(file.read_text("utf-8")):
+        return _timm(f"local-dir:{path}", pretrained, options)
+    return _transformers(path, pretrained, options)
 
 
 def python_function(path: str) -> Callable[..., Any]:

@@ -109,6 +109,7 @@ def _serve():
     import timm  # noqa: F401
     import torch
 
+    import xai_compare._command
     import xai_compare.cli  # noqa: F401
 
     torch.set_num_threads(1)

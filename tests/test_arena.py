@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from xai_compare import arena
-from xai_compare.arena import _cells, _sheet, tasks_named
 from xai_compare.cli import main
+from xai_compare.known_answers import _cells, _sheet, tasks_named
 
 
 class Truthful:

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from adapters.maps_on_grid import spearman
-from xai_compare.arena import measures
+from xai_compare.known_answers import measures
 
 
 def test_precision_counts_the_largest_absolute_values_and_shares_ties():

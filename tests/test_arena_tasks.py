@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from xai_compare import digit_vit
-from xai_compare.arena import Conditions, analytic, digits, mosaics, tasks_named, tetrominoes, texts
+from xai_compare.known_answers import Conditions, analytic, digits, mosaics, tasks_named, tetrominoes, texts
 
 
 @pytest.fixture

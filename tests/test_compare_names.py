@@ -107,7 +107,7 @@ def test_third_parties_do_not_replace_what_is_there(monkeypatch, tmp_path, group
 def test_methods_have_the_same_fingerprint_in_every_process():
     """By which a run is resumed; sets of names, for one, have another order in each."""
     code = (
-        "import json; from xai_compare._methods import methods; from xai_compare._names import fingerprint; "
+        "import json; from xai_compare._methods import methods; from xai_compare._fingerprint import fingerprint; "
         "print(json.dumps({name: fingerprint(method.make) for name, method in methods().items()}))"
     )
     said = [

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import quantus_metrics
-from xai_compare import METHODS, METRICS, Settings, cli, compare
+from xai_compare import METHODS, METRICS, Settings, _command, compare
 from xai_compare._settings import from_mapping
 from xai_compare.cli import main
 
@@ -73,7 +73,7 @@ def asked(monkeypatch):
         calls.append(settings)
         raise ValueError("asked")
 
-    monkeypatch.setattr(cli, "compare", record)
+    monkeypatch.setattr(_command, "compare", record)
 
     def asked(*line):
         with pytest.raises(SystemExit):

@@ -57,6 +57,11 @@ def classes_of(names: Iterable[str], labels: Sequence[str]) -> Classes:
     return Classes({name: one[0] for name, one in found.items()}, labels=len(labels))
 
 
+def matches(name: str, labels: Sequence[str]) -> list[int]:
+    """The labels that a name may be, as `classes_of` finds them."""
+    return _matched([name], labels)[name]
+
+
 def _table(classes: Mapping[str, object]) -> str:
     rows = [f"{name} -> {which}" for name, which in classes.items()]
     return ", ".join(rows[:_SHOWN] + ([f"... ({len(rows)} in all)"] if len(rows) > _SHOWN else []))

@@ -15,7 +15,8 @@ import quantus_metrics
 from quantus_metrics import BoxSensitivity, ClassDiscrimination
 from quantus_metrics._probabilities import Activation
 
-from ._names import by_slug, fingerprint, from_entry_points, select, slug
+from ._fingerprint import fingerprint
+from ._names import by_slug, from_entry_points, select, slug
 
 GROUP = "xai_compare.metrics"
 Array = npt.NDArray[Any]

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from adapters.models import OutputChoice, add_tensor, placement_of
 from quantus_metrics._outputs import read
 
 from ._checkpoint import load_weights
+from ._names import close_names
 
 FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION or a folder of a saved model"
 Transform = Callable[[Image.Image], Tensor]
@@ -36,6 +37,7 @@ class Subject:
         std: The standard deviation that it divides by.
         labels: The classes' names, or none.
         output: Which tensor of what it returns the logits are; None: by name.
+        weights: Where they come from: "pretrained", "random" or a file; empty where that is not known.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class Subject:
     std: Sequence[float] | None = None
     labels: Sequence[str] = ()
     output: OutputChoice = None
+    weights: str = ""
 
 
 def load_model(name: str, pretrained: bool, checkpoint: str, options: Mapping[str, Any]) -> Subject:
@@ -65,12 +68,23 @@ def load_model(name: str, pretrained: bool, checkpoint: str, options: Mapping[st
         subject = makers[kind](rest, pretrained, options)
         if checkpoint:
             load_weights(subject.model, Path(checkpoint))
+        known = checkpoint or ("pretrained" if pretrained or kind == "digits" else "" if kind == "python" else "random")
+        subject = replace(subject, weights=known)
     except ModuleNotFoundError as error:
         raise ValueError(f"Model {name!r} needs {error.name}, which is not installed.") from error
     except Exception as error:
         weights = f" with the weights of {checkpoint}" if checkpoint else " with pretrained weights" * pretrained
-        raise ValueError(f"Model {name!r} cannot be loaded{weights}: {type(error).__name__}: {error}") from error
+        close = _close_models(kind, rest)
+        raise ValueError(f"Model {name!r}{close} cannot be loaded{weights}: {type(error).__name__}: {error}") from error
     return subject
+
+
+def _close_models(kind: str, name: str) -> str:
+    """Models of a library that may have been meant by a name that it does not have."""
+    if kind not in ("timm", "torchvision"):
+        return ""
+    known = importlib.import_module("timm" if kind == "timm" else "torchvision.models").list_models()
+    return "" if name.partition(".")[0] in known else close_names(name, known)
 
 
 def weights_hash(model: nn.Module) -> str:

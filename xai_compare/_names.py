@@ -1,17 +1,11 @@
 """Names that a user types, and what they stand for."""
 
 import difflib
-import functools
-import hashlib
 import importlib.metadata
-import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
-
-import numpy as np
-from torch import Tensor
 
 T = TypeVar("T")
 
@@ -74,7 +68,7 @@ def select(kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str
     names = parse_aliases(wanted)
     unknown = list(dict.fromkeys(name for name in names.values() if name not in known))
     if unknown:
-        hints = [f"{name!r}{_close(name, known)}" for name in unknown]
+        hints = [f"{name!r}{close_names(name, known)}" for name in unknown]
         raise ValueError(
             f"Unknown {kind}{'s' * (len(unknown) > 1)} {', '.join(hints)}. `xai-compare --list` names all {len(known)}."
         )
@@ -83,37 +77,12 @@ def select(kind: str, wanted: Iterable[str], known: Mapping[str, T]) -> dict[str
     return {name: known[of] for name, of in names.items()}
 
 
-def _close(name: str, known: Iterable[str]) -> str:
+def close_names(name: str, known: Iterable[str]) -> str:
+    """Known names that may have been meant, in parentheses; nothing if there are none."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     near = list(dict.fromkeys([*near, *(one for one in known if name and name in one)]))[:3]
     return f" (close: {', '.join(near)})" if near else ""
-
-
-def fingerprint(value: Any) -> Any:
-    """A description of a value for JSON, the same in every process for equal values, by which runs are compared.
-
-    Objects are described by their class and the arguments that they keep under their names, as Quantus' metrics do.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): fingerprint(one) for name, one in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        listed = [fingerprint(one) for one in value]
-        return listed if isinstance(value, list | tuple) else sorted(listed, key=str)  # as sets have no order
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        array = np.ascontiguousarray(value.detach().cpu().double() if isinstance(value, Tensor) else value)
-        return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
-    if isinstance(value, functools.partial):
-        return [fingerprint(value.func), fingerprint(value.args), fingerprint(value.keywords)]
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    try:
-        kept = {"abs", "normalise", "activation", *inspect.signature(type(value)).parameters} & set(dir(value))
-    except ValueError:  # of a type that is not written in Python, as torch.dtype
-        return str(value)
-    return {"class": fingerprint(type(value)), **{name: fingerprint(getattr(value, name)) for name in sorted(kept)}}
 
 
 def from_entry_points(group: str, known: Mapping[str, Any]) -> dict[str, Any]:

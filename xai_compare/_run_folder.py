@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from ._fingerprint import fingerprint
 from ._lock import locked
-from ._names import fingerprint
 from ._parts import TABLES, Parts, pictures_in
 from ._storage import PART, Storage
 

@@ -18,9 +18,10 @@ from ._candidate import listed
 from ._compared import Compared, Scored
 from ._comparison import Comparison
 from ._facts import check_versions, device_name, plain_settings, settings_in_numbers, versions
+from ._fingerprint import fingerprint
 from ._finish import write_report, write_statistics
 from ._methods import Method
-from ._names import distinct, fingerprint
+from ._names import distinct
 from ._progress import progress
 from ._questioned import Question
 from ._run_folder import RunFolder

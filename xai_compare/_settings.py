@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
 from ._names import by_slug, parse_aliases, slug
 
 METHODS = (
@@ -149,6 +146,8 @@ def _check(name: str, value: Any, one: dataclasses.Field[Any]) -> None:
 
 
 def _check_device(name: str) -> None:
+    import torch  # takes seconds
+
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     count = torch.accelerator.device_count() if accelerator else 0
     known = {"cpu", *([accelerator.type] if accelerator else ()), *(f"{accelerator}:{i}" for i in range(count))}
@@ -214,6 +213,8 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it cannot be read, or is neither.
     """
+    import yaml
+
     try:
         text = path.read_text()
         if path.suffix == ".toml":

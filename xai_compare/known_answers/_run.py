@@ -51,8 +51,8 @@ def arena(
     Args:
         tasks: Names of tasks or groups, as a list or comma-separated; "all": those that need no data.
         methods: Names; or a mapping from names of your choice to method names, classes of Captum or pytorch-grad-cam,
-            or functions of the model that return an instance of one. None: `xai_compare.arena.METHODS`, which are
-            listed as unfit for the models that they do not fit. Random maps are always a row.
+            or functions of the model that return an instance of one. None: `xai_compare.known_answers.METHODS`, which
+            are listed as unfit for the models that they do not fit. Random maps are always a row.
         out: The folder.
         seed: The random seed.
         model: For mosaics: an image classifier, or its name as for `compare`.

@@ -20,7 +20,7 @@ def tasks_named(wanted: str | Iterable[str] = "all") -> list[Task]:
         ValueError: if a name is unknown, or there is none.
 
     Example:
-        >>> from xai_compare.arena import tasks_named
+        >>> from xai_compare.known_answers import tasks_named
         >>> [task.name for task in tasks_named("analytic")]
         ['one-patch', 'difference']
     """

@@ -1,0 +1,82 @@
+"""The options of the console command, and the settings that they make."""
+
+import argparse
+import tomllib
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ._names import slug
+from ._settings import NAMES, SEVERAL, Settings, from_mapping, read_file
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="xai-compare",
+        description="Compare explanation methods by many metrics, on your model and your data. Without arguments: on "
+        "scenes of handwritten digits, with bundled weights.",
+        argument_default=argparse.SUPPRESS,  # so that only what is given overrides the config file
+    )
+    for one in fields(Settings):
+        if one.name != "options":
+            _add(made, one)
+    made.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME.KEY=VALUE",
+        help=Settings.__dataclass_fields__["options"].metadata["help"],
+    )
+    made.add_argument(
+        "--config", type=Path, default=None, help="TOML or YAML file of settings; command-line options take precedence"
+    )
+    made.add_argument(
+        "--arena",
+        nargs="?",
+        const="all",
+        default="",
+        metavar="TASKS",
+        help="run the methods on tasks whose answers are known: all, or comma-separated names of tasks or groups",
+    )
+    made.add_argument(
+        "--list",
+        action="store_true",
+        default=False,
+        help="list all methods and metrics, and what metrics need, and exit; with --model try which methods fit it",
+    )
+    return made
+
+
+def _add(parser: argparse.ArgumentParser, one: Field[Any]) -> None:
+    """The command-line option of a setting."""
+    kind: dict[str, Any] = {"type": int if one.type in (int, int | None) else str}
+    if one.name in SEVERAL:
+        kind = {"action": "append", "type": str}
+    elif one.type is bool:
+        kind = {"action": argparse.BooleanOptionalAction}
+    elif "choices" in one.metadata:
+        kind["metavar"] = "{" + ",".join(one.metadata["choices"]) + "}"
+    text = f"{one.metadata['help']} (default: {one.metadata['shown']})"
+    parser.add_argument(f"--{one.name.replace('_', '-')}", help=text, **kind)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings of the config file, overridden by those of the command line."""
+    line = {name: value for name, value in vars(args).items() if name in NAMES}
+    given = from_mapping((read_file(args.config) if args.config else {}) | line, str(args.config or ""))
+    options = {name: dict(values) for name, values in given.options.items()}
+    for text in args.option:
+        name, key, value = _option(text)
+        options.setdefault(name, {})[key] = value
+    return replace(given, options=options)
+
+
+def _option(text: str) -> tuple[str, str, Any]:
+    left, equals, value = text.partition("=")
+    name, dot, key = left.partition(".")
+    if not equals or not dot or not name or not key:
+        raise ValueError(f"Expected --option NAME.KEY=VALUE, e.g. smooth-cdam.nt_samples=20; got {text!r}.")
+    try:
+        return slug(name), key.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return slug(name), key.replace("-", "_"), value

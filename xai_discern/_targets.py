@@ -1,0 +1,90 @@
+"""From the names of classes, concepts and texts to what is explained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_ext import ConceptTarget, ContrastTarget, TextTarget
+from xai_compare._classes import matches
+from xai_compare._names import close_names, slug
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one map explains.
+
+    Attributes:
+        key: For names of files.
+        title: For pictures.
+        facts: What `explanation.json` says of it.
+        target: As this project's methods take it.
+        plain: As all methods take it: a class, or a function of a sample's output; None: they cannot.
+    """
+
+    key: str
+    title: str
+    facts: Facts
+    target: Any
+    plain: int | Callable[[Tensor], Tensor] | None = None
+
+
+def class_number(text: str, labels: Sequence[str], count: int) -> int:
+    """The class that a name or a number means.
+
+    Raises:
+        ValueError: if there is none, or if there are several.
+    """
+    found = matches(text, labels)
+    if text.isdecimal() and not found:
+        found = [int(text)] if int(text) < count else []
+        if not found:
+            raise ValueError(f"Expected a class from 0 to {count - 1}, got {text}.")
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{text!r} is the name of several classes, {', '.join(map(str, found))}: give the number.")
+    if not labels:
+        raise ValueError(f"The names of the model's {count} classes are not known: give a number, got {text!r}.")
+    raise ValueError(f"None of the model's {count} classes is called {text!r}{close_names(text, labels)}.")
+
+
+def class_named(number: int, labels: Sequence[str]) -> str:
+    """A class for people: its name, or its number where none is known."""
+    return str(labels[number]) if number < len(labels) else f"class {number}"
+
+
+def of_class(number: int, labels: Sequence[str], against: int | None) -> Asked:
+    """A class, or why it and not another."""
+    name = class_named(number, labels)
+    facts: Facts = {"kind": "class", "class": number, "name": name}
+    if against is None:
+        return Asked(str(number), name, facts, number, number)
+    other = class_named(against, labels)
+    facts |= {"against": against, "against_name": other}
+
+    def difference(output: Tensor) -> Tensor:
+        return output[..., number] - output[..., against]
+
+    return Asked(f"{number}-vs-{against}", f"{name}, not {other}", facts, ContrastTarget(number, against), difference)
+
+
+def of_concept(folder: Path, examples: Tensor, model: Any) -> Asked:
+    """The concept that the images of a folder share."""
+    with torch.no_grad():
+        target = ConceptTarget.from_examples(model, examples, similarity="cosine", batch_size=8)
+    facts = {"kind": "concept", "name": folder.name, "examples": len(examples)}
+    return Asked(f"concept-{slug(folder.name)}", f"concept {folder.name}", facts, target)
+
+
+def of_text(text: str, against: str | None, model: Any, processor: Any) -> Asked:
+    """How near an image is to a text, or to it and not to another."""
+    target = TextTarget(model, processor, text, against)
+    facts: Facts = {"kind": "text", "name": text} | ({} if against is None else {"against_name": against})
+    title = f'"{text}"' if against is None else f'"{text}", not "{against}"'
+    return Asked(f"text-{slug(text)[:40]}", title, facts, target)

@@ -3,20 +3,37 @@
 import argparse
 import tomllib
 from dataclasses import Field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ._names import slug
+from ._names import close_names, slug
 from ._settings import NAMES, SEVERAL, Settings, from_mapping, read_file
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """A parser that names close options where one is not known."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As of argparse."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = getattr(found, "parser", self)
+            known = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001
+            close = close_names(unknown[0].partition("=")[0], known) if unknown[0].startswith("-") else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{close}")
+        return found
+
+
+def parser() -> Parser:
+    """The parser of `xai-compare`."""
+    made = Parser(
         prog="xai-compare",
         description="Compare explanation methods by many metrics, on your model and your data. Without arguments: on "
         "scenes of handwritten digits, with bundled weights.",
         argument_default=argparse.SUPPRESS,  # so that only what is given overrides the config file
     )
+    made.add_argument("--version", action="version", version=f"xai-discern {version('xai-discern')}")
     for one in fields(Settings):
         if one.name != "options":
             _add(made, one)

@@ -12,7 +12,7 @@ class Request:
         images: Image files, and folders of them.
         text_file: A file with a text in each line, in place of images; or None.
         model: As for `xai-compare`: timm:NAME, torchvision:NAME, transformers:NAME or a folder.
-        pretrained: Load the weights that the library has for the model; None: those of transformers and of folders only.
+        pretrained: Load the weights that the library has; None: those of transformers and of folders only.
         checkpoint: A file of weights, or "".
         classes: Names or numbers of classes; none: the predicted class.
         vs: The class, or the text, that each is compared with; or None.

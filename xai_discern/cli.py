@@ -1,14 +1,10 @@
-"""The console command: explain an answer of a model, or compare methods."""
+"""The console command: explain images, texts and answers, list models, compare methods."""
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import get_args
+from collections.abc import Iterator, Sequence
 
-from ._question import Excluded, Method, Question, Score
-
-_COMPARE = "compare explanation methods by many metrics, on your model and your data (the command xai-compare)"
+from ._command_line import command_parser, question_of, request_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,25 +18,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         compare(given[1:])
         return
-    question = Question(**vars(_parser().parse_args(given)))
+    asked = command_parser().parse_args(given)
     try:
-        _explain(question)
+        for line in _listed(asked) if asked.command == "models" else _explained(asked):
+            print(line, flush=True)
     except (TypeError, ValueError, OSError, ImportError) as error:
         _stop(str(error).replace("`images=False`", "--words-only"), 1)
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
-        _stop(f"{error} Try --device cpu, --dtype bfloat16 or a smaller --max-new-tokens.", 1)
+        _stop(f"{error} Try --device cpu; for answers also --dtype bfloat16 or a smaller --max-new-tokens.", 1)
     except KeyboardInterrupt:
         _stop("Stopped.", 130)
 
 
-def _explain(question: Question) -> None:
-    _say("Starting torch and transformers ...")
-    from ._explain import explained  # takes seconds
+def _listed(asked: argparse.Namespace) -> Iterator[str]:
+    from ._models import listed  # takes seconds
 
-    for line in explained(question, _say):
-        print(line)
+    return listed(asked.pattern)
+
+
+def _explained(asked: argparse.Namespace) -> Iterator[str]:
+    """Lines about the result."""
+    if "ask" in asked:
+        question = question_of(asked)
+        _say("Starting torch and transformers ...")
+        from ._explain import explained
+
+        return explained(question, _say)
+    request = request_of(asked)
+    _say("Starting torch ...")
+    if request.text_file is not None:
+        from ._texts import explained_texts
+
+        return explained_texts(request, _say)
+    from ._images import explained_images
+
+    return explained_images(request, _say)
 
 
 def _say(message: str) -> None:
@@ -50,70 +64,3 @@ def _say(message: str) -> None:
 def _stop(message: str, code: int) -> None:
     _say(f"xai-discern: {message}")
     sys.exit(code)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="xai-discern", description="Explain what a model answers.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    commands.add_parser("compare", help=_COMPARE, add_help=False)
-    _add_explain(commands.add_parser("explain", help="explain the answer of a language model", description=_EXPLAIN))
-    return parser
-
-
-_EXPLAIN = """Ask a model of transformers a question, about an image or in words alone, and write a page on which each
-token of its answer lights up the words and the places of the image that are evidence for it."""
-
-
-def _add_explain(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("image", nargs="?", type=_file, metavar="IMAGE", help="an image file; without it the question is text only")
-    add("--model", required=True, type=_model, metavar="transformers:NAME", help="a name on the hub, or a local folder")
-    add("--ask", required=True, type=_text, metavar="TEXT", help="the question; the chat template is applied, if any")
-    add("--answer", type=_text, metavar="TEXT", help="explain this answer; without it, what the model generates")
-    add("--against", type=_text, metavar="TEXT", help="explain why the answer is preferred to this one")
-    add("--max-new-tokens", type=_positive, default=20, metavar="N", help="the longest answer (default: 20)")
-    add("--method", choices=get_args(Method), default="cdam", help="the method (default: cdam)")
-    add("--score", choices=get_args(Score), default="logit", help="what is explained of each token (default: logit)")
-    add(
-        "--exclude",
-        type=_excluded,
-        default=(),
-        metavar="{first,special}",
-        help="set the scores of the first token, of special tokens, or of both (first,special) to 0, and say so",
-    )
-    add("--words-only", action="store_true", help="no map of the image, for models whose image tokens lie on no grid")
-    add("--out", type=Path, default=Path("explanation"), metavar="FOLDER", help="where to write (default: explanation)")
-    add("--device", default="", help="such as cpu or cuda (default: cuda if there is one)")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights")
-
-
-def _file(text: str) -> Path:
-    if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
-    return Path(text)
-
-
-def _model(text: str) -> str:
-    kind, _, name = text.partition(":")
-    if kind != "transformers" or not name:
-        raise argparse.ArgumentTypeError(f"expected transformers:NAME or transformers:FOLDER, got {text!r}")
-    return name
-
-
-def _text(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected some text, got none")
-    return text
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _excluded(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if not set(names) <= set(get_args(Excluded)):
-        raise argparse.ArgumentTypeError(f"expected first, special or first,special; got {text!r}")
-    return names

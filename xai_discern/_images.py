@@ -1,0 +1,208 @@
+"""Explaining images: what a model says of each, maps of it, a picture."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.models import evaluation_mode
+from xai_compare._method import Method
+from xai_compare._methods import methods_named
+from xai_compare._pictures import extensions, opened
+from xai_compare._seeding import seeded_for
+
+from ._facts import SCHEMA, versions
+from ._picture import robust_scale, save_picture
+from ._request import Request
+from ._subject import ImageModel, image_model
+from ._targets import Asked, class_named, class_number, of_class, of_concept, of_text
+
+RANDOM = "RANDOM WEIGHTS: these maps say nothing of the image"
+_SHOWN = 3  # of the most probable classes, above a picture
+
+
+def explained_images(request: Request, say: Callable[[str], None]) -> Iterator[str]:
+    """Explain images, and write `explanation.json`, a picture for each image and an array for each map.
+
+    Args:
+        request: What is asked.
+        say: Takes lines about the progress.
+
+    Yields:
+        Lines about the result.
+
+    Raises:
+        ValueError: if the request does not fit the model, or no image can be explained.
+    """
+    files = _files(request.images)
+    methods = methods_named(request.methods)
+    say(f"Loading {request.model} ...")
+    model = image_model(request)
+    if model.subject.weights == "random":
+        yield f"{RANDOM}. For trained weights add --pretrained, or --checkpoint FILE."
+    session = _Session(request, model, methods)
+    request.out.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    for number, (file, name) in enumerate(_named(files).items()):
+        say(f"{file} ({number + 1} of {len(files)}) ...")
+        try:
+            found.append(session.explained(file, name))
+        except (ValueError, TypeError, OSError, NotImplementedError) as error:
+            if len(files) == 1:
+                raise
+            found.append({"file": str(file), "error": f"{type(error).__name__}: {error}"})
+            yield f"{file}: skipped: {error}"
+            continue
+        yield from _said(found[-1])
+    facts = {"schema": SCHEMA, "model": session.about(), "images": found, "versions": versions()}
+    (request.out / "explanation.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
+    if all("error" in one for one in found):
+        raise ValueError("No image could be explained.")
+    yield f"Written: {request.out / 'explanation.json'}"
+
+
+def _said(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{facts['file']}:"
+    for row in facts["top"]:
+        number = f"  ({row['class']})" if "class" in row else ""
+        share = f"{row['probability']:7.1%}" if "probability" in row else f"{row['similarity']:7.3f}"
+        yield f"  {share}  {row['name']}{number}"
+    yield f"  Picture: {facts['picture']}"
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A request with its model."""
+
+    request: Request
+    model: ImageModel
+    methods: Mapping[str, Method]
+
+    def about(self) -> dict[str, Any]:
+        """What `explanation.json` says of the model."""
+        subject = self.model.subject
+        return {"name": self.request.model, "weights": subject.weights, "classes": len(subject.labels) or None}
+
+    def explained(self, file: Path, name: str) -> dict[str, Any]:
+        """Explain an image; what `explanation.json` says of it."""
+        x = self.model.ready(opened(file))
+        with evaluation_mode(self.model.model):
+            outputs = self.model.outputs(x)
+            if outputs.dim() != 2:
+                raise ValueError(f"Expected a model that classifies an image, got outputs {tuple(outputs.shape)}.")
+            asked = self._asked(outputs)
+            top = self._top(outputs, asked)
+            maps = {key: self._maps(key, method, x, asked) for key, method in self.methods.items()}
+        scales = {key: robust_scale(found) for key, found in maps.items()}
+        picture = f"{name}.png"
+        caption = "   ".join(_short(row) for row in top[:_SHOWN])
+        caption = f"{RANDOM}\n{caption}" if self.model.subject.weights == "random" else caption
+        titles = [one.title for one in asked]
+        by_title = {self.methods[key].title or key: found for key, found in maps.items()}
+        own = {self.methods[key].title or key: scale for key, scale in scales.items()}
+        save_picture(self.request.out / picture, self.model.seen(x), caption, titles, by_title, own)
+        return {
+            "file": str(file),
+            "seen": list(x.shape[2:]),
+            "top": top,
+            "maps": [
+                self._saved(name, key, one, found[at], scales[key])
+                for key, found in maps.items()
+                for at, one in enumerate(asked)
+            ],
+            "picture": str(self.request.out / picture),
+        }
+
+    def _saved(self, name: str, method: str, asked: Asked, found: Tensor, scale: float) -> dict[str, Any]:
+        array = f"{name}.{method}.{asked.key}.npy"
+        np.save(self.request.out / array, found.numpy())
+        positive, absolute = float(found.clamp(min=0).sum()), float(found.abs().sum())
+        return {
+            "method": method,
+            "target": asked.facts,
+            "array": array,
+            "shape": list(found.shape),
+            "sum": float(found.sum()),
+            "positive_share": positive / absolute if absolute else None,
+            "largest": [int(i) for i in np.unravel_index(int(found.argmax()), found.shape)],
+            "scale": scale,
+        }
+
+    def _asked(self, outputs: Tensor) -> list[Asked]:
+        """What is explained of an image."""
+        request, model = self.request, self.model
+        if model.processor is not None:
+            return [of_text(text, request.vs, model.model, model.processor) for text in request.texts]
+        labels, count = model.subject.labels, outputs.shape[1]
+        against = None if request.vs is None else class_number(request.vs, labels, count)
+        numbers = [class_number(text, labels, count) for text in request.classes]
+        if not numbers and not request.concepts:
+            ranked = outputs[0].argsort(descending=True).tolist()
+            numbers = [next(number for number in ranked if number != against)]
+        if against in numbers:
+            raise ValueError(f"Expected another class for --vs than the one explained, {class_named(against, labels)}.")
+        classes = [of_class(number, labels, against) for number in dict.fromkeys(numbers)]
+        return classes + [of_concept(folder, self._examples(folder), model.run) for folder in request.concepts]
+
+    def _examples(self, folder: Path) -> Tensor:
+        return torch.cat([self.model.ready(opened(file)) for file in _files([folder])])
+
+    def _top(self, outputs: Tensor, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+        """The most probable classes; or how near the image is to the texts."""
+        if self.model.processor is not None:
+            near = [float(one.target.score(outputs)[0]) for one in asked]
+            return [{"name": one.title, "similarity": value} for one, value in zip(asked, near, strict=True)]
+        labels, chances = self.model.subject.labels, outputs[0].softmax(0)
+        ranked = chances.argsort(descending=True)[: self.request.top].tolist()
+        return [{"class": i, "name": class_named(i, labels), "probability": float(chances[i])} for i in ranked]
+
+    def _maps(self, name: str, method: Method, x: Tensor, asked: Sequence[Asked]) -> Tensor:
+        """(targets, h, w) on the processor."""
+        with seeded_for(self.request.seed, "explain", 0):
+            if hasattr(method.make, "attribute_targets"):
+                explainer = method.make(self.model.run)
+                maps: Tensor = explainer.attribute_targets(x, [one.target for one in asked])[0]
+                return maps.detach().float().cpu()
+            unfit = [one.title for one in asked if one.plain is None]
+            if unfit:
+                raise ValueError(f"The method {name} explains classes, not {unfit[0]}: use --method cdam.")
+            explain = method.explain({}, 16, self.model.subject.output)
+            found = [explain(self.model.model, x, [one.plain])[0, 0] for one in asked]
+        return torch.as_tensor(np.stack(found)).float()
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    name = str(row["name"]).partition(",")[0]
+    return f"{name} {row['probability']:.1%}" if "probability" in row else f"{name} {row['similarity']:.3f}"
+
+
+def _files(given: Sequence[Path]) -> list[Path]:
+    """The files, and the images of the folders in order.
+
+    Raises:
+        ValueError: if a folder has no images.
+    """
+    known = extensions()
+    files: list[Path] = []
+    for path in given:
+        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in known) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"There is no image in the folder {path}.")
+        files += inside
+    return files
+
+
+def _named(files: Sequence[Path]) -> dict[Path, str]:
+    """A name for the results of each file: its own, with a number where several are called alike."""
+    named: dict[Path, str] = {}
+    for file in files:
+        name, number = file.stem, 2
+        while name in named.values():
+            name, number = f"{file.stem}-{number}", number + 1
+        named[file] = name
+    return named

@@ -1,0 +1,124 @@
+"""The model that a request names: of images, of images and texts, or of texts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters.models import output_tensor, placement_of
+from xai_compare._input_layout import input_layout
+from xai_compare._models import Subject, load_model
+from xai_compare._pictures import Picture, Pictures
+
+from ._request import Request
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A model with what its inputs pass through.
+
+    Attributes:
+        model: The model.
+        run: What is explained: the model itself, or its image side.
+        pictures: Make inputs of pictures.
+        subject: Its names, labels and normalisation.
+        processor: Of models that compare images with texts; else None.
+    """
+
+    model: nn.Module
+    run: Callable[..., Any]
+    pictures: Pictures
+    subject: Subject
+    processor: Any = None
+
+    def ready(self, picture: Picture) -> Tensor:
+        """(1, channels, height, width), as the model takes it, on its device."""
+        return placement_of(self.model).moved(self.pictures.ready(picture)[None])
+
+    def seen(self, x: Tensor) -> Tensor:
+        """(channels, height, width) in [0, 1]: an input without its normalisation."""
+        image = x[0].float().cpu()
+        if self.subject.mean is not None and self.subject.std is not None:
+            mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (self.subject.mean, self.subject.std))
+            image = image * std + mean
+        elif not 0 <= float(image.min()) <= float(image.max()) <= 1:  # an unknown normalisation
+            image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)
+        return image.clamp(0, 1)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """(1, classes or channels) in float32."""
+        with torch.no_grad():
+            return output_tensor(self.run(x), self.subject.output).float()
+
+
+def image_model(request: Request) -> ImageModel:
+    """The model of a request about images, in evaluation mode.
+
+    Raises:
+        ValueError: if it cannot be loaded, or is not such a model.
+    """
+    kind, _, name = request.model.partition(":")
+    folder = Path(name if kind == "transformers" else request.model)
+    pretrained = (kind == "transformers" or folder.is_dir()) if request.pretrained is None else request.pretrained
+    if request.texts:
+        return _of_images_and_texts(name if kind == "transformers" else request.model, request)
+    subject = load_model(request.model, pretrained, request.checkpoint, {})
+    model = subject.model.eval().to(device_of(request))
+    return ImageModel(model, model, Pictures(subject.transform, input_layout(model)), subject)
+
+
+def device_of(request: Request) -> str:
+    """The device of a request, or a GPU, or the processor."""
+    return request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _of_images_and_texts(name: str, request: Request) -> ImageModel:
+    import transformers
+
+    auto: Any = transformers
+    model, processor = loaded(auto.AutoModel, auto.AutoProcessor, name)
+    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+        raise ValueError(
+            f"{name} is a {model.config.model_type} model, which does not compare images with texts, as CLIP and "
+            "SigLIP do: leave --text out."
+        )
+
+    def transform(image: Any) -> Tensor:
+        pixels: Tensor = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    by = processor.image_processor
+    normalised = getattr(by, "do_normalize", False)
+    mean, std = (by.image_mean, by.image_std) if normalised else (None, None)
+    subject = Subject(model, f"transformers {name}", transform, mean, std, weights="pretrained")
+    model = model.eval().to(device_of(request))
+    return ImageModel(model, model.get_image_features, Pictures(transform, input_layout(model)), subject, processor)
+
+
+def text_model(request: Request) -> tuple[nn.Module, Any, Sequence[str]]:
+    """The model of a request about texts in evaluation mode, its tokenizer, and the names of its classes.
+
+    Raises:
+        ValueError: if it has no weights for its head.
+    """
+    import transformers
+
+    auto: Any = transformers
+    name = request.model.removeprefix("transformers:")
+    model, tokenizer = loaded(auto.AutoModelForSequenceClassification, auto.AutoTokenizer, name)
+    labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    return model.eval().to(device_of(request)), tokenizer, labels
+
+
+def loaded(kind: Any, words: Any, name: str) -> tuple[Any, Any]:
+    """A model of transformers, all of whose weights were found, and what prepares its inputs."""
+    model, found = kind.from_pretrained(name, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{name} has no weights for {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}: they would be "
+            "random, and so would be what the model says."
+        )
+    return model, words.from_pretrained(name)

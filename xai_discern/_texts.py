@@ -1,0 +1,99 @@
+"""Explaining texts: what a model says of each, and the words that speak for and against a class."""
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from typing import Any
+
+import torch
+from jinja2 import Environment
+
+from adapters.models import output_tensor
+from xai_compare._methods import methods_named
+from xai_compare._seeding import seeded_for
+
+from ._facts import SCHEMA, versions
+from ._picture import robust_scale
+from ._request import Request
+from ._subject import text_model
+from ._targets import class_named, class_number, of_class
+
+
+def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[str]:
+    """Explain the texts of a file, a line each, and write `explanation.json` and `texts.html`.
+
+    Args:
+        request: What is asked.
+        say: Takes lines about the progress.
+
+    Yields:
+        Lines about the result.
+
+    Raises:
+        ValueError: if the request does not fit the model, or the file has no texts.
+    """
+    assert request.text_file is not None  # noqa: S101 # the command has seen to it
+    texts = [line.strip() for line in request.text_file.read_text("utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise ValueError(f"Expected a text in each line of {request.text_file}, got none.")
+    methods = methods_named(request.methods)
+    unfit = [name for name, method in methods.items() if not hasattr(method.make, "attribute_targets")]
+    if unfit:
+        raise ValueError(f"The method {unfit[0]} explains images; of texts use --method cdam.")
+    say(f"Loading {request.model} ...")
+    model, tokenizer, labels = text_model(request)
+    found = []
+    for number, text in enumerate(texts):
+        say(f"Text {number + 1} of {len(texts)} ...")
+        facts = _explained(text, model, tokenizer, labels, request, methods)
+        found.append(facts)
+        yield f"{facts['top'][0]['probability']:7.1%}  {facts['top'][0]['name']}: {text}"
+    request.out.mkdir(parents=True, exist_ok=True)
+    about = {"name": request.model, "weights": "pretrained", "classes": len(labels)}
+    written = {"schema": SCHEMA, "model": about, "texts": found, "versions": versions()}
+    (request.out / "explanation.json").write_text(json.dumps(written, indent=1, ensure_ascii=False), "utf-8")
+    template = Environment(autoescape=True).from_string(files("xai_discern").joinpath("texts.html").read_text("utf-8"))
+    (request.out / "texts.html").write_text(template.render(model=request.model, texts=found), "utf-8")
+    yield f"Page: {request.out / 'texts.html'}"
+
+
+def _explained(text: str, model: Any, tokenizer: Any, labels: Any, request: Request, methods: Any) -> dict[str, Any]:
+    """What `explanation.json` says of a text."""
+    inputs = tokenizer(text, return_tensors="pt", truncation=True)
+    ids = inputs["input_ids"].to(model.device)
+    with torch.no_grad():
+        chances = output_tensor(model(ids))[0].float().softmax(0)
+    ranked = chances.argsort(descending=True).tolist()
+    against = None if request.vs is None else class_number(request.vs, labels, len(chances))
+    numbers = [class_number(one, labels, len(chances)) for one in request.classes]
+    numbers = numbers or [next(number for number in ranked if number != against)]
+    if against in numbers:
+        raise ValueError(f"Expected another class for --vs than the one explained, {class_named(against, labels)}.")
+    asked = [of_class(number, labels, against) for number in dict.fromkeys(numbers)]
+    maps = []
+    for name, method in methods.items():
+        with seeded_for(request.seed, "explain", 0):
+            scores = method.make(model).attribute_targets(ids, [one.target for one in asked])[0].detach().float().cpu()
+        scale = robust_scale(scores)
+        maps += [
+            {"method": name, "target": one.facts, "scores": row.tolist(), "scale": scale}
+            for one, row in zip(asked, scores, strict=True)
+        ]
+    return {
+        "text": text,
+        "top": [
+            {"class": i, "name": class_named(i, labels), "probability": float(chances[i])}
+            for i in ranked[: request.top]
+        ],
+        "tokens": _shown(text, tokenizer, ids[0].tolist()),
+        "maps": maps,
+    }
+
+
+def _shown(text: str, tokenizer: Any, ids: list[int]) -> list[str]:
+    """The piece of the text that each token is; of special tokens their name."""
+    names: list[str] = tokenizer.convert_ids_to_tokens(ids)
+    if not tokenizer.is_fast:
+        return names
+    spans = tokenizer(text, return_offsets_mapping=True, truncation=True)["offset_mapping"]
+    return [text[first:last] or name for name, (first, last) in zip(names, spans, strict=True)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.models import evaluation_mode
+from adapters.recording.token_pass import NoTokensError
 from xai_compare._method import Method
 from xai_compare._methods import methods_named
 from xai_compare._pictures import extensions, opened
@@ -165,15 +166,24 @@ class _Session:
         """(targets, h, w) on the processor."""
         with seeded_for(self.request.seed, "explain", 0):
             if hasattr(method.make, "attribute_targets"):
-                explainer = method.make(self.model.run)
-                maps: Tensor = explainer.attribute_targets(x, [one.target for one in asked])[0]
-                return maps.detach().float().cpu()
+                return _by_targets(method.make(self.model.run), x, asked)
             unfit = [one.title for one in asked if one.plain is None]
             if unfit:
                 raise ValueError(f"The method {name} explains classes, not {unfit[0]}: use --method cdam.")
             explain = method.explain({}, 16, self.model.subject.output)
             found = [explain(self.model.model, x, [one.plain])[0, 0] for one in asked]
         return torch.as_tensor(np.stack(found)).float()
+
+
+def _by_targets(explainer: Any, x: Tensor, asked: Sequence[Asked]) -> Tensor:
+    """(targets, h, w) by a method of this project, from one pass."""
+    try:
+        maps: Tensor = explainer.attribute_targets(x, [one.target for one in asked])[0]
+    except NoTokensError as error:
+        raise ValueError(f"{error} Here: --method gradcam, or others of `xai-compare --list`.") from error
+    if maps.dim() != 3:
+        raise ValueError(f"Expected maps on a grid (targets, height, width), got {tuple(maps.shape)}.")
+    return maps.detach().float().cpu()
 
 
 def _short(row: Mapping[str, Any]) -> str:

@@ -2,15 +2,10 @@
 
 import difflib
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from typing import Any
-
-import torch
-
-from captum_ext import CDAM
-from xai_compare._input_layout import input_layout
-from xai_compare._models import load_model
 
 _SHOWN = 40  # names of a library
 _FORMS = (
@@ -78,6 +73,12 @@ def _names(pattern: str) -> Iterator[str]:
 
 def _way(name: str) -> Iterator[str]:
     """How one model is explained, tried on random weights."""
+    import torch
+
+    from captum_ext import CDAM
+    from xai_compare._input_layout import input_layout
+    from xai_compare._models import load_model
+
     subject = load_model(name, name.startswith("transformers:"), "", {})
     model = subject.model.eval()
     layout = input_layout(model)
@@ -85,9 +86,11 @@ def _way(name: str) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            yield f"{name}: {CDAM(model).path(x)}"
+            path = CDAM(model).path(x)
         except (ValueError, NotImplementedError) as error:
             yield f"{name}: {error}"
+            return
+    yield f"{name}: --method cdam works, computed by {path.way}" + f" ({path.reason})" * bool(path.reason)
 
 
 def _sides(subject: Any, axes: int) -> tuple[int, ...]:

@@ -51,7 +51,8 @@ def class_number(text: str, labels: Sequence[str], count: int) -> int:
         raise ValueError(f"{text!r} is the name of several classes, {', '.join(map(str, found))}: give the number.")
     if not labels:
         raise ValueError(f"The names of the model's {count} classes are not known: give a number, got {text!r}.")
-    raise ValueError(f"None of the model's {count} classes is called {text!r}{close_names(text, labels)}.")
+    known = dict.fromkeys(part.strip() for label in labels for part in str(label).split(","))
+    raise ValueError(f"None of the model's {count} classes is called {text!r}{close_names(text, known)}.")
 
 
 def class_named(number: int, labels: Sequence[str]) -> str:

@@ -1,0 +1,284 @@
+"""`xai-discern explain` for classes, concepts and texts: numbers against the classes called by hand, and refusals."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from paths import ROOT
+from PIL import Image
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from skimage import data
+from timm.models import save_for_hf
+from tiny_tokenizer import WORDS, word_tokenizer
+from torch.nn import functional as F
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from adapters import reshape_transform_for, target_layer_for
+from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, TextTarget
+from xai_discern._picture import robust_scale
+from xai_discern.cli import main
+
+PAGE = (ROOT / "docs" / "explain.md").read_text()
+FRUIT = ["apple", "banana, plantain", "orange", "lemon"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A ViT of four classes, saved by timm with their names."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=4).eval()
+    torch.nn.init.normal_(model.head.weight)
+    folder = tmp_path_factory.mktemp("fruit")
+    save_for_hf(model, folder, model_config={"label_names": FRUIT})
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    Image.fromarray(data.chelsea()).save(folder / "cat.png")
+    Image.fromarray(data.astronaut()).save(folder / "woman.png")
+    return folder
+
+
+def seen(model, path):
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    return transform(Image.open(path).convert("RGB"))[None]
+
+
+def explain(out, *arguments):
+    main(["explain", *map(str, arguments), "--out", str(out)])
+    return json.loads((out / "explanation.json").read_text("utf-8"))
+
+
+def test_classes_by_name_are_those_of_the_class_called_by_hand(model, photos, tmp_path, capsys):
+    network, folder = model
+    facts = explain(tmp_path, photos / "cat.png", "--model", folder, "--class", "Plantain", "--class", "0")
+    x = seen(network, photos / "cat.png")
+    with torch.no_grad():
+        chances = network(x).softmax(1)[0]
+    (image,) = facts["images"]
+    assert [row["class"] for row in image["top"]] == chances.argsort(descending=True).tolist()
+    assert [row["probability"] for row in image["top"]] == pytest.approx(chances.sort(descending=True)[0].tolist())
+    assert {row["class"]: row["name"] for row in image["top"]} == dict(enumerate(FRUIT))
+    for found, number in zip(image["maps"], (1, 0), strict=True):
+        expected = CDAM(network).attribute(x, number)[0, 0]
+        np.testing.assert_allclose(np.load(tmp_path / found["array"]), expected, rtol=1e-4, atol=1e-9)
+        assert found["target"] == {"kind": "class", "class": number, "name": FRUIT[number]}
+        assert found["sum"] == pytest.approx(float(expected.sum()), rel=1e-4)
+        assert found["positive_share"] == pytest.approx(float(expected.clamp(min=0).sum() / expected.abs().sum()))
+        assert found["largest"] == list(np.unravel_index(expected.argmax(), expected.shape))
+    assert facts["model"]["weights"] == "pretrained"
+    assert Image.open(image["picture"]).size[0] > 900
+    assert "RANDOM" not in capsys.readouterr().out
+
+
+def test_the_predicted_class_another_method_and_why_not_another_class(model, photos, tmp_path):
+    network, folder = model
+    x = seen(network, photos / "woman.png")
+    best = int(network(x).argmax())
+    other = (best + 1) % 4
+    given = (photos / "woman.png", "--model", folder, "--vs", FRUIT[other], "--method", "integrated-cdam,gradcam")
+    ours, cam = explain(tmp_path, *given)["images"][0]["maps"]
+    maps = [IntegratedCDAM(network).attribute(x, number)[0, 0] for number in (best, other)]
+    np.testing.assert_allclose(np.load(tmp_path / ours["array"]), maps[0] - maps[1], rtol=1e-3, atol=1e-7)
+    assert (ours["target"]["class"], ours["target"]["against"]) == (best, other)
+    with GradCAM(network, [target_layer_for(network)], reshape_transform_for(network)) as grad_cam:
+        difference = lambda output: output[best] - output[other]  # noqa: E731
+        expected = grad_cam(x, [difference])[0]
+    np.testing.assert_allclose(np.load(tmp_path / cam["array"]), expected, atol=1e-5)
+    assert cam["shape"] == [224, 224]
+    with GradCAM(network, [target_layer_for(network)], reshape_transform_for(network)) as grad_cam:
+        assert np.abs(grad_cam(x, [ClassifierOutputTarget(best)])[0] - expected).max() > 0.01
+
+
+def test_a_concept_is_what_a_folder_shares(model, photos, tmp_path):
+    network, folder = model
+    facts = explain(tmp_path, photos / "cat.png", "--model", folder, "--concept", photos)
+    examples = torch.cat([seen(network, photos / name) for name in ("cat.png", "woman.png")])
+    concept = ConceptTarget.from_examples(network, examples, similarity="cosine")
+    (found,) = facts["images"][0]["maps"]
+    expected = CDAM(network).attribute(examples[:1], concept)[0, 0]
+    np.testing.assert_allclose(np.load(tmp_path / found["array"]), expected, rtol=1e-3, atol=1e-8)
+    assert (found["target"]["kind"], found["target"]["examples"]) == ("concept", 2)
+
+
+def test_a_damaged_image_costs_itself_only(model, photos, tmp_path, capsys):
+    _, folder = model
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        Image.open(photos / "cat.png").save(tmp_path / str(number) / "same.png")
+    (tmp_path / "1" / "broken.png").write_text("no image")
+    facts = explain(tmp_path / "out", tmp_path / "1", tmp_path / "2", "--model", folder)
+    assert [("error" in one, one["file"][-10:]) for one in facts["images"]] == [
+        *((True, "broken.png"), (False, "1/same.png"), (False, "2/same.png"))
+    ]
+    assert {one.name for one in (tmp_path / "out").glob("*.png")} == {"same.png", "same-2.png"}
+    assert "broken.png: skipped: cannot identify image file" in capsys.readouterr().out
+
+
+def test_random_weights_are_said_loudly_and_names_are_those_of_imagenet(photos, tmp_path, capsys):
+    given = (photos / "cat.png", "--model", "timm:deit_tiny_patch16_224", "--class", "tabby", "--top", "2")
+    facts = explain(tmp_path, *given)
+    assert facts["model"] == {"name": "timm:deit_tiny_patch16_224", "weights": "random", "classes": 1000}
+    assert len(facts["images"][0]["top"]) == 2
+    assert facts["images"][0]["maps"][0]["target"] == {"kind": "class", "class": 281, "name": "tabby, tabby cat"}
+    assert capsys.readouterr().out.startswith(
+        "RANDOM WEIGHTS: these maps say nothing of the image. For trained weights"
+    )
+
+
+def test_a_text_is_compared_with_an_image_and_with_another_text(photos, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = sizes | {"vocab_size": len(WORDS), "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    vision = sizes | {"image_size": 24, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    pixels = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    processor = CLIPProcessor(pixels, tokenizer)
+    clip.save_pretrained(tmp_path / "clip")
+    processor.save_pretrained(tmp_path / "clip")
+    given = (photos / "cat.png", "--model", f"transformers:{tmp_path / 'clip'}", "--text", "the cat", "--vs", "a dog")
+    (image,) = explain(tmp_path / "out", *given)["images"]
+    x = pixels(images=Image.open(photos / "cat.png"), return_tensors="pt")["pixel_values"]
+    target = TextTarget(clip, processor, "the cat", "a dog")
+    expected = CDAM(clip.get_image_features).attribute(x, target)[0, 0]
+    np.testing.assert_allclose(np.load(tmp_path / "out" / image["maps"][0]["array"]), expected, rtol=1e-3, atol=1e-8)
+    with torch.no_grad():
+        embedding = F.normalize(clip.get_image_features(x).pooler_output, dim=1)[0]
+        words = tokenizer(["the cat", "a dog"], return_tensors="pt")
+        near = F.normalize(clip.get_text_features(**words).pooler_output, dim=1) @ embedding
+    (top,) = image["top"]
+    assert top == {"name": '"the cat", not "a dog"', "similarity": pytest.approx(float(near[0] - near[1]), abs=1e-6)}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A BERT of three classes of texts."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=len(WORDS), **sizes, id2label={0: "bad", 1: "fair", 2: "good"})
+    model = BertForSequenceClassification(config).eval()
+    folder = tmp_path_factory.mktemp("bert")
+    model.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return model, folder
+
+
+def test_texts_of_a_file_are_explained_token_by_token(classifier, tmp_path, capsys):
+    network, folder = classifier
+    (tmp_path / "texts.txt").write_text("the cat sat\n\na dog\n")
+    facts = explain(
+        tmp_path / "out", "--text-file", tmp_path / "texts.txt", "--model", folder, "--class", "good", "--vs", "bad"
+    )
+    first, second = facts["texts"]
+    ids = word_tokenizer()("the cat sat", return_tensors="pt")["input_ids"]
+    maps = [CDAM(network).attribute(ids, number)[0] for number in (2, 0)]
+    np.testing.assert_allclose(first["maps"][0]["scores"], maps[0] - maps[1], rtol=1e-3, atol=1e-8)
+    assert (first["tokens"], second["tokens"]) == (["the", "cat", "sat"], ["a", "dog"])
+    assert {row["name"] for row in first["top"]} == {"bad", "fair", "good"}
+    page = (tmp_path / "out" / "texts.html").read_text()
+    assert page.count("<article>") == 2
+    assert "good, not bad" in page
+    assert "the cat sat" in capsys.readouterr().out
+
+
+def test_a_single_pixel_does_not_set_the_scale():
+    maps = torch.linspace(-1, 1, 400).reshape(1, 20, 20)
+    spiked = maps.clone()
+    spiked[0, 3, 3] = 1000.0
+    assert robust_scale(spiked) == pytest.approx(robust_scale(maps), rel=0.02)
+    assert robust_scale(torch.eye(20)[None] * torch.tensor([0.0] * 19 + [5.0])) == 5.0  # where most are zero
+
+
+def test_the_document_describes_all_that_is_written(model, classifier, photos, tmp_path):
+    facts = explain(tmp_path / "a", photos / "cat.png", "--model", model[1])
+    (tmp_path / "texts.txt").write_text("the cat")
+    texts = explain(tmp_path / "b", "--text-file", tmp_path / "texts.txt", "--model", classifier[1])
+    keys = set(re.findall(r"`(\w+)`", PAGE.split("| key of `explanation.json` |")[1]))
+
+    def names(value):
+        if isinstance(value, dict):
+            return set(value).union(*map(names, value.values())) - {"python", "xai-discern", "torch", "captum"}
+        return set().union(*map(names, value)) if isinstance(value, list) else set()
+
+    assert names(facts) | names(texts) <= keys
+    assert facts["schema"] in PAGE
+
+
+def stopped(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, arguments)])
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_what_cannot_be_explained_says_what_to_do(model, photos, tmp_path, capsys):
+    cat, fruit = photos / "cat.png", ("--model", model[1], "--out", tmp_path / "out")
+    config = ViTConfig(hidden_size=16, intermediate_size=8, num_attention_heads=2, num_hidden_layers=1, image_size=32)
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor().save_pretrained(tmp_path / "vit")
+    BertModel(BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        tmp_path / "bert"
+    )
+    (tmp_path / "none").mkdir()
+    (tmp_path / "texts.txt").write_text("\n")
+    resnet = ("--model", "torchvision:resnet18", "--out", tmp_path / "out")
+    for arguments, code, words in (
+        ((cat, *fruit, "--class", "aple"), 1, "None of the model's 4 classes is called 'aple' (close: apple)."),
+        ((cat, *fruit, "--class", "7"), 1, "Expected a class from 0 to 3, got 7."),
+        ((cat, *fruit, "--class", "apple", "--vs", "0"), 1, "Expected another class for --vs"),
+        ((cat, *fruit, "--concept", photos, "--method", "gradcam"), 1, "explains classes, not concept"),
+        ((cat, *fruit, "--method", "gradcan"), 1, "Unknown method 'gradcan' (close: gradcam"),
+        ((tmp_path / "none", *fruit), 1, "There is no image in the folder"),
+        ((cat, *resnet), 1, "Here: --method gradcam"),
+        ((cat, "--model", "timm:vit_tiny_patch16_22"), 1, "(close: vit_tiny_patch16_224"),
+        ((cat, "--model", f"transformers:{tmp_path / 'vit'}"), 1, "there are no weights for classifier."),
+        ((cat, "--model", tmp_path / "none"), 1, "has no config.json"),
+        ((cat, *fruit, "--text", "a dog"), 1, ""),
+        (("--text-file", tmp_path / "texts.txt", *fruit), 1, "Expected a text in each line"),
+        ((cat, "--model", "resnet18"), 2, "`xai-discern models resnet18` finds names"),
+        ((cat, *fruit, "--metod", "cdam"), 2, "unrecognized arguments: --metod cdam (close: --method"),
+        ((cat, *fruit, "--answer", "yes"), 2, "--answer is for answers of language models: give --ask, too"),
+        ((cat, *fruit, "--ask", "what?", "--class", "0"), 2, "--class is for classes and concepts"),
+        ((cat, *fruit, "--text", "a", "--class", "0"), 2, "--text is for models that compare images with texts"),
+        (fruit, 2, "expected images, or --text-file, or --ask"),
+        ((cat, *fruit, "--text-file", tmp_path / "texts.txt"), 2, "--text-file takes no images"),
+    ):
+        found = stopped(capsys, "explain", *arguments)
+        assert found[0] == code, found
+        assert words in found[1]
+        assert "Traceback" not in found[1]
+
+
+def test_what_the_message_about_a_network_without_attention_advises_works(photos, tmp_path):
+    given = (photos / "cat.png", "--model", "torchvision:resnet18", "--method", "gradcam")
+    (found,) = explain(tmp_path, *given)["images"][0]["maps"]
+    assert np.load(tmp_path / found["array"]).std() > 0
+
+
+def test_models_are_found_and_tried(capsys):
+    main(["models", "vit_tiny_patch16_22"])
+    assert "timm:vit_tiny_patch16_224" in capsys.readouterr().out.splitlines()
+    main(["models", "vit_tiny_patch_16_224"])
+    assert "timm:vit_tiny_patch16_224" in capsys.readouterr().out.splitlines()
+    main(["models", "timm:deit_tiny_patch16_224"])
+    assert "timm:deit_tiny_patch16_224: --method cdam works, computed by closed form" in capsys.readouterr().out
+    main(["models"])
+    assert "timm:NAME" in capsys.readouterr().out
+    assert stopped(capsys, "models", "zzzzzz")[0] == 1

@@ -25,7 +25,7 @@ ALLOWED = {
     "captum_ext": {"adapters", "torch_geometric"},  # MHEXExplainer, imported when it is asked for
     "quantus_metrics": {"quantus", "adapters"},
     "xai_compare": {*PACKAGES[:3], *OPTIONAL},
-    "xai_discern": {"captum_ext", "xai_compare", "transformers"},
+    "xai_discern": {"adapters", "captum_ext", "xai_compare", "transformers"},
 }
 
 

@@ -25,7 +25,7 @@ def page(table: pd.DataFrame, tasks: Sequence[Task], titles: Mapping[str, str], 
         facts: The command, the seed and the number of samples.
     """
     made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return made.from_string(_asset("arena", "arena.html")).render(
+    return made.from_string(_asset("known_answers", "arena.html")).render(
         style=_asset("report.css"),
         groups=_groups(table, tasks, titles),
         methods=_failures(table, tasks, titles),

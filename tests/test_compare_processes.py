@@ -181,7 +181,7 @@ def test_ctrl_c_says_where_results_are_and_loses_at_most_a_batch(commands, line,
         os.kill(job.pid, signal.SIGINT)
         code, said = commands.wait(job)
     assert code == 130
-    assert f"xai-compare: Stopped. Finished results are in {out}; run the same command again to continue." in said
+    assert f"xai-compare: Stopped. Finished scores are kept in {out}; run the same command again to continue." in said
     assert "Traceback" not in said
     left = parts(out)
     assert 2 <= left < 6
@@ -217,7 +217,7 @@ def test_a_worker_that_dies_ends_the_run_which_goes_on_with_another_number_of_pr
         code, said = commands.wait(job)
     assert code == 1
     assert re.search("another process of the run (has|may have) exited", said)  # it notices, or is stopped first
-    assert f"Finished results are in {out}; run the same command again to continue." in said
+    assert f"Finished scores are kept in {out}; run the same command again to continue." in said
     assert 1 <= parts(out) < 6
     assert not (out / "report.html").exists()
     assert commands.run([*line, "--out", out], 3)[0] == 0

@@ -157,32 +157,51 @@ def test_summary_ranks_are_those_of_the_metrics_own_direction():
     assert found.mean_rank.tolist() == [1, 2, 2, 1]
 
 
-def test_mean_curves_are_those_of_all_curves_at_once():
-    draw = np.random.default_rng(6)
-    curves = {key: draw.normal(3, 2, size=(9, 5)) for key in (("a", "m"), ("b", "m"), ("a", "n"))}
+def curve_rows(curves, draw):
+    """A row for each curve, shuffled, in parts of four."""
     rows = [
         {"sample": i, "method": method, "metric": metric, "curve": "c", "axis": "share", "x": np.arange(5.0), "y": one}
         for (method, metric), of_all in curves.items()
         for i, one in enumerate(of_all)
     ]
     draw.shuffle(rows)
-    parts = [pd.DataFrame(rows[start : start + 4]) for start in range(0, len(rows), 4)]
-    found = curve_means(parts).set_index(["method", "metric"])
+    return [pd.DataFrame(rows[start : start + 4]) for start in range(0, len(rows), 4)]
+
+
+def test_mean_curves_are_those_of_all_curves_at_once():
+    draw = np.random.default_rng(6)
+    curves = {key: draw.normal(3, 2, size=(90, 5)) for key in (("a", "m"), ("b", "m"), ("a", "n"))}
+    found = curve_means(curve_rows(curves, draw), 4000, 0).set_index(["method", "metric"])
     assert len(found) == 3
     for key, of_all in curves.items():
         row = found.loc[key]
-        half = stats.norm.ppf(0.975) * of_all.std(0, ddof=1) / 3
         assert np.allclose(row["mean"], of_all.mean(0), atol=1e-12)
-        assert np.allclose(row.low, of_all.mean(0) - half, atol=1e-12)
-        assert np.allclose(row.high, of_all.mean(0) + half, atol=1e-12)
+        expected = stats.bootstrap(
+            (of_all,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
+        )
+        width = expected.confidence_interval.high - expected.confidence_interval.low
+        assert np.abs(row.low - expected.confidence_interval.low).max() < 0.12 * width.max()
+        assert np.abs(row.high - expected.confidence_interval.high).max() < 0.12 * width.max()
         assert row.x.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 12])
+def test_the_interval_of_a_curve_stays_in_the_range_of_the_curves(count):
+    draw = np.random.default_rng(count)
+    shares = (draw.random((count, 5)) < 0.9).astype(float)  # a standard error would reach above 1
+    row = curve_means(curve_rows({("a", "m"): shares}, draw), 500, 0).iloc[0]
+    assert (row.low >= shares.min(0) - 1e-12).all()
+    assert (row.high <= shares.max(0) + 1e-12).all()
+    assert (row.low <= row["mean"]).all()
+    assert (row.high >= row["mean"]).all()
+    assert (row.high > row.low).any() or shares.std(0).max() == 0
 
 
 def test_a_single_curve_has_an_interval_of_nothing():
     row = {"method": "a", "metric": "m", "curve": "c", "axis": "", "x": np.arange(2.0), "y": np.array([1.0, 3.0])}
-    found = curve_means([pd.DataFrame([row])]).iloc[0]
+    found = curve_means([pd.DataFrame([row])], 100, 0).iloc[0]
     assert found["mean"].tolist() == found.low.tolist() == found.high.tolist() == [1, 3]
-    assert len(curve_means([])) == 0
+    assert len(curve_means([], 100, 0)) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """One of the models that a run compares, with its data and how it is evaluated."""
 
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from adapters.models import OutputChoice, evaluation_mode, output_tensor, placement_of
 from quantus_metrics._outputs import Returned
 
+from ._compared import Checked
 from ._data import Request, as_samples
-from ._evaluation import Batch, Evaluation
+from ._evaluation import Evaluation, Step
 from ._input_layout import input_layout
 from ._lineup import Entry
 from ._methods import Method
@@ -24,8 +26,6 @@ from ._questioned import Inside, Question
 from ._samples import Sample, Samples
 from ._settings import Settings
 from ._trial import check_metrics, costs_of_methods, suited, tell_of_outputs
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,14 @@ class Candidate:
         subject, numbers = self.subject, dict(self.samples.classes.numbers)
         known = subject.mean is not None and subject.std is not None
         return {
-            "title": subject.name,
+            "title": f"{subject.name} with RANDOM WEIGHTS" if subject.weights == "random" else subject.name,
             "data": self.samples.description,
             "classes": {} if self.samples.classes.misfit(self.classes) else numbers,
             "labels": list(subject.labels),
             "normalised": {"mean": list(subject.mean or ()), "std": list(subject.std or ())} if known else {},
         }
 
-    def check(
-        self, methods: Mapping[str, Method], metrics: Mapping[str, Metric], *, may_miss: bool
-    ) -> tuple[dict[str, float], dict[str, str]]:
+    def check(self, methods: Mapping[str, Method], metrics: Mapping[str, Metric], *, may_miss: bool) -> Checked:
         """Try methods and metrics.
 
         Args:
@@ -88,14 +86,11 @@ class Candidate:
             metrics: Those to try.
             may_miss: Is a method that does not fit this model left out? Else it is an error.
 
-        Returns:
-            What each method costs in forward passes, and why others do not fit.
-
         Raises:
             ValueError: if a method does not fit or a metric gives no number; the message says why.
         """
         if not methods and not metrics:
-            return {}, {}
+            return Checked()
         first = _first(map(self.read, range(self.count)))
         tell_of_outputs(self.evaluate, first)
         forwards, unfit = costs_of_methods(self.evaluate, methods, first)
@@ -105,19 +100,20 @@ class Candidate:
                 "them out, or set the options that they ask for:\n" + listed(unfit)
             )
         explains = {name: explain for name, explain in self.evaluate.explains.items() if name not in unfit}
+        cost = (math.nan, math.nan)
         if explains:
             fitting = replace(self.evaluate, explains=explains)
             readable = (one for one in map(self.read, range(self.count)) if isinstance(one, Sample))
-            check_metrics(fitting, metrics, islice(readable, 2))
-        return forwards, unfit
+            cost = check_metrics(fitting, metrics, islice(readable, 2))
+        return Checked(forwards, unfit, *cost)
 
-    def batch(self, start: int, cells: Mapping[str, list[str]], tell: Tell) -> Batch:
-        """The results of a batch of samples."""
+    def work(self, start: int, cells: Mapping[str, list[str]]) -> Iterator[Step]:
+        """The work on a batch of samples."""
         size = self.settings.batch_size
         found = [self.read(index) for index in range(start, min(start + size, self.count))]
-        batch = self.evaluate([one for one in found if isinstance(one, Sample)], cells, tell)
-        batch.skipped = [one for one in found if not isinstance(one, Sample)]
-        return batch
+        for step in self.evaluate([one for one in found if isinstance(one, Sample)], cells):
+            step.batch.skipped = [one for one in found if not isinstance(one, Sample)]
+            yield step
 
     def read(self, index: int) -> Sample | tuple[int, str, str]:
         """A sample, or index, name and error of one that is skipped."""

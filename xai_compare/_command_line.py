@@ -10,6 +10,8 @@ from typing import Any
 from ._names import close_names, slug
 from ._settings import NAMES, SEVERAL, Settings, from_mapping, read_file
 
+_QUICK = {"limit": 8, "resamples": 200}
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that names close options where one is not known."""
@@ -48,6 +50,13 @@ def parser() -> Parser:
         "--config", type=Path, default=None, help="TOML or YAML file of settings; command-line options take precedence"
     )
     made.add_argument(
+        "--quick",
+        action="store_true",
+        default=False,
+        help=f"a first look: {_QUICK['limit']} samples, and few resamples, where --limit and --resamples do not say "
+        "other numbers; the same command without it goes on to all samples",
+    )
+    made.add_argument(
         "--arena",
         nargs="?",
         const="all",
@@ -80,7 +89,8 @@ def _add(parser: argparse.ArgumentParser, one: Field[Any]) -> None:
 def settings_of(args: argparse.Namespace) -> Settings:
     """The settings of the config file, overridden by those of the command line."""
     line = {name: value for name, value in vars(args).items() if name in NAMES}
-    given = from_mapping((read_file(args.config) if args.config else {}) | line, str(args.config or ""))
+    quick = _QUICK if args.quick else {}
+    given = from_mapping(quick | (read_file(args.config) if args.config else {}) | line, str(args.config or ""))
     options = {name: dict(values) for name, values in given.options.items()}
     for text in args.option:
         name, key, value = _option(text)

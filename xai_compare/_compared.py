@@ -1,9 +1,11 @@
 """What a run needs of a model with its data, and of a metric; images and questions have their own."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ._evaluation import Batch
+from ._evaluation import Step
 from ._methods import Method
 from ._models import Subject
 from ._samples import Sample
@@ -27,6 +29,23 @@ class Scored(Protocol):
     @property
     def source(self) -> Any:
         """What the numbers depend on, compared when a run is resumed."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What trying methods and metrics showed.
+
+    Attributes:
+        forwards: What an explanation by each method costs, in forward passes.
+        unfit: Why others do not fit.
+        passes: What scoring a map by all metrics costs, in forward passes; NaN where it is not known.
+        seconds: What a pass takes for each sample of a batch.
+    """
+
+    forwards: Mapping[str, float] = field(default_factory=dict)
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    passes: float = math.nan
+    seconds: float = math.nan
 
 
 class Compared(Protocol):
@@ -54,13 +73,11 @@ class Compared(Protocol):
     def facts(self) -> dict[str, Any]:
         """What the run says of it."""
 
-    def check(
-        self, methods: Mapping[str, Method], metrics: Mapping[str, Any], *, may_miss: bool
-    ) -> tuple[dict[str, float], dict[str, str]]:
-        """Try methods and metrics: what each method costs in forward passes, and why others do not fit."""
+    def check(self, methods: Mapping[str, Method], metrics: Mapping[str, Any], *, may_miss: bool) -> Checked:
+        """Try methods and metrics."""
 
-    def batch(self, start: int, cells: Mapping[str, list[str]], tell: Callable[[str], None]) -> Batch:
-        """The results of a batch of samples."""
+    def work(self, start: int, cells: Mapping[str, list[str]]) -> Iterator[Step]:
+        """The work on a batch of samples, step by step."""
 
     def read(self, index: int) -> Sample | tuple[int, str, str]:
         """A sample for the gallery; index, name and error of one that is skipped."""

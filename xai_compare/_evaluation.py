@@ -1,9 +1,9 @@
 """A batch of samples: every method explains it, every metric scores it; failures are isolated per cell."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,26 @@ class Batch:
     maps: list[tuple[Any, ...]] = field(default_factory=list)
     skipped: list[tuple[Any, ...]] = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Step(NamedTuple):
+    """How far the work on a batch is.
+
+    Attributes:
+        name: Of what begins, for progress bars.
+        batch: All results so far.
+        cells: The cells that these are, by method the metrics.
+    """
+
+    name: str
+    batch: Batch
+    cells: dict[str, list[str]]
+
+
+def last(steps: Iterator[Step]) -> Batch:
+    """The results of a whole batch."""
+    *_, step = steps
+    return step.batch
 
 
 @dataclass(frozen=True)
@@ -77,37 +97,32 @@ class Evaluation:
     gallery: int
     save_maps: bool = False
 
-    def __call__(
-        self,
-        samples: Sequence[Sample],
-        cells: Mapping[str, Sequence[str]],
-        tell: Callable[[str], None] = lambda _: None,
-    ) -> Batch:
-        """Rows of some samples.
+    def __call__(self, samples: Sequence[Sample], cells: Mapping[str, Sequence[str]]) -> Iterator[Step]:
+        """Work on some samples, step by step.
 
         Args:
             samples: The samples, all with a label if these are explained.
             cells: The metrics that are wanted of each method.
-            tell: Called with the name of each step, for progress bars.
         """
-        batch = Batch()
+        batch, done = Batch(), dict[str, list[str]]()
         if not samples:
-            return batch
+            yield Step("", batch, done)
+            return
         x = placement_of(self.model).moved(stacked(samples))
         y, other = self.classes(samples, x)
         shown = [i for i, sample in enumerate(samples) if sample.index < self.gallery]
-        pictures = [
+        batch.pictures = [
             _picture(sample, self.question.shown(y[i]), self.question.shown(other[i]))
             for i, sample in enumerate(samples)
             if i in shown
         ]
         for name, wanted in cells.items():
-            tell(name)
+            yield Step(name, batch, done)
             explain, metrics = self.explains[name], {metric: self.metrics[metric] for metric in wanted}
             maps = self.explained(explain, samples, x, y)
             against = shown if not any(m.compares_classes for m in metrics.values()) else list(range(len(samples)))
             others = self._of_others(explain, [samples[i] for i in against], x[against], other[against], maps)
-            _add_maps(pictures, name, shown, maps, others, against)
+            _add_maps(batch.pictures, name, shown, maps, others, against)
             batch.explanations += [
                 (s.index, s.name, self.question.shown(cls), name, error, maps.seconds)
                 for s, cls, error in zip(samples, y, maps.errors, strict=True)
@@ -116,9 +131,12 @@ class Evaluation:
             batch.small_maps += [_row(sample, name, small_map(one)) for sample, one in made]
             if self.save_maps:
                 batch.maps += [_row(sample, name, one[0] if len(one) == 1 else one) for sample, one in made]
-            self._score(batch, name, metrics, samples, x, y, maps, others, tell)
-        batch.pictures = pictures
-        return batch
+            done[name] = []
+            for metric in metrics:
+                yield Step(f"{name} {metric}", batch, done)
+                self._score(batch, name, metric, samples, x, y, maps, others)
+                done[name].append(metric)
+        yield Step("", batch, done)
 
     def classes(self, samples: Sequence[Sample], x: Tensor) -> tuple[Tensor, Tensor]:
         """The class that is explained of each sample, and the likeliest other one."""
@@ -157,49 +175,33 @@ class Evaluation:
         self,
         batch: Batch,
         method: str,
-        metrics: Mapping[str, Metric],
+        name: str,
         samples: Sequence[Sample],
         x: Tensor,
         y: Tensor,
         maps: Maps,
         others: Maps,
-        tell: Callable[[str], None],
     ) -> None:
-        for name, metric in metrics.items():
-            tell(f"{method} {name}")
-            missing = list(maps.errors)
-            if metric.compares_classes:
-                missing = [one or two for one, two in zip(missing, others.errors, strict=True)]
-            rows = [i for i, error in enumerate(missing) if error is None]
-            call = _Call(self, metric, name, self.explains[method], x, y, maps.values, others.values, samples)
-            start = time.perf_counter()
-            values, errors = call.isolated(rows)
-            seconds = (time.perf_counter() - start) / max(1, len(rows))
-            found = {i: (value, error) for i, value, error in zip(rows, values, errors, strict=True)}
-            for i, sample in enumerate(samples):
-                value, error = found.get(i, (None, missing[i]))
-                score = float("nan") if value is None else value[0]
-                if error is None and not np.isfinite(score):
-                    undefined = metric.compares_classes and self.outputs == 1
-                    said = (
-                        "undefined: the model has one output, so no other class"
-                        if undefined
-                        else f"the score is {score}"
-                    )
-                    score, error = float("nan"), said
-                batch.scores.append(
-                    (
-                        sample.index,
-                        self.question.shown(y[i]),
-                        method,
-                        name,
-                        score,
-                        error,
-                        seconds if i in found else 0.0,
-                    )
-                )
-                if error is None and value is not None:
-                    batch.curves += [(sample.index, method, name, *curve) for curve in value[1]]
+        metric, missing = self.metrics[name], list(maps.errors)
+        if metric.compares_classes:
+            missing = [one or two for one, two in zip(missing, others.errors, strict=True)]
+        rows = [i for i, error in enumerate(missing) if error is None]
+        call = _Call(self, metric, name, self.explains[method], x, y, maps.values, others.values, samples)
+        start = time.perf_counter()
+        values, errors = call.isolated(rows)
+        seconds = (time.perf_counter() - start) / max(1, len(rows))
+        found = {i: (value, error) for i, value, error in zip(rows, values, errors, strict=True)}
+        for i, sample in enumerate(samples):
+            value, error = found.get(i, (None, missing[i]))
+            score = float("nan") if value is None else value[0]
+            if error is None and not np.isfinite(score):
+                undefined = metric.compares_classes and self.outputs == 1
+                said = "undefined: the model has one output, so no other class"
+                score, error = float("nan"), said if undefined else f"the score is {score}"
+            target, own = self.question.shown(y[i]), seconds if i in found else 0.0
+            batch.scores.append((sample.index, target, method, name, score, error, own))
+            if error is None and value is not None:
+                batch.curves += [(sample.index, method, name, *curve) for curve in value[1]]
 
 
 @dataclass(frozen=True)

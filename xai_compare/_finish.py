@@ -104,7 +104,8 @@ def write_report(folder: RunFolder, statistics: AllStatistics) -> None:
 
 def curve_table(folder: RunFolder, model: str) -> pd.DataFrame:
     """The mean curves of a model, as `curve_means` returns them."""
-    return curve_means(_of(model, folder, "curves"))
+    facts = folder.facts()
+    return curve_means(_of(model, folder, "curves"), facts["settings"]["resamples"], facts["seed"])
 
 
 def _of(model: str, folder: RunFolder, table: str) -> Iterator[pd.DataFrame]:

@@ -21,7 +21,7 @@ from ._lineup import Entry, lineup
 from ._marks import mark
 from ._method import Method
 from ._methods import OTHERS, methods
-from ._metrics import metrics, our_metrics
+from ._metrics import direction_of, metrics, our_metrics
 from ._models import Subject, moved
 from ._pictures import Pictures
 from ._seeding import seeded_for
@@ -43,11 +43,12 @@ def listing(settings: Settings | None = None) -> Iterator[str]:
     """
     models = {} if settings is None else lineup(settings.model, settings.checkpoint, pretrained=settings.pretrained)
     yield from _methods([_Fitting(settings, name, entry) for name, entry in models.items()] if settings else [])
-    yield from ("", "Metrics:")
+    yield from ("", "Metrics, and whether higher or lower scores are better:")
     found, ours = metrics(), set(our_metrics())
     for name in sorted(found, key=lambda name: name not in ours):
         cls, said = found[name], mark(name)
-        yield f"  {name:32} {cls.__module__.split('.')[0]}.{cls.__name__}" + f" ({said})" * bool(said)
+        better = direction_of(cls) or "neither"
+        yield f"  {name:32} {better:8} {cls.__module__.split('.')[0]}.{cls.__name__}" + f" ({said})" * bool(said)
     yield from ("", "Metrics of answers to questions, for data with the columns question and answer:")
     for name, measure in MEASURES.items():
         yield f"  {name:32} {measure.about}"

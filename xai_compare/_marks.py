@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._evaluation import Evaluation
+from ._evaluation import Evaluation, last
 from ._methods import methods_named
 from ._metrics import metrics_named
 from ._questioned import Inside, Question
@@ -52,5 +52,6 @@ def _error(name: str, *, masked: bool) -> str:
         question = Question(by_label=True)
         explains = {"ixg": Inside(methods_named(["ixg"])["ixg"].explain({}, 1), question)}
         evaluate = Evaluation(model, explains, suited(metrics_named([name], _SMALL), 3), question, 3, 0, 64, 0)
-        ((*_, error, _),) = evaluate([Sample(0, "toy", image, (1,), mask if masked else None)], {"ixg": [name]}).scores
+        sample = Sample(0, "toy", image, (1,), mask if masked else None)
+        ((*_, error, _),) = last(evaluate([sample], {"ixg": [name]})).scores
     return "" if error is None else str(error).splitlines()[0]

@@ -138,12 +138,17 @@ def _is_ours(cls: type) -> bool:
     return cls.__module__.startswith(quantus_metrics.__name__)
 
 
+def direction_of(score: Any) -> str:
+    """Which scores of a metric, or of its class, are better: "higher", "lower" or "", neither."""
+    direction = getattr(getattr(score, "score_direction", None), "value", "")
+    return str(direction) if direction in ("higher", "lower") else ""
+
+
 def _described(score: Score[Any]) -> Metric:
-    direction = getattr(score.score_direction, "value", "")
     return Metric(
         score,
         title=score.name.strip(),
-        direction=direction if direction in ("higher", "lower") else "",
+        direction=direction_of(score),
         ours=_is_ours(type(score)),
         compares_classes=_tells(type(score)),
         localises=score.evaluation_category == EvaluationCategory.LOCALISATION,

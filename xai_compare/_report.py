@@ -21,7 +21,7 @@ from ._report_agreement import matrix
 from ._report_plots import Curve, sections
 from ._report_ranks import diagrams
 from ._report_table import Records, Table, counted, decimals, entry, mean, number, score_columns, test_table, to_float
-from ._report_words import findings, in_short
+from ._report_words import findings, in_short, too_few
 
 __all__ = ["Curve", "Picture", "render"]
 
@@ -108,6 +108,7 @@ def render(
         models=models,
         findings=found,
         in_short=in_short(found),
+        too_few=too_few(pairs) if models is None else "",
         diagrams=diagrams(rankings, methods, metrics),
         agreement=matrix(by_pair, by_sample, methods, [picture.index for picture in pictures]),
         sections=sections(curves, methods, _titles(run, "metrics", [curve.metric for curve in curves])),
@@ -126,7 +127,7 @@ def _page() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    made.filters |= {"counted": counted, "duration": _duration, "number": number}
+    made.filters |= {"counted": counted, "duration": duration, "number": number}
     made.tests["finite"] = math.isfinite
     return made.from_string(_asset("report.html"))
 
@@ -148,7 +149,7 @@ def _provenance(
     names = {"model": "Model", "weights": "Weights", "data": "Data", "seed": "Seed", "device": "Device"}
     facts = [(title, run[name]) for name, title in names.items() if run.get(name) is not None]
     facts += [("Started", run["started"])] if run.get("started") else []
-    facts += [("Duration", _duration(run["seconds"]))] if run.get("seconds") is not None else []
+    facts += [("Duration", duration(run["seconds"]))] if run.get("seconds") is not None else []
     facts += [("Images", f"{run['finished']} of {run.get('samples', '?')}")] if run.get("finished") is not None else []
     costs = {metric: mean(_values(scores, metric, "seconds")) for metric in metrics}
     described = [
@@ -190,7 +191,7 @@ def _values(scores: Records, metric: str, name: str) -> list[float]:
     return [to_float(row.get(name)) for row in scores if row["metric"] == metric]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if count]

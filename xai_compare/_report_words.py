@@ -1,6 +1,7 @@
 """What the table of scores says, in words: which method is best in each metric, and whether tests say so."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,25 @@ def in_short(found: Sequence[Finding]) -> str:
     parts = [f"{name} in {won.count(name)}" for name in dict.fromkeys(sorted(won, key=won.count, reverse=True))]
     parts += [f"no method in {len(found) - len(won)}"] * (len(won) < len(found))
     return f"Significantly better than all others, of {len(found)} metrics: {', '.join(parts)}."
+
+
+def too_few(pairs: Records) -> str:
+    """What is said if there are so few images that no test of any metric can be significant; else nothing.
+
+    Of n pairs without ties the smallest p of the signed-rank test is 2 / 2^n, and Holm multiplies it by the number of
+    tests.
+    """
+    tested = [row for row in pairs if to_float(row.get("n")) > 0]
+    counts = Counter(row["metric"] for row in tested)
+    most = {metric: max(int(row["n"]) for row in tested if row["metric"] == metric) for metric in counts}
+    if not counts or any(counts[metric] * 2.0 ** (1 - most[metric]) < SIGNIFICANT for metric in counts):
+        return ""
+    tests = min(counts.values())
+    needed = next(n for n in range(1, 99) if tests * 2.0 ** (1 - n) < SIGNIFICANT)
+    return (
+        f"With {max(most.values())} image{'s' * (max(most.values()) != 1)} no test can give p < {SIGNIFICANT} here, "
+        f"whatever the scores are: {tests} pair{'s' * (tests != 1)} of methods need at least {needed} images."
+    )
 
 
 def _finding(column: Column, pairs: Records, methods: Mapping[str, str]) -> Finding:

@@ -2,10 +2,10 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +15,16 @@ from adapters.models import OutputChoice, evaluation_mode
 
 from . import _disagreement as disagreement
 from ._candidate import listed
-from ._compared import Compared, Scored
+from ._compared import Checked, Compared, Scored
 from ._comparison import Comparison
+from ._estimate import estimate
+from ._evaluation import Batch, Step
 from ._facts import check_versions, device_name, plain_settings, settings_in_numbers, versions
 from ._fingerprint import fingerprint
 from ._finish import write_report, write_statistics
 from ._methods import Method
 from ._names import distinct
+from ._parts import Parts
 from ._progress import progress
 from ._questioned import Question
 from ._run_folder import RunFolder
@@ -32,6 +35,7 @@ from ._workers import Workers, stoppable
 
 T = TypeVar("T")
 Todo = dict[int, dict[str, list[str]]]
+_UNWRITTEN = 20  # seconds of work that may be lost
 _BYTES = {"row": 60, "curve": 900, "map": 4100, "picture": 200_000}  # about what is written
 
 
@@ -63,6 +67,7 @@ class Run:
     _loaded: Compared | None = field(default=None, init=False)
     _identities: dict[str, Any] = field(default_factory=dict, init=False)
     _found: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+    _checked: dict[str, Checked] = field(default_factory=dict, init=False)
     _facts: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __call__(self) -> Comparison:
@@ -122,19 +127,20 @@ class Run:
         if todo:
             check_versions(self.files.files.where, self._facts.get("versions", {}))
         scored = before.get("metrics", ())
-        costs, misfits = one.check(
+        checked = one.check(
             {name: method for name, method in self.methods.items() if name not in forwards | unfit},
             {name: metric for name, metric in one.metrics.items() if name not in scored},
             may_miss=len(self.models) > 1,
         )
+        self._checked[one.name] = checked
         self._found[one.name] = one.facts() | {
             "weights": self._identities[one.name]["weights"],
-            "forwards": forwards | costs,
-            "unfit": unfit | misfits,
+            "forwards": forwards | checked.forwards,
+            "unfit": unfit | checked.unfit,
             "metrics": list(dict.fromkeys([*scored, *self.metrics])),
             "samples": max(one.count, before.get("samples", 0)),
         }
-        return self._missing(one, unfit | misfits)
+        return self._missing(one, unfit | checked.unfit)
 
     def _missing(self, one: Compared, unfit: Mapping[str, str]) -> Todo:
         size = self.settings.batch_size
@@ -227,31 +233,48 @@ class Run:
                 self._evaluate(one, todo)
 
     def _evaluate(self, one: Compared, todo: Todo) -> None:
-        parts, size = self.files.of(one.name), self.settings.batch_size
-        mine = list(todo)[self.workers.rank :: self.workers.count]
-        again = todo.keys() & parts.begun()  # to which cells are added; what others have done of these is not seen
-
-        def finished(done: int = 0) -> int:
-            whole = sum(min(size, one.count - start) for start in parts.begun() - again if start < one.count)
-            return min(one.count, whole + done)
-
-        bar = progress(
-            total=one.count,
-            initial=finished(),
-            desc=f"comparing {one.name}" if len(self.models) > 1 else "comparing",
-            unit="sample",
-            disable=not self.workers.is_main,
+        parts, workers = self.files.of(one.name), self.workers
+        mine = list(todo)[workers.rank :: workers.count]
+        theirs = todo.keys() - set(mine) - parts.begun()  # of others; what they add to what is begun is not seen
+        sizes = {start: min(self.settings.batch_size, one.count - start) for start in todo}
+        cells = {start: sizes[start] * sum(map(len, left.values())) for start, left in todo.items()}
+        whole = one.count * len(self.methods) * len(self.metrics)
+        several = len(self.models) > 1
+        with progress(
+            total=whole,
+            initial=whole - sum(cells.values()),
+            desc=f"comparing {one.name}" if several else "comparing",
+            unit="score",
+            disable=not workers.is_main,
             leave=True,
             delay=0,
-        )
-        watched = sys.stderr.isatty()
-        with bar:
-            added = 0
+        ) as bar:
+            if workers.is_main and (said := estimate(self._checked[one.name], one.count, self.methods, self.metrics)):
+                bar.write(f"{one.name}: {said}" if several else said, file=sys.stderr)
+            before, done = bar.n, 0
             for start in mine:
-                batch = one.batch(start, todo[start], partial(bar.set_postfix_str, refresh=watched))
-                parts.write(start, batch, todo[start])
-                added += min(size, one.count - start) * self.workers.count * (start in again)
-                bar.update(max(0, finished(added) - bar.n))
+                for now in self._steps(parts, one, start, todo[start], bar):
+                    bar.update(max(0, before + done + sizes[start] * now - bar.n))
+                done += cells[start]
+                others = sum(cells[start] for start in theirs & parts.begun())
+                bar.update(max(0, before + done + others - bar.n))
+
+    def _steps(self, parts: Parts, one: Compared, start: int, todo: Mapping[str, list[str]], bar: Any) -> Iterator[int]:
+        """Work on a batch, write what is finished every 20 seconds and at the end, and yield how many cells that is."""
+        written, watched = time.monotonic(), sys.stderr.isatty()
+        step = Step("", Batch(), {})
+        try:
+            for step in one.work(start, todo):
+                bar.set_postfix_str(step.name, refresh=watched)
+                if time.monotonic() - written > _UNWRITTEN and any(step.cells.values()):
+                    parts.write(start, step.batch, step.cells)
+                    written = time.monotonic()
+                yield sum(map(len, step.cells.values()))
+        except BaseException:  # also where the caller was stopped
+            if any(step.cells.values()):
+                parts.write(start, step.batch, step.cells)
+            raise
+        parts.write(start, step.batch, todo)
 
     def _end(self) -> None:
         ended = datetime.now(UTC)

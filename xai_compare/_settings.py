@@ -105,9 +105,7 @@ class Settings:
         choices=("float32", "float64", "bfloat16", "float16"),
         in_numbers=True,
     )
-    batch_size: int = _setting(
-        16, "samples per batch; at most this much work is lost if the process is killed", least=1, in_numbers=True
-    )
+    batch_size: int = _setting(16, "samples per batch", least=1, in_numbers=True)
     forward_batch: int = _setting(64, "batch size for perturbed images", least=1)
     gallery: int = _setting(12, "number of samples in the report's gallery", least=0, in_numbers=True)
     save_maps: bool = _setting(False, "keep whole maps, as maps/METHOD.npz", "no")

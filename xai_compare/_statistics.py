@@ -220,27 +220,33 @@ def holm(p: pd.Series) -> pd.Series:
     return (ordered * factors).cummax().clip(upper=1).reindex(p.index)
 
 
-def curve_means(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+def curve_means(parts: Iterable[pd.DataFrame], resamples: int, seed: int) -> pd.DataFrame:
     """The mean curve of each metric, method and curve name, read a part at a time.
+
+    Its interval is that of the percentile bootstrap in the form that needs no curve twice: in each resample a curve
+    counts as often as a Poisson number of mean 1 says. So it is inside of the range of the curves.
 
     Args:
         parts: Rows of method, metric, curve, axis, x and y.
+        resamples: Number of resamples.
+        seed: Seed of the bootstrap; all curves share the resampled samples of a part.
 
     Returns:
-        The columns metric, method, curve, axis, x, mean, low and high: the mean's 95 % interval by its standard error.
+        The columns metric, method, curve, axis, x, mean, low and high: the mean's 95 % interval.
     """
     sums: dict[tuple[Any, ...], list[npt.NDArray[np.float64]]] = {}
     places: dict[tuple[Any, ...], npt.NDArray[np.float64]] = {}
-    for part in parts:
+    for number, part in enumerate(parts):
         for key, rows in part.groupby(["metric", "method", "curve", "axis"], sort=False):
             y = np.stack(rows.y.to_list()).astype(float)
             places.setdefault(key, np.asarray(rows.x.iloc[0], float))
-            added = [np.array(float(len(y))), y.sum(0), (y**2).sum(0)]
+            times = np.random.default_rng([seed, number]).poisson(1.0, (resamples, len(y))).astype(float)
+            added = [np.array(float(len(y))), y.sum(0), times.sum(1), times @ y]
             sums[key] = [a + b for a, b in zip(sums[key], added, strict=True)] if key in sums else added
     found = []
-    for key, (count, total, squares) in sums.items():
-        mean = total / count
-        variance = np.maximum(squares / count - mean**2, 0) * count / max(float(count) - 1, 1)
-        half = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance / count)
-        found.append((*key, places[key], mean, mean - half, mean + half))
+    for key, (count, total, times, resampled) in sums.items():
+        drawn = times > 0
+        means = resampled[drawn] / times[drawn, None]
+        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        found.append((*key, places[key], total / count, low, high))
     return pd.DataFrame(found, columns=["metric", "method", "curve", "axis", "x", "mean", "low", "high"])

@@ -1,20 +1,23 @@
 """Before the work: every method explains one sample, every metric scores one."""
 
 import copy
+import math
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from adapters.models import placement_of
+from adapters.models import output_tensor, placement_of
 from quantus_metrics._predictions import Predictions
 from quantus_metrics._user_line import tell
 
 from ._cost import in_forwards
-from ._evaluation import Evaluation
+from ._evaluation import Batch, Evaluation
+from ._isolation import in_halves
 from ._method import Explain, Method
 from ._metrics import Metric
 from ._progress import progress
@@ -69,8 +72,14 @@ def costs_of_methods(
     return forwards, unfit
 
 
-def check_metrics(evaluate: Evaluation, metrics: Mapping[str, Metric], samples: Iterable[Sample]) -> None:
+def check_metrics(
+    evaluate: Evaluation, metrics: Mapping[str, Metric], samples: Iterable[Sample]
+) -> tuple[float, float]:
     """Score maps of the first method by each of these metrics, on one sample or, where that fails, on each of these.
+
+    Returns:
+        What explaining and scoring one sample costs in forward passes, and how many seconds a pass takes for each
+        sample of a batch; NaN where a metric fails.
 
     Raises:
         ValueError: if metrics fail on all of them; the message says why for each.
@@ -82,13 +91,14 @@ def check_metrics(evaluate: Evaluation, metrics: Mapping[str, Metric], samples: 
         bar = progress(total=1 + len(failing), desc="checking metrics", unit="metric")
         with warnings.catch_warnings(), bar:
             warnings.simplefilter("ignore")  # the run says them
-            batch = trial([sample], {method: list(failing)}, partial(_advance, bar))
+            passes, batch = _tried(trial, sample, method, bar)
         if any(error for *_, error, _ in batch.explanations):
             continue
         said = {metric: error for _, _, _, metric, _, error, _ in batch.scores if error is not None}
+        whole = len(failing) == len(metrics)
         failing = {name: metric for name, metric in failing.items() if name in said}
         if not failing:
-            return
+            return (passes, _seconds(trial, sample)) if whole else (math.nan, math.nan)
     misfits = tuple(kind.__name__ for kind in _MISFITS)
     refused = [f"- {name}: {error}" for name, error in said.items() if error.split(":")[0] in misfits]
     for name, error in said.items():
@@ -100,10 +110,30 @@ def check_metrics(evaluate: Evaluation, metrics: Mapping[str, Metric], samples: 
             f"{type(evaluate.model).__name__} and these data; leave them out, or set the options that they ask for:\n"
             + "\n".join(refused)
         )
+    return math.nan, math.nan
 
 
-def _advance(bar: Any, _: str) -> None:
-    bar.update()
+def _tried(trial: Evaluation, sample: Sample, method: str, bar: Any) -> tuple[float, Batch]:
+    """What scoring a sample costs in forward passes, and the results."""
+    found = Batch()
+
+    def work() -> None:
+        nonlocal found
+        for step in trial([sample], {method: list(trial.metrics)}):
+            bar.update()
+            found = step.batch
+
+    x = placement_of(trial.model).moved(sample.image[None])
+    return in_forwards(work, lambda: trial.model(x)), found
+
+
+def _seconds(trial: Evaluation, sample: Sample) -> float:
+    """What a forward pass takes for each sample of a batch."""
+    x = placement_of(trial.model).moved(sample.image[None]).expand(trial.forward_batch, *sample.image.shape)
+    start = time.perf_counter()
+    with torch.no_grad():
+        output_tensor(in_halves(trial.model, x), given=x).sum().item()
+    return (time.perf_counter() - start) / len(x)
 
 
 def suited(metrics: Mapping[str, Metric], columns: int) -> dict[str, Metric]:

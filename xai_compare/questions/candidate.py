@@ -1,6 +1,6 @@
 """A model that answers questions, as one of the models of a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,9 @@ from torch import nn
 
 from captum_ext._answer_attribution import AnswerAttribution
 
+from .._compared import Checked
 from .._cost import in_forwards
-from .._evaluation import Batch
+from .._evaluation import Step
 from .._lineup import Entry
 from .._methods import Method, Noise
 from .._models import Subject, moved, python_function, weights_hash
@@ -22,8 +23,6 @@ from .evaluation import QuestionEvaluation, small_picture
 from .language_model import loaded
 from .measures import Measure
 from .prompt import Prompt, probability, prompt_of
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,10 @@ class QuestionCandidate:
             "normalised": {},
         }
 
-    def check(
-        self, methods: Mapping[str, Method], metrics: Mapping[str, Measure], *, may_miss: bool
-    ) -> tuple[dict[str, float], dict[str, str]]:
+    def check(self, methods: Mapping[str, Method], metrics: Mapping[str, Measure], *, may_miss: bool) -> Checked:
         """Try methods and metrics on the first question that can be read; see `Candidate.check`."""
         if not methods and not metrics:
-            return {}, {}
+            return Checked()
         prompt = self._first()
         forwards: dict[str, float] = {}
         unfit: dict[str, str] = {}
@@ -79,7 +76,7 @@ class QuestionCandidate:
         fitting = next((name for name in self.evaluate.methods if name not in unfit), None)
         if fitting is not None:
             self._check_metrics(fitting, metrics, prompt)
-        return forwards, unfit
+        return Checked(forwards, unfit)
 
     def _cost(self, name: str, prompt: Prompt) -> float:
         with seeded_for(self.evaluate.seed, "check", 0):
@@ -116,13 +113,15 @@ class QuestionCandidate:
             said = said or f"{found[1]}: {found[2]}"
         raise ValueError(f"None of the {self.count} questions can be asked. The first one: {said}")
 
-    def batch(self, start: int, cells: Mapping[str, list[str]], tell: Tell) -> Batch:
-        """The results of a batch of questions."""
+    def work(self, start: int, cells: Mapping[str, list[str]]) -> Iterator[Step]:
+        """The work on a batch of questions."""
         end = min(start + self.settings.batch_size, self.count)
         rows = [_read(self.questions, index) for index in range(start, end)]
-        batch = self.evaluate([one for one in rows if isinstance(one, AskedSample)], cells, tell)
-        batch.skipped += [one for one in rows if not isinstance(one, AskedSample)]
-        return batch
+        skipped = [one for one in rows if not isinstance(one, AskedSample)]
+        for step in self.evaluate([one for one in rows if isinstance(one, AskedSample)], cells):
+            step.batch.skipped += skipped
+            skipped = []
+            yield step
 
     def read(self, index: int) -> Sample | tuple[int, str, str]:
         """The image of a question, for the gallery; index, name and reason where there is none."""

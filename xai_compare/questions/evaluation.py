@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from adapters.models import unchanged
 from adapters.prompts import image_tokens, token_ids
 
 from .._display import shown_map, small_map
-from .._evaluation import Batch
+from .._evaluation import Batch, Step
 from .._isolation import free_memory, said
 from .._methods import Method, Noise
 from .._seeding import seeded_for
@@ -49,14 +49,10 @@ class QuestionEvaluation:
     seed: int
     gallery: int
 
-    def __call__(
-        self,
-        samples: Sequence[AskedSample],
-        cells: Mapping[str, Sequence[str]],
-        tell: Callable[[str], None] = lambda _: None,
-    ) -> Batch:
-        """Rows of some samples, by method the metrics that are wanted."""
-        batch = Batch()
+    def __call__(self, samples: Sequence[AskedSample], cells: Mapping[str, Sequence[str]]) -> Iterator[Step]:
+        """Work on some samples, by method the metrics that are wanted."""
+        batch, done = Batch(), dict[str, list[str]]()
+        asked: list[tuple[Prompt, dict[str, Any] | None]] = []
         for sample in samples:
             try:
                 prompt = prompt_of(self.model, self.processor, sample)
@@ -64,12 +60,14 @@ class QuestionEvaluation:
                 batch.skipped.append((sample.index, sample.name, said(error)))
                 continue
             image = sample.picture if sample.index < self.gallery else None
-            picture = None if image is None else _picture(sample, small_picture(image))
-            for name, wanted in cells.items():
-                tell(name)
+            asked.append((prompt, None if image is None else _picture(sample, small_picture(image))))
+        batch.pictures = [picture for _, picture in asked if picture is not None]
+        for name, wanted in cells.items() if asked else ():
+            yield Step(name, batch, done)
+            for prompt, picture in asked:
                 self._of_method(batch, prompt, name, wanted, picture)
-            batch.pictures += [] if picture is None else [picture]
-        return batch
+            done[name] = list(wanted)
+        yield Step("", batch, done)
 
     def relevance(self, name: str, prompt: Prompt) -> Relevance:
         """What a method says of a prompt."""

@@ -128,7 +128,7 @@ def test_a_damaged_image_costs_itself_only(model, photos, tmp_path, capsys):
     assert [("error" in one, one["file"][-10:]) for one in facts["images"]] == [
         *((True, "broken.png"), (False, "1/same.png"), (False, "2/same.png"))
     ]
-    assert {one.name for one in (tmp_path / "out").glob("*.png")} == {"same.png", "same-2.png"}
+    assert {one.name for one in (tmp_path / "out").glob("*.png")} == {"same.maps.png", "same-2.maps.png"}
     assert "broken.png: skipped: cannot identify image file" in capsys.readouterr().out
 
 

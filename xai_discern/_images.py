@@ -100,7 +100,7 @@ class _Session:
             top = self._top(outputs, asked)
             maps = {key: self._maps(key, method, x, asked) for key, method in self.methods.items()}
         scales = {key: robust_scale(found) for key, found in maps.items()}
-        picture = f"{name}.png"
+        picture = f"{name}.maps.png"
         caption = "   ".join(_short(row) for row in top[:_SHOWN])
         caption = f"{RANDOM}\n{caption}" if self.model.subject.weights == "random" else caption
         titles = [one.title for one in asked]

@@ -14,6 +14,7 @@ from captum_ext.signed_overlay import SIGNED, rgb_of, scale_of, signed_overlay
 
 _QUANTILE = 0.99  # of the absolute values of a method's maps: so single pixels do not set the scale
 _LETTERS = 26  # of a line above a picture
+_AREA = 2.7  # inches of the side of a square picture
 
 
 def robust_scale(maps: Tensor) -> float:
@@ -41,8 +42,11 @@ def save_picture(
         maps: (titles, h, w) of each method.
         scales: The value that is drawn opaque, of each method.
     """
-    columns = 1 + len(titles)
-    figure = Figure(figsize=(2.7 * columns + 0.9, 3.0 * len(maps) + 0.1), layout="constrained", dpi=150)
+    columns, lines = 1 + len(titles), len(caption.splitlines())
+    width = _AREA * (image.shape[2] / image.shape[1]) ** 0.5
+    height = width * image.shape[1] / image.shape[2] + 0.35
+    size = (width * columns + 1.0, height * len(maps) + 0.2 + 0.2 * lines)
+    figure = Figure(figsize=size, layout="constrained", dpi=150)
     rows = figure.subplots(len(maps), columns, squeeze=False)
     image = image if len(image) in (1, 3) else image.mean(0, keepdim=True)
     for row, (name, found) in zip(rows, maps.items(), strict=True):

@@ -2,11 +2,12 @@
 
     python examples/two_classes.py --weights facebook/dinov2-small      # or a folder with them; a minute on two cores
 
-A linear head on the class token of a frozen DINOv2 learns to tell four of scikit-image's photographs apart (a cat, a cup
-of coffee, a rocket, an astronaut), from crops of them; the model is saved as transformers does, so that `xai-discern
-explain` takes it. A scene of two of the photographs side by side, which it has not seen, is then explained for both. This
-shows what maps look like, and no more: such a head has to tell four pictures apart, not cats from dogs. The photographs are
-in the public domain: Chelsea by Stefan van der Walt, coffee by Rachel Michetti, the rocket by SpaceX, Eileen Collins by NASA.
+A linear head on the class token of a frozen DINOv2 learns to tell four of scikit-image's photographs apart (a cat, a
+cup of coffee, a rocket, an astronaut), from crops of them; the model is saved as transformers does, so that
+`xai-discern explain` takes it. A scene of two of the photographs side by side, which it has not seen, is then explained
+for both. This shows what maps look like, and no more: such a head has to tell four pictures apart, not cats from dogs.
+The photographs are in the public domain: Chelsea by Stefan van der Walt, coffee by Rachel Michetti, the rocket by
+SpaceX, Eileen Collins by NASA.
 """
 
 import argparse
@@ -101,7 +102,7 @@ def class_tokens(model: Dinov2ForImageClassification, count: int) -> tuple[Tenso
 
 
 def scene() -> Image.Image:
-    """The cat and the coffee side by side."""
+    """The cat and the coffee, 300 x 300 pixels each, side by side."""
     left = Image.fromarray(data.chelsea()).crop((90, 0, 390, 300))
     right = Image.fromarray(data.coffee()).crop((150, 0, 550, 400)).resize((300, 300), Image.Resampling.LANCZOS)
     both = Image.new("RGB", (600, 300))

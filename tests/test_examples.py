@@ -14,16 +14,42 @@ from paths import FILES, ROOT
 
 from captum_ext import CDAM
 
-README = (ROOT / "README.md").read_text()
+
+def code_of(path):
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Captum's and Quantus'
 def test_the_readmes_code_runs_and_its_shapes_are_right():
     scope = {}
-    first, methods, texts, answers = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, captum, grad_cam, scores = code_of("README.md")
     exec(first, scope)
     assert scope["heat"].shape == (2, 1, 14, 14)
     assert scope["heat"].std() > 0
+    exec(captum, scope)
+    model, images = scope["model"], scope["images"]
+    apart = CDAM(model).attribute(images, 3) - CDAM(model).attribute(images, 7)
+    torch.testing.assert_close(scope["why_not"], apart, rtol=1e-3, atol=1e-7)
+    assert scope["delta"].abs().max() < 1e-3
+    assert scope["stability"].shape == (2,)
+    exec(grad_cam, scope)
+    assert scope["maps"].shape == (2, 224, 224)
+    exec(scores, scope)
+    assert len(scope["drop"]) == 2
+
+
+def test_the_links_of_the_readme_and_of_the_documents_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.slow
+def test_the_code_of_the_tour_runs_and_its_shapes_are_right():
+    scope = {}
+    methods, texts, answers = code_of("docs/tour.md")
     exec(methods, scope)
     assert scope["maps"].shape == (2, 3, 14, 14)
     assert scope["delta"].shape == (2,)
@@ -130,10 +156,10 @@ def test_the_networks_of_the_document_are_those_that_are_tested():
     assert len(named) > 40
 
 
-def test_the_readmes_models_are_those_that_are_tested():
+def test_the_documented_models_are_those_that_are_tested():
     import real_models
 
-    table = README.split("## Which models")[1].split("\n## ")[0]
+    table = (ROOT / "docs" / "which-models.md").read_text()
     named = {name for row in table.splitlines() if row.startswith("|") for name in re.findall(r"`([a-z0-9-]+)`", row)}
     assert {"timm", "torchvision", "hf-vit", "hf-bert", "dino"} <= named
     assert named <= set(real_models.CASES)

@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE # images of Python set it; then each process compiles all that it imports, seconds each time
 
-.PHONY: help demo test check bench fix clean
+.PHONY: help demo test check bench release-check fix clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: .venv/ready ## explain scenes of handwritten digits; pictures and scores in out/
 	$(BIN)/python examples/demo.py
@@ -28,12 +28,15 @@ bench: .venv/ready ## the cost of each method and score against plain forward pa
 	$(BIN)/python benchmarks/answers.py --device $(DEVICE)
 	$(BIN)/python benchmarks/comparison.py --device $(DEVICE)
 
+release-check: .venv/ready ## build, check, and test the wheel with the lowest and the newest versions of what it needs
+	release/check.sh
+
 fix: .venv/ready ## format and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and everything written by the commands above
-	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 # uv resolves and installs in seconds what takes pip minutes; pip itself brings it.
 .venv/ready: pyproject.toml

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Builds the source distribution and the wheel, checks them, and runs the fast tests of the unpacked source distribution
+# against the installed wheel: with the lowest versions that pyproject.toml allows on the oldest Python, and with the
+# newest on the newest Python that is found. `make release-check`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv=$PWD/.venv/bin/uv
+work=${RELEASE_WORK:-$PWD/build/release-check}
+rm -rf "$work"
+mkdir -p "$work"
+
+"$uv" build --quiet --out-dir "$work/dist"
+"$uv" tool run --quiet twine check --strict "$work"/dist/*
+sdist=$(echo "$work"/dist/*.tar.gz)
+wheel=$(echo "$work"/dist/*.whl)
+mkdir "$work/source"
+tar -xzf "$sdist" -C "$work/source" --strip-components=1
+
+found() { for version in "$@"; do command -v "python$version" && return; done; }
+run() {
+  local name=$1 python=$2 resolution=$3
+  echo "== $name: $("$python" --version), $resolution versions"
+  "$uv" venv --quiet --python "$python" "$work/$name"
+  local environment=$work/$name/bin/python
+  "$uv" pip install --quiet --python "$environment" --resolution "$resolution" "xai-discern[all] @ file://$wheel"
+  "$uv" pip install --quiet --python "$environment" pytest pytest-timeout pytest-xdist hypothesis selenium scikit-image
+  "$environment" -c "import captum_ext, adapters, quantus_metrics, xai_compare, xai_discern"
+  "$work/$name/bin/xai-discern" --version
+  "$work/$name/bin/xai-compare" --help > "$work/$name.help"
+  (
+    cd "$work/source" # `pytest` alone does not put this folder on the path, so that the tests import the wheel
+    "$environment" -P -c "import captum_ext as it; assert 'site-packages' in it.__file__, it.__file__"
+    "$work/$name/bin/pytest" -n auto --dist worksteal -m "not slow and not large"
+  )
+}
+run lowest "$(found 3.11)" lowest-direct
+run newest "$(found 3.14 3.13 3.12 3.11)" highest
+echo "Ready: $sdist and $wheel"

@@ -43,7 +43,9 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> typing.Any:
-    """A public name, imported from where it is."""
+    """A public name, imported from where it is; or the version."""
+    if name == "__version__":
+        return importlib.metadata.version("xai-discern")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(_WHERE[name], __name__)

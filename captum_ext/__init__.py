@@ -1,6 +1,7 @@
 """Attribution classes with Captum's interface: class-discriminative attention maps."""
 
 import importlib
+import importlib.metadata
 import typing
 
 from ._token_attribution import without_closed_form as without_closed_form
@@ -40,7 +41,9 @@ _WHERE = {"MHEXCAM": ".mhex_cam", "MHEXExplainer": ".mhex_explainer", "RawAttent
 
 
 def __getattr__(name: str) -> typing.Any:
-    """A public name, imported from where it is."""
+    """A public name, imported from where it is; or the version."""
+    if name == "__version__":
+        return importlib.metadata.version("xai-discern")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(importlib.import_module(_WHERE[name], __name__), name)

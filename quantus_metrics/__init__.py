@@ -1,5 +1,8 @@
 """Scores of explanations as Quantus metrics, and as functions of tensors; importing registers them with Quantus."""
 
+import importlib.metadata
+import typing
+
 try:
     import quantus as quantus
 except ModuleNotFoundError as error:
@@ -37,3 +40,10 @@ from .token_faithfulness import TokenFaithfulness as TokenFaithfulness
 from .token_faithfulness import token_faithfulness as token_faithfulness
 
 register()
+
+
+def __getattr__(name: str) -> typing.Any:
+    """The version."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.metadata.version("xai-discern")

@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from paths import ROOT
+from paths import PACKAGES, ROOT
 from torch import nn
 
 import quantus_metrics
@@ -211,6 +211,16 @@ main([])
     assert done.stderr.strip() == (
         "xai-compare: it needs pandas, which is not installed: pip install 'xai-discern[compare]'."
     )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_package_says_its_version(package):
+    from importlib import import_module
+    from importlib.metadata import version
+
+    assert import_module(package).__version__ == version("xai-discern")
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        _ = import_module(package).no_such_name
 
 
 @pytest.mark.parametrize("command", ["xai-compare", "xai-discern"])

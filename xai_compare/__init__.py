@@ -1,6 +1,7 @@
 """Compare explanation methods by many scores on a model and data: resumable, on many processes, with a report."""
 
 import importlib
+import importlib.metadata
 import typing
 
 if typing.TYPE_CHECKING:
@@ -25,7 +26,9 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> typing.Any:
-    """A public name, imported from where it is."""
+    """A public name, imported from where it is; or the version."""
+    if name == "__version__":
+        return importlib.metadata.version("xai-discern")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -26,6 +26,7 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
     ViTConfig,
+    ViTForImageClassification,
     ViTImageProcessor,
     ViTModel,
 )
@@ -118,6 +119,36 @@ def test_a_concept_is_what_a_folder_shares(model, photos, tmp_path):
     expected = CDAM(network).attribute(examples[:1], concept)[0, 0]
     np.testing.assert_allclose(np.load(tmp_path / found["array"]), expected, rtol=1e-3, atol=1e-8)
     assert (found["target"]["kind"], found["target"]["examples"]) == ("concept", 2)
+
+
+def test_features_of_a_model_without_a_head_are_no_classes(photos, tmp_path, capsys):
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    save_for_hf(network, tmp_path / "bare")
+    given = (photos / "cat.png", "--model", tmp_path / "bare", "--out", tmp_path / "out")
+    for further in ((), ("--class", "3")):
+        code, said = stopped(capsys, "explain", *given, *further)
+        assert code == 1
+        assert "its 192 outputs are features, not classes. Explain a concept (--concept FOLDER" in said
+    main([*map(str, ("explain", *given, "--concept", photos))])
+    (image,) = json.loads((tmp_path / "out" / "explanation.json").read_text())["images"]
+    assert (image["top"], len(image["maps"])) == ([], 1)
+
+
+def test_several_labels_at_once_have_a_probability_each(photos, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = ViTConfig(**sizes, image_size=32, num_labels=3, problem_type="multi_label_classification")
+    network = ViTForImageClassification(config).eval()
+    network.classifier.bias.data = torch.tensor([2.0, 1.0, -1.0])
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    network.save_pretrained(tmp_path / "vit")
+    processor.save_pretrained(tmp_path / "vit")
+    facts = explain(tmp_path / "out", photos / "cat.png", "--model", tmp_path / "vit")
+    x = processor(images=Image.open(photos / "cat.png"), return_tensors="pt")["pixel_values"]
+    expected = network(x).logits[0].sigmoid().sort(descending=True).values.tolist()
+    assert [row["probability"] for row in facts["images"][0]["top"]] == pytest.approx(expected, abs=1e-5)
+    assert sum(expected) > 1.2
 
 
 def test_a_damaged_image_costs_itself_only(model, photos, tmp_path, capsys):

@@ -140,6 +140,11 @@ class _Session:
         if model.processor is not None:
             return [of_text(text, request.vs, model.model, model.processor) for text in request.texts]
         labels, count = model.subject.labels, outputs.shape[1]
+        if model.headless and (request.classes or request.vs or not request.concepts):
+            raise ValueError(
+                f"{request.model} has no head: its {count} outputs are features, not classes. Explain a concept "
+                "(--concept FOLDER of example images), or give a model that classifies."
+            )
         against = None if request.vs is None else class_number(request.vs, labels, count)
         numbers = [class_number(text, labels, count) for text in request.classes]
         if not numbers and not request.concepts:
@@ -158,7 +163,9 @@ class _Session:
         if self.model.processor is not None:
             near = [float(one.target.score(outputs)[0]) for one in asked]
             return [{"name": one.title, "similarity": value} for one, value in zip(asked, near, strict=True)]
-        labels, chances = self.model.subject.labels, outputs[0].softmax(0)
+        if self.model.headless:
+            return []
+        labels, chances = self.model.subject.labels, self.model.chances(outputs)
         ranked = chances.argsort(descending=True)[: self.request.top].tolist()
         return [{"class": i, "name": class_named(i, labels), "probability": float(chances[i])} for i in ranked]
 

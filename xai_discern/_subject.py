@@ -48,6 +48,17 @@ class ImageModel:
             image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)
         return image.clamp(0, 1)
 
+    @property
+    def headless(self) -> bool:
+        """Whether the outputs are features, as of a model of timm without a head."""
+        return self.processor is None and getattr(self.model, "num_classes", None) == 0
+
+    def chances(self, outputs: Tensor) -> Tensor:
+        """The probabilities of the classes: of one logit, and of several labels at once, each by itself."""
+        kind = getattr(getattr(self.model, "config", None), "problem_type", None)
+        alone = outputs.shape[1] == 1 or kind == "multi_label_classification"
+        return outputs[0].sigmoid() if alone else outputs[0].softmax(0)
+
     def outputs(self, x: Tensor) -> Tensor:
         """(1, classes or channels) in float32."""
         with torch.no_grad():

@@ -94,7 +94,8 @@ def _fruit(folder: Path) -> Iterator[Read]:
             for thing in ElementTree.parse(file).iter("object"):
                 number = FRUIT.index(thing.findtext("name", ""))
                 left, top, right, bottom = (
-                    max(0, int(float(thing.findtext(f"bndbox/{edge}", "0")))) for edge in ("xmin", "ymin", "xmax", "ymax")
+                    max(0, int(float(thing.findtext(f"bndbox/{edge}", "0"))))
+                    for edge in ("xmin", "ymin", "xmax", "ymax")
                 )
                 area[number, top:bottom, left:right] = True
                 present.add(number)

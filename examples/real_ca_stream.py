@@ -13,6 +13,7 @@ real_ca_stream_DATA.md and .csv to `out/`.
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from box_evidence import RESAMPLES
 from ca_stream_table import RISES, explained
 from frozen_vit import logistic_head
-from photographs import Photographs, load_photographs
+from photographs import MEAN, STD, Photographs, load_photographs
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def main(given: list[str] | None = None) -> None:
     args = _arguments(given)
     start = time.perf_counter()
     torch.manual_seed(args.seed)
-    train, test = (load_photographs(args.data, split, args.side) for split in ("train", "test"))
+    train, test = (as_read(load_photographs(args.data, split, args.side)) for split in ("train", "test"))
     backbone = load_network(args.weights, len(train.classes))
     fit_classifier(backbone, train)
     name = Path(args.data).name.lower()
@@ -86,12 +87,25 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
 
 
 def load_network(weights: str | None, classes: int) -> Any:
-    """An EfficientNet-Lite0 with a new classifier."""
+    """An EfficientNet-Lite0 with a new classifier; a file may have other names for its weights, in timm's order.
+
+    Raises:
+        ValueError: if the file's weights have other shapes.
+    """
     model = timm.create_model("tf_efficientnet_lite0", pretrained=weights is None)
     if weights not in (None, "random"):
-        model.load_state_dict(torch.load(weights, weights_only=True))
+        given, own = torch.load(weights, map_location="cpu", weights_only=True), model.state_dict()
+        if [value.shape for value in given.values()] != [value.shape for value in own.values()]:
+            raise ValueError(f"Expected the weights of timm's tf_efficientnet_lite0 in {weights}; it holds others.")
+        model.load_state_dict(dict(zip(own, given.values(), strict=True)))
     model.reset_classifier(classes)
     return model.eval()
+
+
+def as_read(photographs: Photographs) -> Photographs:
+    """Normalised as EfficientNet-Lite's: from about -1 to 1."""
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, STD))
+    return replace(photographs, images=2 * (photographs.images * std + mean) - 1)
 
 
 @torch.no_grad()

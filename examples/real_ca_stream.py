@@ -166,7 +166,7 @@ def scored(
     if isinstance(model, CAStream):
         cams["raw attention"] = RawAttentionCAM(model)
     for method, cam in tqdm(cams.items(), desc=f"scoring {pooling}", unit="method"):
-        maps = explained(cam, images, classes)
+        maps = explained(cam, images.clone().requires_grad_(), classes)  # the backbone is frozen
         values = {name: score(model, images.numpy(), classes.numpy(), maps) for name, score in SCORES.items()}
         for sample in range(len(images)):
             row = {"pooling": pooling, "mAP": found, "method": method, "sample": sample}

@@ -28,7 +28,7 @@ from PIL import Image
 from scipy.ndimage import binary_fill_holes
 from skimage.filters import gaussian, threshold_multiotsu
 from skimage.measure import label, regionprops
-from skimage.morphology import isotropic_dilation, isotropic_erosion, isotropic_opening
+from skimage.morphology import dilation, disk, erosion, opening
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
@@ -138,10 +138,10 @@ def measure(picture: Image.Image, box: Box) -> tuple[list[float], tuple[Mask, Ma
     left, top, right, bottom = (round(edge) for edge in box)
     inside = np.zeros(green.shape, bool)
     inside[max(top - 6, 0) : bottom + 6, max(left - 6, 0) : right + 6] = True
-    nucleus = isotropic_opening(inside & (smooth < dark), 3)
+    nucleus = opening(inside & (smooth < dark), disk(3))
     if nucleus.sum() < 200:
         return None
-    parts = label(isotropic_opening(inside & (smooth < light), 5) | nucleus)
+    parts = label(opening(inside & (smooth < light), disk(5)) | nucleus)
     cell = binary_fill_holes(parts == np.argmax(np.bincount(parts[nucleus])))
     nucleus = nucleus & cell
     shape = regionprops(cell.astype(int))[0]
@@ -154,7 +154,7 @@ def measure(picture: Image.Image, box: Box) -> tuple[list[float], tuple[Mask, Ma
         1 - green[nucleus].mean(),
         fine[cell].std(),
     ]
-    return [float(one) for one in values], (cell, isotropic_dilation(cell, 8) & ~isotropic_erosion(cell, 8), nucleus)
+    return [float(one) for one in values], (cell, dilation(cell, disk(8)) & ~erosion(cell, disk(8)), nucleus)
 
 
 def ridge_head(tokens: Tensor, values: Tensor) -> nn.Linear:

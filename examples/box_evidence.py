@@ -31,6 +31,20 @@ def share_inside(maps: Tensor, boxes: Tensor) -> Tensor:
     return inside / positive.sum((1, 2))
 
 
+def share_on(maps: Tensor, areas: Tensor) -> Tensor:
+    """Which part of the positive relevance of a map lies on an area of any shape.
+
+    Args:
+        maps: (maps, height, width), relevance of pixels.
+        areas: (maps, height, width), booleans.
+
+    Returns:
+        (maps,), from 0 to 1; NaN where nothing is positive.
+    """
+    positive = maps.double().clamp(min=0)
+    return (positive * areas).sum((1, 2)) / positive.sum((1, 2))
+
+
 def _covered(start: Tensor, end: Tensor, cells: int) -> Tensor:
     """(intervals, cells), which part of each of the equal cells from 0 to 1 an interval covers."""
     edges = torch.arange(cells + 1, dtype=start.dtype) / cells
@@ -50,9 +64,14 @@ def measured(maps: Mapping[str, Tensor], asked: Tensor, other: Tensor, scenes: S
     Returns:
         The columns sample, method, metric (see MEASURES) and score; a map with nothing positive has no score.
     """
+    shares = {name: (share_inside(heat, asked), share_inside(heat, other)) for name, heat in maps.items()}
+    return shares_table(shares, scenes)
+
+
+def shares_table(shares: Mapping[str, tuple[Tensor, Tensor]], scenes: Sequence[int]) -> pd.DataFrame:
+    """The same of shares that are known: of each method (questions,) on what is asked for and on the other."""
     parts = []
-    for method, heat in maps.items():
-        here, there = share_inside(heat, asked), share_inside(heat, other)
+    for method, (here, there) in shares.items():
         more = torch.where(here.isnan(), torch.nan, (here > there).double() + (here == there) / 2)
         for name, scores in zip(MEASURES, (here, there, here - there, more), strict=True):
             parts.append(pd.DataFrame({"sample": scenes, "method": method, "metric": name, "score": scores.numpy()}))

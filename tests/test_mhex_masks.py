@@ -153,6 +153,28 @@ def test_skips_and_additions_of_known_networks():
     ]
 
 
+@pytest.mark.parametrize(("name", "norm"), [("SegFormer", "layernorm_after"), ("MONAI UNETR", "norm2")])
+def test_of_tokens_the_identity_branch_is_what_the_feed_forward_part_reads(name, norm):
+    wrapper, images = wrap(name), images_of(name)
+    read = []
+    layer = wrapper.backbone.get_submodule(f"{wrapper.names[0]}.{norm}")
+    layer.register_forward_pre_hook(lambda _, args: read.append(args[0].clone()))
+    seen, gates, _ = seen_at_blocks(wrapper, images)
+    x = seen[0][1] * (1 + (-gates[0]).exp())
+    close(x, read[0].transpose(1, 2).view_as(x), 1e-10)
+
+
+@pytest.mark.slow
+def test_tokens_and_maps_with_their_channels_last_are_no_decoders():
+    unetr = wrap("MONAI UNETR, volumes").residuals
+    decoders = [f"decoder{i}" for i in (5, 4, 3, 2)]
+    assert [one.label for one in unetr if one.skip] == decoders
+    assert [one.label for one in unetr if one.on_tokens] == [f"vit.blocks.{i}" for i in range(12)]
+    swin = wrap("MONAI SwinUNETR").residuals  # its blocks add maps with channels last, without convolutions
+    widths = dict(zip((5, 4, 3, 2, 1), (96, 48, 24, 12, 12), strict=True))
+    assert [(one.label, one.channels, one.skip) for one in swin] == [(f"decoder{i}", d, d) for i, d in widths.items()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(HEADLESS))
 def test_networks_without_additions_have_skips(name):
@@ -189,4 +211,4 @@ def test_a_batch_equals_its_images(name):
 
 
 def test_all_networks_are_listed():
-    assert len(NETS) == 12
+    assert len(NETS) == 15

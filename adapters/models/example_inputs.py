@@ -50,6 +50,9 @@ def own_sizes(model: nn.Module, axes: int = 2) -> Iterator[tuple[int, ...]]:
                     yield size, size
                 elif isinstance(size, tuple | list) and len(size) == axes and all(isinstance(one, int) for one in size):
                     yield tuple(size)
+    patches = [getattr(model, name, None) for name in ("feat_size", "patch_size")]  # MONAI's UNETR, whose grid is fixed
+    if all(isinstance(one, tuple) and len(one) == axes for one in patches):
+        yield tuple(count * side for count, side in zip(*patches, strict=True))
     for module in model.modules():
         settings = getattr(module, "pretrained_cfg", None)
         if isinstance(settings, dict) and len(settings.get("input_size") or ()) == 1 + axes:
@@ -72,5 +75,5 @@ def cannot_be_run(model: nn.Module, failures: list[str]) -> str:
     """A message: on which of these inputs, and what to do."""
     return (
         f"{type(model).__name__} could not be run on an empty input: {'; '.join(failures)}. If it takes another size, "
-        "tell it: `model.image_size = (height, width)`."
+        "tell it: `model.image_size = (height, width)`, of volumes `(depth, height, width)`."
     )

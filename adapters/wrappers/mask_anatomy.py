@@ -14,7 +14,7 @@ from ..models.evaluation_mode import evaluation_mode
 from ..models.example_inputs import run_on
 from ..models.hooks import watch_calls
 from ..models.outputs import OutputChoice, output_tensor
-from .branch_depths import Depths
+from .branch_depths import Branches, Depths
 from .gate_places import Grids
 from .joins import OF_MAPS, Join, join_of
 from .residual import Residual, ResidualAnatomy
@@ -26,13 +26,12 @@ from .resizing import same_proportions
 class _Seen:
     """A join, the modules around it, outermost first, and of each branch the smallest map it is made of, and when.
 
-    `of_maps`: are maps joined that have their places behind their channels, and not tokens? `shorter` is the branch with
-    fewer layers on its way.
+    `of_maps`: are maps joined that have their places behind their channels, and not tokens?
     """
 
     join: Join
+    branches: Branches
     of_maps: bool
-    shorter: int
     around: tuple[nn.Module, ...]
     smallest: tuple[int, int]
     made: tuple[int, int]
@@ -128,8 +127,8 @@ class _Trace(TorchFunctionMode):
             smallest = tuple(self._smallest.get(one, one.shape[2:].numel()) for one in join.terms)
             made = tuple(self._time.get(one, 0) for one in join.terms)
             around = tuple(module for module in self._running if module in self._names)
-            shorter = int(self.depths.of(join.first) >= self.depths.of(join.second))
-            self._seen.append(_Seen(join, self._is_map(join.first), shorter, around, smallest, made))
+            branches = self.depths.of(*join.terms)
+            self._seen.append(_Seen(join, branches, self._is_map(join.first), around, smallest, made))
         sources = [self._smallest[x] for x in pytree.tree_leaves((args, kwargs)) if self._is_known(x)]
         result = func(*args, **(kwargs or {}))
         self._grids.note(func, result)
@@ -186,7 +185,7 @@ class _Trace(TorchFunctionMode):
         """The block of a join in a module of this name, among all joins there."""
         terms = one.join.terms
         if one.decoder is None:
-            plain = residual_of(name, [terms], self._entered.get(name), self._made_by, self._given, one.shorter)
+            plain = residual_of(name, [one.branches], self._entered.get(name), self._made_by, self._given)
         else:
             widths = [term.shape[1] for term in terms]
             skip = widths[1 - one.decoder] if one.join.kind == "cat" else 0

@@ -87,7 +87,7 @@ def learned(model: nn.Module, train: Pictures, epochs: int) -> nn.Module:
     """The model after so many epochs of AdamW; with MHEX by the losses of all blocks. Cells are mirrored at random."""
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * -(-len(train.images) // 32))
-    model.train()
+    model.train().to(memory_format=torch.channels_last)  # much faster on a CPU
     for _ in range(epochs):
         for chosen in torch.randperm(len(train.images)).split(32):
             images, wanted = train.images[chosen], train.masks[chosen]

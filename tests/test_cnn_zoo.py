@@ -94,7 +94,23 @@ def test_the_reference_sees_a_branch_that_is_exchanged():
     assert not cnn_truth.check_mhex(model, images, plain)[1]
     one = next(a for a in plain.additions if wrapper.residuals[0].name in a.inside)
     longer = one.terms[one.depths.index(max(one.depths))]
-    assert "longer" in cnn_truth._odd(wrapper.residuals[0], one.z[0], longer, plain)[0]
+    assert "longer" in cnn_truth._place(wrapper.residuals[0], one.z[0], longer, plain)
+
+
+GATED = ("test_resnet", "hrnet_w18_small", "ghostnet_050", "test_convnext", "res2net50_14w_8s")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if i < 2 else pytest.mark.slow) for i, n in enumerate(GATED)]
+)
+def test_gated_networks_compute_what_gates_below_torchs_functions_do(name):
+    model, images, plain = seen(timm.create_model(name, num_classes=5))
+    difference, odd, blocks = cnn_truth.check_mhex(model, images, plain)
+    assert (difference < cnn_truth.LIMIT, odd) == (True, [])
+    gated = MHEX(model, num_classes=5, prediction="original").eval()
+    assert len(gated.names) == blocks > 3
+    with torch.no_grad():
+        assert cnn_truth.difference(gated(images), plain.logits) > 1e-3  # so gates matter
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "selecsls42"])

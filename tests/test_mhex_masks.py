@@ -212,3 +212,15 @@ def test_a_batch_equals_its_images(name):
 
 def test_all_networks_are_listed():
     assert len(NETS) == 15
+
+
+def test_maps_of_what_heads_read_need_no_gate_of_the_last_block_and_nothing_behind_it():
+    net, x = plain_unet(), torch.randn(2, 2, 12, 20, dtype=torch.float64)
+    wrapper, ran = MHEX(net, num_classes=3, task="segmentation", kernel_size=3).eval(), []
+    layers = {"first": wrapper.mhex_blocks[0].gate, "last": wrapper.mhex_blocks[1].gate, "behind": net.merge}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    for activation, expected in (("head", ["first"]), ("gated", ["first", "last"]), ("all", ["first", "last"])):
+        ran.clear()
+        MHEXCAM(wrapper).attribute(x, 1, activation=activation)
+        assert ran == expected

@@ -150,8 +150,7 @@ class MHEXPass:
 
     def deep(self) -> list[Tensor]:
         """The logits of every block."""
-        found = [self._deep[i] for i in sorted(self._deep)]
-        found = [y for y in found if y is not None]
+        found = [y for i in sorted(self._deep) if (y := self._deep[i]) is not None]
         if len(found) < len(self._wrapper.residuals):
             raise ValueError(
                 "Expected a model with all its heads, but they were removed by `strip()`. Use the model from before."

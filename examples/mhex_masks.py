@@ -10,13 +10,14 @@ classes of things is compared on test pictures.
 
 Then one thing in each test picture is explained by the network with MHEX: a digit, or all platelets, else white cells,
 else red ones. The most salient tenth of the places is replaced by the picture's mean colour, and the score is how far
-the mean probability of the class inside its region drops: that of the network itself, and that of another U-Net without
-MHEX, trained independently. Higher is better. Writes `out/mhex_masks_DATA.md`, after each seed.
+the mean probability of the class inside its region drops: that of the network itself, and that of the U-Net of another
+seed without MHEX. Higher is better. Writes `out/mhex_masks_DATA.md`; an interrupted run resumes.
 """
 
 import argparse
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from torch.nn import functional as F
 from adapters import MHEX, deep_supervision_loss
 from captum_ext import MHEXCAM
 
-SHARE, JUDGE = 0.1, 1000
+SHARE = 0.1
 Explain = Callable[[MHEX, Pictures], Tensor]
 
 
@@ -42,36 +43,43 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of networks to train of each kind")
     parser.add_argument("--pictures", type=int, default=1200, help="number of training pictures")
     parser.add_argument("--explained", type=int, default=200, help="number of test pictures")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10, help="before and after MHEX")
     parser.add_argument("--kernel-size", type=int, default=1, help="of MHEX's gates")
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"mhex_masks_{Path(args.data).name.lower()}.md"
+    folder = args.out / "training" / f"masks-{Path(args.data).name.lower()}"
+    folder.mkdir(parents=True, exist_ok=True)
     test = load_pictures(args.data, "test", args.explained, seed=1)
-    judge = learned(_unet(test, JUDGE), _train(args, JUDGE), 2 * args.epochs)
-    print(f"judge: mIoU {mean_iou(judge, test):.3f}", flush=True)
-    quality: dict[str, list[float]] = {"as it is": [], "with MHEX": []}
-    drops: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
+    plain, explained = [], []
     for seed in range(args.seeds):
-        plain, model = networks(args, test, seed)
-        quality["as it is"].append(mean_iou(plain, test))
-        quality["with MHEX"].append(mean_iou(model, test))
-        for name, explain in METHODS.items():
-            maps = explain(model, test)
-            drops[name].append((drop(model, maps, test), drop(judge, maps, test)))
-        text = report(quality, drops)
-        file.write_text(text + "\n")
-        print(f"seed {seed}: " + str({name: values[-1] for name, values in (quality | drops).items()}), flush=True)
+        one, model = networks(args, test, folder, seed)
+        plain.append(one)
+        explained.append(Explained(mean_iou(model, test), maps_of(model, test)))
+        print(f"seed {seed}: mIoU {mean_iou(one, test):.3f}, with MHEX {explained[-1].quality:.3f}", flush=True)
+        for name, maps in explained[-1].maps.items():
+            explained[-1].drops[name] = drop(model, maps, test)
+    text = report(plain, explained, test)
+    (args.out / f"mhex_masks_{Path(args.data).name.lower()}.md").write_text(text + "\n")
     print(text)
 
 
-def networks(args: argparse.Namespace, test: Pictures, seed: int) -> tuple[nn.Module, MHEX]:
+@dataclass
+class Explained:
+    """A network with MHEX: its mIoU, the maps of each method, and by how much its probability drops."""
+
+    quality: float
+    maps: dict[str, Tensor]
+    drops: dict[str, float] = field(default_factory=dict)
+
+
+def networks(args: argparse.Namespace, test: Pictures, folder: Path, seed: int) -> tuple[nn.Module, MHEX]:
     """A U-Net that learned for twice as many epochs, and one that had MHEX for the second half of them."""
-    train = _train(args, seed)
-    start = learned(_unet(test, seed), train, args.epochs)
-    plain = learned(copy.deepcopy(start), train, args.epochs)
-    return plain, learned(MHEX(start, task="segmentation", kernel_size=args.kernel_size), train, args.epochs)
+    train = load_pictures(args.data, "train", args.pictures, seed)
+    name = f"{len(train.images)}-{args.epochs}-{args.kernel_size}-{seed}"
+    start = learned(_unet(test, seed), train, args.epochs, folder / f"{name}-start.pt")
+    plain = learned(copy.deepcopy(start), train, args.epochs, folder / f"{name}-plain.pt")
+    model = MHEX(start, task="segmentation", kernel_size=args.kernel_size)
+    return plain, learned(model, train, args.epochs, folder / f"{name}-mhex.pt")
 
 
 def _unet(like: Pictures, seed: int) -> SmallUNet:
@@ -79,12 +87,14 @@ def _unet(like: Pictures, seed: int) -> SmallUNet:
     return SmallUNet(like.things + 1, like.images.shape[1])
 
 
-def _train(args: argparse.Namespace, seed: int) -> Pictures:
-    return load_pictures(args.data, "train", args.pictures, seed)
+def learned(model: nn.Module, train: Pictures, epochs: int, file: Path) -> nn.Module:
+    """The model after so many epochs of AdamW, or from the file where it was saved then.
 
-
-def learned(model: nn.Module, train: Pictures, epochs: int) -> nn.Module:
-    """The model after so many epochs of AdamW; with MHEX by the losses of all blocks. Cells are mirrored at random."""
+    With MHEX it learns by the losses of all blocks. Blood cells are mirrored at random.
+    """
+    if file.exists():
+        model.load_state_dict(torch.load(file))
+        return model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * -(-len(train.images) // 32))
     model.train().to(memory_format=torch.channels_last)  # much faster on a CPU
@@ -101,6 +111,7 @@ def learned(model: nn.Module, train: Pictures, epochs: int) -> nn.Module:
             loss.backward()
             optimizer.step()
             schedule.step()
+    torch.save(model.state_dict(), file)
     return model.eval()
 
 
@@ -133,6 +144,11 @@ def drop(model: nn.Module, maps: Tensor, pictures: Pictures) -> float:
     return float((((before - after) * regions).sum((1, 2)) / regions.sum((1, 2))).mean())
 
 
+def maps_of(model: MHEX, pictures: Pictures) -> dict[str, Tensor]:
+    """The maps of each method."""
+    return {name: explain(model, pictures) for name, explain in METHODS.items()}
+
+
 def by_mhex(model: MHEX, pictures: Pictures) -> Tensor:
     """MHEX CAM of each thing inside its region."""
     targets = list(zip(pictures.explained.tolist(), pictures.regions(), strict=True))
@@ -161,13 +177,15 @@ METHODS: dict[str, Explain] = {
 }
 
 
-def report(quality: dict[str, list[float]], drops: dict[str, list[tuple[float, float]]]) -> str:
-    """The tables: means over seeds with their intervals."""
+def report(plain: list[nn.Module], explained: list[Explained], test: Pictures) -> str:
+    """The tables: means over seeds with their intervals. A map is also judged by the plain network of another seed."""
+    qualities = {"as it is": [mean_iou(one, test) for one in plain], "with MHEX": [one.quality for one in explained]}
     lines = ["| U-Net | mIoU |", "|---|---|"]
-    lines += [f"| {name} | {with_interval(values)} |" for name, values in quality.items()]
+    lines += [f"| {name} | {with_interval(values)} |" for name, values in qualities.items()]
     lines += ["", "| map | drop of the network explained | drop of another one |", "|---|---|---|"]
-    for name, values in drops.items():
-        own, others = zip(*values, strict=True)
+    for name in METHODS:
+        own = [one.drops[name] for one in explained]
+        others = [drop(plain[seed - 1], one.maps[name], test) for seed, one in enumerate(explained)]
         lines.append(f"| {name} | {with_interval(own)} | {with_interval(others)} |")
     return "\n".join(lines)
 

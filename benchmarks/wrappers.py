@@ -59,7 +59,8 @@ def main() -> None:
             f"run is timed between two runs of the plain one. {args.batch} images of {args.size} px. Memory: the peak "
             "of what a call allocates.",
             f"{'Processor time' if args.processor_time else 'Time'} on {machine(args.device)}, torch "
-            f"{version('torch')}, torchvision {version('torchvision')}; `python benchmarks/wrappers.py {' '.join(sys.argv[1:])}`.",
+            f"{version('torch')}, torchvision {version('torchvision')}; `python benchmarks/wrappers.py "
+            f"{' '.join(sys.argv[1:])}`.",
         ]
     )
     write_page(args, "wrappers", text)

@@ -87,23 +87,35 @@ def _unet(like: Pictures, seed: int) -> SmallUNet:
     return SmallUNet(like.things + 1, like.images.shape[1])
 
 
-def learned(model: nn.Module, train: Pictures, epochs: int, file: Path) -> nn.Module:
-    """The model after so many epochs of AdamW, or from the file where it was saved then.
+def learned(
+    model: nn.Module, train: Pictures, epochs: int, file: Path, *, rate_of_gates: float = 1.0, last_alone: bool = False
+) -> nn.Module:
+    """The model after so many epochs of AdamW, or from the file where it was saved then. Cells are mirrored at random.
 
-    With MHEX it learns by the losses of all blocks. Blood cells are mirrored at random.
+    Args:
+        model: A network of masks.
+        train: What it learns.
+        epochs: How often.
+        file: Where it is saved.
+        rate_of_gates: The learning rate of MHEX's W as a multiple of that of all other weights.
+        last_alone: Does it learn by the loss of its prediction, and not, with MHEX, of all blocks?
     """
     if file.exists():
         model.load_state_dict(torch.load(file))
         return model.eval()
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * -(-len(train.images) // 32))
+    gates = [block.gate.weight for block in model.mhex_blocks] if isinstance(model, MHEX) else []
+    others = [one for one in model.parameters() if not any(one is gate for gate in gates)]
+    groups = [{"params": others}, {"params": gates}] if gates else [{"params": others}]
+    rates = [4e-3, 4e-3 * rate_of_gates][: len(groups)]
+    optimizer = torch.optim.AdamW(groups, 3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, epochs * -(-len(train.images) // 32))
     model.train().to(memory_format=torch.channels_last)  # much faster on a CPU
     for _ in range(epochs):
         for chosen in torch.randperm(len(train.images)).split(32):
             images, wanted = train.images[chosen], train.masks[chosen]
             if images.shape[1] == 3:
                 images, wanted = mirrored(images, wanted)
-            if isinstance(model, MHEX):
+            if isinstance(model, MHEX) and not last_alone:
                 loss = deep_supervision_loss(model.deep_forward(images), wanted)
             else:
                 loss = F.cross_entropy(model(images), wanted)

@@ -7,6 +7,7 @@ import torch
 from contracts import left_as_found
 from mask_networks import CLASSES, HEADLESS, NETS, by_loops, each_net, images_of, plain_unet, seen_at_blocks, wrap
 from mhex_networks import close
+from small_unet import SmallUNet
 from torch import nn
 from torch.nn import functional as F
 
@@ -224,3 +225,20 @@ def test_maps_of_what_heads_read_need_no_gate_of_the_last_block_and_nothing_behi
         ran.clear()
         MHEXCAM(wrapper).attribute(x, 1, activation=activation)
         assert ran == expected
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_without_gates_the_last_loss_is_that_of_a_plain_unet_with_both_convolutions_as_its_head(kernel):
+    torch.manual_seed(0)
+    wrapper = MHEX(SmallUNet(11), task="segmentation", gate=False, kernel_size=kernel).double()
+    plain, last = copy.deepcopy(wrapper.backbone), wrapper.mhex_blocks[-1]
+    plain.head = nn.Sequential(copy.deepcopy(last.gate), copy.deepcopy(last.head))
+    images, wanted = torch.randn(4, 1, 24, 24, dtype=torch.float64), torch.randint(11, (4, 24, 24))
+    F.cross_entropy(wrapper(images), wanted).backward()
+    F.cross_entropy(plain(images), wanted).backward()
+    close(last.gate.weight.grad, plain.head[0].weight.grad, 1e-12)
+    close(last.head.weight.grad, plain.head[1].weight.grad, 1e-12)
+    for name, one in plain.named_parameters():
+        if not name.startswith("head"):
+            close(wrapper.backbone.get_parameter(name).grad, one.grad, 1e-12)
+            assert one.grad.abs().max() > 1e-4

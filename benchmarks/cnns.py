@@ -171,7 +171,8 @@ def text(rows: Sequence[Row], seconds: float) -> str:
         "  the network's own logits, and the attention of all stages is that of the formula, from hooked outputs.\n"
         "- additions: sums of two maps of one shape, as seen below torch's functions.\n"
         "- MHEX is equal if without gates it returns the network's own logits, `y = E z`, each z is that of the last\n"
-        "  such sum in the block, and x is not the branch with more convolutions.\n"
+        "  such sum in the block, and x is not the branch with more convolutions; and if with gates its logits and\n"
+        "  those of all heads are those of a run in which these sums are replaced below torch's functions.\n"
         f"- The limit of all differences is {cnn_truth.LIMIT:.0e}, relative to the largest value.",
         table(HEADER, [row.cells() for row in rows]),
         f"{datetime.date.today()}, {versions}, {seconds / 60:.0f} minutes on the CPU;\n`python benchmarks/cnns.py`.",

@@ -8,9 +8,12 @@ Writes wrappers-DEVICE.md.
 
 import argparse
 import copy
+import sys
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 
+import measuring
 import segmentation_models_pytorch as smp
 import torch
 import torchvision
@@ -32,7 +35,9 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50", help="a model of torchvision")
     parser.add_argument("--batch", type=int, default=4, help="images")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
+    parser.add_argument("--processor-time", action="store_true", help="measure it, where others use the machine, too")
     args = parser.parse_args()
+    measuring.clock = time.process_time if args.processor_time else time.perf_counter
     torch.manual_seed(0)
     images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
     labels = torch.randint(1000, (args.batch,), device=args.device)
@@ -53,8 +58,9 @@ def main() -> None:
             f"Medians of {args.repeats} rounds, {3 * args.repeats} in the first table, quartiles in parentheses; each "
             f"run is timed between two runs of the plain one. {args.batch} images of {args.size} px. Memory: the peak "
             "of what a call allocates.",
-            f"{machine(args.device)}, torch {version('torch')}, torchvision "
-            f"{version('torchvision')}; `python benchmarks/wrappers.py --device {args.device}`.",
+            f"{'Processor time' if args.processor_time else 'Time'} on {machine(args.device)}, torch "
+            f"{version('torch')}, torchvision {version('torchvision')}; `python benchmarks/wrappers.py "
+            f"{' '.join(sys.argv[1:])}`.",
         ]
     )
     write_page(args, "wrappers", text)

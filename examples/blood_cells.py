@@ -67,7 +67,7 @@ def load_cells(folder: str | Path, split: Split) -> Cells:
         random = Random(annotation.stem)
         for label, box in chosen_cells(annotation):
             if pixels is None:
-                pixels = _photograph(annotation)
+                pixels = photograph(annotation)
             crop, inside = _crop(pixels, box, random)
             crops.append(crop)
             labels.append(label)
@@ -101,13 +101,14 @@ def split_files(folder: str | Path, split: Split) -> list[Path]:
 
 def chosen_cells(annotation: Path) -> list[tuple[int, Box]]:
     """Label and box of the cells of one photograph that are used: all white cells and platelets, and few red cells."""
-    cells = _annotated(annotation)
+    cells = annotated(annotation)
     red = [cell for cell in cells if CLASSES[cell[0]] == "RBC"]
     kept = Random(annotation.stem).sample(red, min(RED_CELLS_PER_IMAGE, len(red)))
     return [cell for cell in cells if cell in kept or CLASSES[cell[0]] != "RBC"]
 
 
-def _annotated(path: Path) -> list[tuple[int, Box]]:
+def annotated(path: Path) -> list[tuple[int, Box]]:
+    """Label and box of all cells of one photograph."""
     root = ElementTree.parse(path).getroot()
     width, height = (float(root.findtext(f"size/{side}", "0")) for side in ("width", "height"))
     found = []
@@ -123,7 +124,8 @@ def _annotated(path: Path) -> list[tuple[int, Box]]:
     return found
 
 
-def _photograph(annotation: Path) -> npt.NDArray[np.uint8]:
+def photograph(annotation: Path) -> npt.NDArray[np.uint8]:
+    """The pixels (height, width, 3) that an annotation is of."""
     path = annotation.parent.parent / "JPEGImages" / f"{annotation.stem}.jpg"
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))

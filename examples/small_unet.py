@@ -1,4 +1,4 @@
-"""A small residual U-Net that learns masks of digit scenes in minutes on a CPU."""
+"""A small residual U-Net that learns masks of small pictures in minutes on a CPU."""
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +28,20 @@ class SmallUNet(nn.Module):
 
     Args:
         classes: Of the masks.
+        channels: Of the images.
         widths: Channels of each level.
     """
 
-    def __init__(self, classes: int, widths: tuple[int, int, int] = (8, 16, 32)) -> None:
+    def __init__(self, classes: int, channels: int = 1, widths: tuple[int, int, int] = (8, 16, 32)) -> None:
         super().__init__()
         one, two, three = widths
-        self.down = nn.ModuleList([Residual(1, one), Residual(one, two), Residual(two, three)])
+        self.down = nn.ModuleList([Residual(channels, one), Residual(one, two), Residual(two, three)])
         self.up = nn.ModuleList([Residual(three + two, two), Residual(two + one, one)])
         self.pool, self.grow = nn.MaxPool2d(2), nn.Upsample(scale_factor=2, mode="bilinear")
         self.head = nn.Conv2d(one, classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """From (batch, 1, height, width) to logits (batch, classes, height, width)."""
+        """From (batch, channels, height, width) to logits (batch, classes, height, width)."""
         first = self.down[0](images)
         second = self.down[1](self.pool(first))
         x = self.down[2](self.pool(second))

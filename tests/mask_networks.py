@@ -50,6 +50,12 @@ def segformer():
     return SegformerForSemanticSegmentation(config)
 
 
+def unetr(size):
+    pytest.importorskip("einops")
+    sizes = {"feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2}
+    return monai_net("UNETR", img_size=size, spatial_dims=len(size), **sizes)
+
+
 RESIDUAL_UNET = {"channels": (4, 6, 8), "strides": (2, 2), "num_res_units": 2}
 NETS = {
     "FCN": fcn,
@@ -64,6 +70,11 @@ NETS = {
     "MONAI BasicUNet, volumes": lambda: monai_net("BasicUNet", spatial_dims=3, features=(4, 4, 6, 6, 8, 4)),
     "MONAI SegResNet, volumes": lambda: monai_net(
         "SegResNet", spatial_dims=3, init_filters=8, blocks_down=(1, 1, 1), blocks_up=(1, 1)
+    ),
+    "MONAI UNETR": lambda: unetr((64, 96)),
+    "MONAI UNETR, volumes": lambda: unetr((16, 32, 16)),
+    "MONAI SwinUNETR": lambda: monai_net(
+        "SwinUNETR", spatial_dims=2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2)
     ),
     "SegFormer": segformer,
 }
@@ -95,6 +106,8 @@ def images_of(name, count=2):
     shape = (
         (1, 32, 32, 32)
         if "BasicUNet" in name
+        else (1, 16, 32, 16)
+        if name == "MONAI UNETR, volumes"
         else (1, 16, 24, 16)
         if "volumes" in name
         else (1 if "MONAI" in name else 3, 64, 96)

@@ -94,7 +94,23 @@ def test_the_reference_sees_a_branch_that_is_exchanged():
     assert not cnn_truth.check_mhex(model, images, plain)[1]
     one = next(a for a in plain.additions if wrapper.residuals[0].name in a.inside)
     longer = one.terms[one.depths.index(max(one.depths))]
-    assert "longer" in cnn_truth._odd(wrapper.residuals[0], one.z[0], longer, plain)[0]
+    assert "longer" in cnn_truth._place(wrapper.residuals[0], one.z[0], longer, plain)
+
+
+GATED = ("test_resnet", "hrnet_w18_small", "ghostnet_050", "test_convnext", "res2net50_14w_8s")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if i < 2 else pytest.mark.slow) for i, n in enumerate(GATED)]
+)
+def test_gated_networks_compute_what_gates_below_torchs_functions_do(name):
+    model, images, plain = seen(timm.create_model(name, num_classes=5))
+    difference, odd, blocks = cnn_truth.check_mhex(model, images, plain)
+    assert (difference < cnn_truth.LIMIT, odd) == (True, [])
+    gated = MHEX(model, num_classes=5, prediction="original").eval()
+    assert len(gated.names) == blocks > 3
+    with torch.no_grad():
+        assert cnn_truth.difference(gated(images), plain.logits) > 1e-3  # so gates matter
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "selecsls42"])
@@ -104,3 +120,29 @@ def test_every_resolution_is_a_stage_where_modules_return_several_maps(name):
     assert sides == [48, 24, 12, 6, sides[-1]]
     assert sides[-1] < 6
     assert cnn_truth.check_ca_stream(model, images, plain)[0] < cnn_truth.LIMIT
+
+
+class Mixes(nn.Module):
+    """Two residual parts, as in PoolFormer and RepViT, where the second starts from the sum of the first."""
+
+    def __init__(self, channels, *, projects):
+        super().__init__()
+        self.mix, self.feed = (nn.Conv2d(channels, channels, 1) for _ in range(2))
+        self.skip = nn.Conv2d(channels, channels, 1) if projects else nn.Identity()
+
+    def forward(self, x):
+        x = x + self.mix(x)
+        return self.skip(x) + self.feed(x).relu()
+
+
+def test_an_identity_branch_that_the_residual_branch_reads_is_not_projected():
+    parts = [Mixes(4, projects=False), Mixes(4, projects=True)]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(*parts), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert MHEX(net, placement="all").names == ("1.0", "1.1")
+    assert MHEX(net, placement="downsample").names == ("1.1",)
+
+
+@pytest.mark.parametrize("make", [poolformer, lambda: timm.create_model("repvit_m0_9", num_classes=5)])
+def test_metaformers_have_no_block_with_a_down_sampling_identity_branch(make):
+    with pytest.raises(ValueError, match="has no residual block with a down-sampling"):
+        MHEX(make(), placement="downsample")

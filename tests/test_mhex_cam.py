@@ -32,7 +32,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import captum_ext
-from adapters import MHEXEvidenceCAM, collaboration
+from adapters import MHEX, MHEXEvidenceCAM, collaboration
+from adapters.wrappers.mhex_pass import MHEXPass
 
 RECOMMENDED = 1 / CLASSES + 0.1
 
@@ -302,3 +303,41 @@ def test_a_tensor_of_one_class_is_for_all_samples_but_a_list_is_not():
     close(explain(wrapper, CNN, torch.tensor([1])), explain(wrapper, CNN, 1))
     with pytest.raises(ValueError, match="one target for each of 3 samples"):
         explain(wrapper, CNN, [1])
+
+
+@pytest.mark.parametrize(("name", "count"), [(CNN, None), ("timm ViT", 3), ("BERT", 3)])
+def test_the_pass_ends_at_the_last_block_that_has_a_map(name, count):
+    wrapper = wrap(name)
+    blocks = wrapper.mhex_blocks
+    ran = []
+    for i, block in enumerate(blocks):
+        block.gate.register_forward_hook(lambda *_, i=i: ran.append(i))
+    explain(wrapper, name)
+    assert ran == list(range(len(blocks) if count is None else count))
+    assert len(blocks) > 3
+
+
+class Adds(nn.Module):
+    """Adds, runs blocks inside, and adds again."""
+
+    def __init__(self, inside=None):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.inside = nn.Sequential(*(inside or ()))
+
+    def forward(self, x):
+        x = self.inside(x + self.first(x))
+        return x + self.second(x)
+
+
+def test_an_outer_block_that_ends_after_its_inner_ones_has_its_map_too():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Adds([Adds()])), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    wrapper, x, seen = MHEX(net.double()).eval(), torch.randn(1, 3, 20, 20, dtype=torch.float64), []
+    assert wrapper.names == ("1.0", "1.0.inside.0")
+    MHEXPass(wrapper, x, see=seen.append)
+    assert [one.index for one in seen] == [1, 0]
+    maps = captum_ext.MHEXCAM(wrapper).attribute(x, 1, per_layer=True, beta=1, gamma_pos=0, gamma_neg=0)
+    for one in seen:
+        block = torch.einsum("k,bkhw->bhw", wrapper.mhex_blocks[one.index].equivalent_matrix()[1], one.total)
+        close(maps[:, one.index], F.interpolate(block[None], (20, 20), mode="bilinear")[0], 1e-10)

@@ -7,6 +7,7 @@ import torch
 from contracts import left_as_found
 from mask_networks import CLASSES, HEADLESS, NETS, by_loops, each_net, images_of, plain_unet, seen_at_blocks, wrap
 from mhex_networks import close
+from small_unet import SmallUNet
 from torch import nn
 from torch.nn import functional as F
 
@@ -153,6 +154,28 @@ def test_skips_and_additions_of_known_networks():
     ]
 
 
+@pytest.mark.parametrize(("name", "norm"), [("SegFormer", "layernorm_after"), ("MONAI UNETR", "norm2")])
+def test_of_tokens_the_identity_branch_is_what_the_feed_forward_part_reads(name, norm):
+    wrapper, images = wrap(name), images_of(name)
+    read = []
+    layer = wrapper.backbone.get_submodule(f"{wrapper.names[0]}.{norm}")
+    layer.register_forward_pre_hook(lambda _, args: read.append(args[0].clone()))
+    seen, gates, _ = seen_at_blocks(wrapper, images)
+    x = seen[0][1] * (1 + (-gates[0]).exp())
+    close(x, read[0].transpose(1, 2).view_as(x), 1e-10)
+
+
+@pytest.mark.slow
+def test_tokens_and_maps_with_their_channels_last_are_no_decoders():
+    unetr = wrap("MONAI UNETR, volumes").residuals
+    decoders = [f"decoder{i}" for i in (5, 4, 3, 2)]
+    assert [one.label for one in unetr if one.skip] == decoders
+    assert [one.label for one in unetr if one.on_tokens] == [f"vit.blocks.{i}" for i in range(12)]
+    swin = wrap("MONAI SwinUNETR").residuals  # its blocks add maps with channels last, without convolutions
+    widths = dict(zip((5, 4, 3, 2, 1), (96, 48, 24, 12, 12), strict=True))
+    assert [(one.label, one.channels, one.skip) for one in swin] == [(f"decoder{i}", d, d) for i, d in widths.items()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(HEADLESS))
 def test_networks_without_additions_have_skips(name):
@@ -189,4 +212,33 @@ def test_a_batch_equals_its_images(name):
 
 
 def test_all_networks_are_listed():
-    assert len(NETS) == 12
+    assert len(NETS) == 15
+
+
+def test_maps_of_what_heads_read_need_no_gate_of_the_last_block_and_nothing_behind_it():
+    net, x = plain_unet(), torch.randn(2, 2, 12, 20, dtype=torch.float64)
+    wrapper, ran = MHEX(net, num_classes=3, task="segmentation", kernel_size=3).eval(), []
+    layers = {"first": wrapper.mhex_blocks[0].gate, "last": wrapper.mhex_blocks[1].gate, "behind": net.merge}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    for activation, expected in (("head", ["first"]), ("gated", ["first", "last"]), ("all", ["first", "last"])):
+        ran.clear()
+        MHEXCAM(wrapper).attribute(x, 1, activation=activation)
+        assert ran == expected
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_without_gates_the_last_loss_is_that_of_a_plain_unet_with_both_convolutions_as_its_head(kernel):
+    torch.manual_seed(0)
+    wrapper = MHEX(SmallUNet(11), task="segmentation", gate=False, kernel_size=kernel).double()
+    plain, last = copy.deepcopy(wrapper.backbone), wrapper.mhex_blocks[-1]
+    plain.head = nn.Sequential(copy.deepcopy(last.gate), copy.deepcopy(last.head))
+    images, wanted = torch.randn(4, 1, 24, 24, dtype=torch.float64), torch.randint(11, (4, 24, 24))
+    F.cross_entropy(wrapper(images), wanted).backward()
+    F.cross_entropy(plain(images), wanted).backward()
+    close(last.gate.weight.grad, plain.head[0].weight.grad, 1e-12)
+    close(last.head.weight.grad, plain.head[1].weight.grad, 1e-12)
+    for name, one in plain.named_parameters():
+        if not name.startswith("head"):
+            close(wrapper.backbone.get_parameter(name).grad, one.grad, 1e-12)
+            assert one.grad.abs().max() > 1e-4

@@ -50,10 +50,18 @@ def own_sizes(model: nn.Module, axes: int = 2) -> Iterator[tuple[int, ...]]:
                     yield size, size
                 elif isinstance(size, tuple | list) and len(size) == axes and all(isinstance(one, int) for one in size):
                     yield tuple(size)
+    yield from _of_fixed_grids(model, axes)
     for module in model.modules():
         settings = getattr(module, "pretrained_cfg", None)
         if isinstance(settings, dict) and len(settings.get("input_size") or ()) == 1 + axes:
             yield tuple(settings["input_size"][1:])
+
+
+def _of_fixed_grids(model: nn.Module, axes: int) -> Iterator[tuple[int, ...]]:
+    """The size of MONAI's UNETR, which says how many patches of which size it reads."""
+    grid, patch = getattr(model, "feat_size", None), getattr(model, "patch_size", None)
+    if isinstance(grid, tuple) and isinstance(patch, tuple) and len(grid) == len(patch) == axes:
+        yield tuple(count * side for count, side in zip(grid, patch, strict=True))
 
 
 def run_on(model: nn.Module, example: dict[str, Tensor] | Tensor) -> Any:
@@ -72,5 +80,5 @@ def cannot_be_run(model: nn.Module, failures: list[str]) -> str:
     """A message: on which of these inputs, and what to do."""
     return (
         f"{type(model).__name__} could not be run on an empty input: {'; '.join(failures)}. If it takes another size, "
-        "tell it: `model.image_size = (height, width)`."
+        "tell it: `model.image_size = (height, width)`, of volumes `(depth, height, width)`."
     )

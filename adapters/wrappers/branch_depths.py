@@ -1,6 +1,7 @@
-"""How many layers lie on the way to a tensor, which tells a residual branch from the identity branch."""
+"""Which layers lie on the way to a tensor, and who reads it: what tells an identity branch from a residual one."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,26 +12,43 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Two tensors that are joined.
+
+    Attributes:
+        terms: Both.
+        shorter: Which one has fewer layers on its way, 0 or 1; 1 if they have equally many.
+        read: Which of them were read before, as the identity branch that the residual branch starts from.
+    """
+
+    terms: tuple[Tensor, Tensor]
+    shorter: int
+    read: tuple[bool, bool]
+
+
 class Depths(TorchFunctionMode):
-    """Inside, counts the convolutions and linear maps on the longest way to each tensor."""
+    """Inside, counts the convolutions and linear maps on the longest way to each tensor, and notes which are read."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._counts = WeakTensorKeyDictionary()
+        self._counts, self._read = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
-    def of(self, tensor: Tensor) -> int:
-        """How many lie on the way to a tensor."""
-        count: int = self._counts.get(tensor, 0)
-        return count
+    def of(self, first: Tensor, second: Tensor) -> Branches:
+        """What is known of two tensors that are just being joined."""
+        counts = self._counts.get(first, 0), self._counts.get(second, 0)
+        return Branches((first, second), int(counts[0] >= counts[1]), (first in self._read, second in self._read))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        before = max((self.of(one) for one in given), default=0)
+        before = max((self._counts.get(one, 0) for one in given), default=0)
         result = func(*args, **(kwargs or {}))
         count = before + (getattr(func, "__name__", "") in _LAYERS)
-        for one in pytree.tree_leaves(result):
-            if isinstance(one, Tensor):
-                self._counts[one] = count
+        made = [one for one in pytree.tree_leaves(result) if isinstance(one, Tensor)]
+        for one in made:
+            self._counts[one] = count
+        for one in given if made else ():  # not by what asks for a shape
+            self._read[one] = True
         return result

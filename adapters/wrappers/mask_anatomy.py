@@ -14,17 +14,24 @@ from ..models.evaluation_mode import evaluation_mode
 from ..models.example_inputs import run_on
 from ..models.hooks import watch_calls
 from ..models.outputs import OutputChoice, output_tensor
+from .branch_depths import Branches, Depths
 from .gate_places import Grids
 from .joins import OF_MAPS, Join, join_of
 from .residual import Residual, ResidualAnatomy
 from .residual_anatomy import LISTS, is_branch, list_members, on_an_example, residual_of
+from .resizing import same_proportions
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """A join, the modules around it, outermost first, and of each branch the smallest map it is made of, and when."""
+    """A join, the modules around it, outermost first, and of each branch the smallest map it is made of, and when.
+
+    `of_maps`: are maps joined that have their places behind their channels, and not tokens?
+    """
 
     join: Join
+    branches: Branches
+    of_maps: bool
     around: tuple[nn.Module, ...]
     smallest: tuple[int, int]
     made: tuple[int, int]
@@ -35,7 +42,7 @@ class _Seen:
 
         If both are made of equally small ones, it is the later one, of a concatenation.
         """
-        if self.join.first.dim() not in OF_MAPS:
+        if not self.of_maps:
             return None
         first, second = self.smallest
         places = self.join.first.shape[2:].numel()
@@ -68,7 +75,7 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
     if isinstance(example, dict):
         raise ValueError(f"{name} reads texts: expected a network that segments images.")
     trace = _Trace(model, example)
-    with torch.no_grad(), evaluation_mode(model), watch_calls(trace.before, trace.after), trace:
+    with torch.no_grad(), evaluation_mode(model), watch_calls(trace.before, trace.after), trace, trace.depths:
         output = output_tensor(run_on(model, example), choice, example)
     if output.dim() != example.dim():
         raise ValueError(
@@ -98,7 +105,7 @@ class _Trace(TorchFunctionMode):
         self._smallest, self._time = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._now = 0
         self._seen: list[_Seen] = []
-        self._grids = Grids(needed=True)
+        self._grids, self.depths = Grids(needed=True), Depths()
 
     def before(self, module: nn.Module) -> None:
         """A module is called."""
@@ -120,7 +127,8 @@ class _Trace(TorchFunctionMode):
             smallest = tuple(self._smallest.get(one, one.shape[2:].numel()) for one in join.terms)
             made = tuple(self._time.get(one, 0) for one in join.terms)
             around = tuple(module for module in self._running if module in self._names)
-            self._seen.append(_Seen(join, around, smallest, made))
+            branches = self.depths.of(*join.terms)
+            self._seen.append(_Seen(join, branches, self._is_map(join.first), around, smallest, made))
         sources = [self._smallest[x] for x in pytree.tree_leaves((args, kwargs)) if self._is_known(x)]
         result = func(*args, **(kwargs or {}))
         self._grids.note(func, result)
@@ -129,6 +137,13 @@ class _Trace(TorchFunctionMode):
             if isinstance(one, Tensor):
                 self._note(one, sources)
         return result
+
+    def _is_map(self, one: Tensor) -> bool:
+        """Has it the axes of the images, and not its channels behind the places?"""
+        if one.dim() != self._given.dim():
+            return False
+        size = self._given.shape[2:]
+        return same_proportions(one.shape[2:], size) or not same_proportions(one.shape[1:-1], size)
 
     def _is_known(self, one: Any) -> bool:
         return isinstance(one, Tensor) and one in self._smallest
@@ -170,7 +185,7 @@ class _Trace(TorchFunctionMode):
         """The block of a join in a module of this name, among all joins there."""
         terms = one.join.terms
         if one.decoder is None:
-            plain = residual_of(name, [terms], self._entered.get(name), self._made_by, self._given)
+            plain = residual_of(name, [one.branches], self._entered.get(name), self._made_by, self._given)
         else:
             widths = [term.shape[1] for term in terms]
             skip = widths[1 - one.decoder] if one.join.kind == "cat" else 0

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .resizing import resized
+from .resizing import resized, same_proportions
 
 
 def mask_loss(logits: Tensor, masks: Tensor, ignore_index: int = -100, dice: float = 0.0) -> Tensor:
@@ -59,7 +59,7 @@ def checked_masks(logits: Tensor, masks: Tensor, ignore_index: int) -> Tensor:
             f"Expected masks (batch, ...) of {batch} samples and {len(size)} axes of places, for logits of shape "
             f"{tuple(logits.shape)}; got shape {tuple(masks.shape)}.{advice}"
         )
-    if not _same_proportions(size, masks.shape[1:]):
+    if not same_proportions(size, masks.shape[1:]):
         raise ValueError(
             f"Expected masks of the images' size, of which {tuple(logits.shape)} are logits; got shape "
             f"{tuple(masks.shape)}, which has other proportions."
@@ -72,10 +72,3 @@ def checked_masks(logits: Tensor, masks: Tensor, ignore_index: int) -> Tensor:
             f"{torch.unique(wrong)[:8].tolist()}. Pass that value as `ignore_index`, or wrap with more `num_classes`."
         )
     return masks
-
-
-def _same_proportions(coarse: list[int], fine: torch.Size) -> bool:
-    """Can one stride, rounded up or down, lead from the finer size to the coarser one in each axis?"""
-    lowest = max(size / (count + 1) for count, size in zip(coarse, fine, strict=True))
-    highest = min(size / (count - 1) if count > 1 else float("inf") for count, size in zip(coarse, fine, strict=True))
-    return lowest < highest

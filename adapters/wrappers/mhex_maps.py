@@ -13,7 +13,7 @@ from ..recording import TokenPass
 from .evidence_maps import evidence_for_region, evidence_map
 from .graph_inputs import GraphInputs, graph_inputs
 from .mhex import MHEX
-from .mhex_pass import MHEXPass, Seen
+from .mhex_pass import End, MHEXPass, Seen
 from .mhex_targets import Explained, explained
 from .resizing import shares, upsampled
 
@@ -61,7 +61,7 @@ def mhex_maps(
     settings: MHEXSettings,
     named: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """The maps of a class, from one forward pass in evaluation mode.
+    """The maps of a class, from one forward pass in evaluation mode, which ends at the last block with a map.
 
         CAM_l = sum_k e_k A_k,    CAM = sum_l alpha^(L - l) upsample(CAM_l)
 
@@ -98,7 +98,8 @@ def mhex_maps(
         raise TypeError(f"Expected an adapters.MHEX, whose heads make the maps; got {type(model)}.")
     check_batch(inputs)
     settings, named = _of_task(model, settings), named or {}
-    maps: list[Tensor] = []
+    found: dict[int, Tensor] = {}
+    end = _end(model, settings)
     with evaluated(model, inputs) as given, torch.no_grad():
         graphs = graph_inputs(model.backbone, model.task == "graph", given, named) if _on_graphs(model) else None
         if target is None and model.task != "segmentation":
@@ -107,10 +108,11 @@ def mhex_maps(
         what = explained(model, target, given[0], count)
 
         def see(seen: Seen) -> None:
-            if not _smooths(model, seen.index):
-                maps.append(_map(model, seen, what, settings, graphs))
+            if seen.index < end.blocks:
+                found[seen.index] = _map(model, seen, what, settings, graphs)
 
-        mask = MHEXPass(model, *given, see=see, **named).mask
+        mask = MHEXPass(model, *given, see=see, end=end, **named).mask
+    maps = [found[i] for i in sorted(found)]
     if graphs is not None:
         return _combined(maps, settings, None, graphs.batch)
     if model.task == "classification" and model.residuals[0].on_tokens:
@@ -140,9 +142,11 @@ def _of_task(model: MHEX, settings: MHEXSettings) -> MHEXSettings:
     return replace(settings, activation=activation, gamma_pos=positive, gamma_neg=negative)
 
 
-def _smooths(model: MHEX, index: int) -> bool:
-    """Is this a block that is left out, as its tokens are smooth?"""
-    return model.task == "classification" and model.residuals[index].on_tokens and index >= _TOKEN_LAYERS
+def _end(model: MHEX, settings: MHEXSettings) -> End:
+    """When all blocks that have a map were seen: of tokens of classes three, as those of further ones are smooth."""
+    smooth = model.task == "classification" and model.residuals[0].on_tokens
+    count = len(model.residuals)
+    return End(min(count, _TOKEN_LAYERS) if smooth else count, settings.activation == "head")
 
 
 def _map(model: MHEX, seen: Seen, what: Explained, settings: MHEXSettings, graphs: GraphInputs | None) -> Tensor:

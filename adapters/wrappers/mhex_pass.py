@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -32,8 +32,8 @@ class Seen:
     Attributes:
         index: The block's number.
         z: What its gate reads.
-        gated: x', in transformers of classes sigmoid(s) (x + r).
-        total: x' + r, or [x'; r]; in such transformers and in graphs x + r.
+        gated: x', in transformers of classes sigmoid(s) (x + r); z where a pass ends with `reads_alone`.
+        total: x' + r, or [x'; r]; in such transformers and in graphs x + r; likewise z.
     """
 
     index: int
@@ -45,6 +45,23 @@ class Seen:
 See = Callable[[Seen], None]
 
 
+@dataclass(frozen=True)
+class End:
+    """When a pass ends, because nothing else is asked for.
+
+    Attributes:
+        blocks: When so many of the blocks, the first ones, were seen. What the network does after them does not run.
+        reads_alone: Is only z of the last one seen, so that its gate is not computed either?
+    """
+
+    blocks: int
+    reads_alone: bool = False
+
+
+class _Ended(BaseException):
+    """Leaves the backbone, whose own code may catch any Exception."""
+
+
 class MHEXPass:
     """One forward pass of a wrapper.
 
@@ -52,6 +69,7 @@ class MHEXPass:
         wrapper: The MHEX.
         args: The backbone's arguments.
         see: Called at each block with what is seen there.
+        end: When the pass ends; None: it runs whole. Else it has no output.
         kwargs: The backbone's further arguments.
 
     Attributes:
@@ -62,8 +80,11 @@ class MHEXPass:
         graphs: Of graphs, which nodes are of which.
     """
 
-    def __init__(self, wrapper: "MHEX", *args: Any, see: See | None = None, **kwargs: Any) -> None:
-        self._wrapper, self._see = wrapper, see
+    def __init__(
+        self, wrapper: "MHEX", *args: Any, see: See | None = None, end: End | None = None, **kwargs: Any
+    ) -> None:
+        self._wrapper, self._see, self._end = wrapper, see, end
+        self._asked = set(range(len(wrapper.residuals) if end is None else end.blocks))
         backbone = wrapper.backbone
         self.graphs: GraphInputs | None = None
         if wrapper.task in ("graph", "node"):
@@ -88,9 +109,10 @@ class MHEXPass:
         left_out = ablated(backbone, [one.name for one in wrapper.residuals])
         self._counting: list[_Counted] = []
         self._forwards = self._exchanged(left_out)
-        with self._layers.watched(), self._grids.watched():
+        self.output: Any = None
+        with suppress(_Ended), self._layers.watched(), self._grids.watched():
             self.output = self._forwards[""](*args, **kwargs)
-        missing = [one.label for i, one in enumerate(wrapper.residuals) if i not in self._deep]
+        missing = [wrapper.residuals[i].label for i in sorted(self._asked)]
         if [one for one in wrapper.residuals if one.label in missing and one.name not in left_out]:
             raise ValueError(
                 f"The backbone ran without its residual additions {missing}: was it changed after it was wrapped? Wrap "
@@ -128,7 +150,7 @@ class MHEXPass:
 
     def deep(self) -> list[Tensor]:
         """The logits of every block."""
-        found = [y for y in self._deep.values() if y is not None]
+        found = [y for i in sorted(self._deep) if (y := self._deep[i]) is not None]
         if len(found) < len(self._wrapper.residuals):
             raise ValueError(
                 "Expected a model with all its heads, but they were removed by `strip()`. Use the model from before."
@@ -197,6 +219,9 @@ class MHEXPass:
             z = (places.mean(x) + places.mean(r)).relu()
         if predicts:
             self._layers.reach()
+        self._asked.discard(index)
+        if self._end is not None and self._end.reads_alone and not self._asked:
+            self._seen(Seen(index, z, z, z))
         s, y = block(z.to(x.dtype))
         self.pooled.append(z)
         self.gates.append(s)
@@ -205,10 +230,16 @@ class MHEXPass:
         if self._wrapper.gated:
             gated = places.spread(s.sigmoid().to(x.dtype)) * gated
         result = _written(join, residual, places, gated, r)
-        if self._see is not None:
+        if self._see is not None or self._end is not None:
             joined = total if sees_sum else torch.cat([gated, r], 1) if residual.skip else places.laid_out(result)
-            self._see(Seen(index, z, gated, joined))
+            self._seen(Seen(index, z, gated, joined))
         return result
+
+    def _seen(self, seen: Seen) -> None:
+        if self._see is not None:
+            self._see(seen)
+        if self._end is not None and not self._asked:
+            raise _Ended
 
     def _added(self, index: int, output: Any, *args: Any, **kwargs: Any) -> Any:
         """What a layer of a graph returns, with a residual addition that it does not have."""

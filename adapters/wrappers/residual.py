@@ -22,7 +22,7 @@ class Residual:
         axes: How many these have.
         channels_last: Are maps (batch, height, width, channels)? Tokens always have their channels last.
         identity: Which of the two is x, the identity branch or the decoder's part, 0 or 1.
-        projected: Is something computed on it, as a down-sampling?
+        projected: Is it computed for the addition alone, as a down-sampling is? The residual branch does not read it.
         order: Which of the joins of tensors of this kind in the module's call it is.
         alike: How many of them there are.
         skip: How many channels r has, if it is concatenated; 0: it is added.

@@ -1,6 +1,6 @@
 """Where a network adds the residual branches of its blocks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,13 @@ from ..models.example_inputs import cannot_be_run, example_inputs, run_on
 from ..models.hooks import watch_calls
 from ..models.image_layout import channels_are_last
 from ..models.outputs import OutputChoice, output_tensor
-from .branch_depths import Depths
+from .branch_depths import Branches, Depths
 from .joins import Join, WatchJoins
 from .residual import Residual, ResidualAnatomy
 
 _SHORTCUTS = ("downsample", "shortcut", "skip")  # names of modules on the identity branch
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LISTS = (nn.Sequential, nn.ModuleList)
-_Addition = tuple[str, tuple[Tensor, Tensor]]
 
 
 def residual_anatomy(model: nn.Module, output: OutputChoice = None) -> ResidualAnatomy:
@@ -65,8 +64,8 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
     running: list[nn.Module] = []
     entered: dict[str, Any] = {}
     made_by: dict[int, tuple[str, Any]] = {}
-    seen: list[_Addition] = []  # with the block around each
-    outside: list[_Addition] = []  # with the module around each, where there is no such block
+    seen: list[tuple[str, Branches]] = []  # with the block around each
+    outside: list[tuple[str, Branches]] = []  # with the module around each, where there is no such block
 
     def before(module: nn.Module) -> None:
         running.append(module)
@@ -82,10 +81,9 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
         around = next((module for module in reversed(running) if module in blocks), None)
         within = around or next((module for module in reversed(running) if names.get(module)), None)
         if join.kind != "cat" and within is not None and is_branch(join.first, within, axes):
-            shorter[names[within]] = int(depths.of(join.first) >= depths.of(join.second))
-            (outside if around is None else seen).append((names[within], join.terms))
+            (outside if around is None else seen).append((names[within], depths.of(*join.terms)))
 
-    depths, shorter = Depths(), dict[str, int]()  # of the last addition in each block, the branch with less on its way
+    depths = Depths()
     with torch.no_grad(), evaluation_mode(model), watch_calls(before, after), WatchJoins(see), depths:
         given = next(iter(example.values())) if isinstance(example, dict) else example
         output = output_tensor(run_on(model, example), choice, given)
@@ -96,9 +94,7 @@ def _watched(model: nn.Module, example: dict[str, Tensor] | Tensor, choice: Outp
             "that add two branches of one shape, as those of ResNets and transformers."
         )
     found = (
-        residual_of(
-            name, [terms for block, terms in seen if block == name], entered[name], made_by, given, shorter[name]
-        )
+        residual_of(name, [one for block, one in seen if block == name], entered[name], made_by, given)
         for name in dict.fromkeys(block for block, _ in seen)
     )
     return ResidualAnatomy(tuple(found), output.shape[-1], axes)
@@ -116,24 +112,25 @@ def is_branch(one: Tensor, block: nn.Module, axes: int) -> bool:
 
 def residual_of(
     name: str,
-    sums: list[tuple[Tensor, Tensor]],
+    sums: Sequence[Branches],
     entered: Any,
     made_by: Mapping[int, tuple[str, Any]],
     given: Tensor,
-    shorter: int = 1,
 ) -> Residual:
     """The last of the additions in a block: what it adds, and which of the two is its identity branch.
 
-    That is what entered the block, or what a module with the name of a shortcut made, else number `shorter`.
+    That is what entered the block, or what a module with the name of a shortcut made, else the one with fewer layers on
+    its way. It is projected if nothing but the addition reads it: the residual branch does not start from it.
     """
-    terms = sums[-1]
+    terms = sums[-1].terms
     on_tokens = terms[0].dim() != given.dim() or not given.is_floating_point()
     last = on_tokens or (given.dim() == 4 and bool(channels_are_last(terms[0].shape, given.shape)))
     place = -1 if last else 1
     channels = terms[0].shape[place]
-    alike = [one for one, _ in sums if one.dim() == terms[0].dim() and one.shape[place] == channels]
+    firsts = [one.terms[0] for one in sums]
+    alike = [one for one in firsts if one.dim() == terms[0].dim() and one.shape[place] == channels]
     plain = [i for i, term in enumerate(terms) if term is entered]
     named = [i for i, term in enumerate(terms) if made_by.get(id(term), ("",))[0] in _SHORTCUTS]
-    identity = (plain or named or [shorter])[0]
-    projected = not on_tokens and not plain
+    identity = (plain or named or [sums[-1].shorter])[0]
+    projected = not on_tokens and not sums[-1].read[identity]
     return Residual(name, channels, on_tokens, terms[0].dim(), last, identity, projected, len(alike) - 1, len(alike))

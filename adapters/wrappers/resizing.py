@@ -26,3 +26,15 @@ def shares(regions: Tensor, size: Sequence[int]) -> Tensor:
         tensor([[[1.0000, 0.5000]]])
     """
     return F.interpolate(regions[:, None], tuple(size), mode="area")[:, 0]
+
+
+def same_proportions(coarse: Sequence[int], fine: Sequence[int]) -> bool:
+    """Can one stride, rounded up or down, lead from the finer size to the coarser one in each axis?
+
+    Example:
+        >>> same_proportions((4, 8), (16, 32)), same_proportions((8, 8), (16, 32))
+        (True, False)
+    """
+    lowest = max(size / (count + 1) for count, size in zip(coarse, fine, strict=True))
+    highest = min(size / (count - 1) if count > 1 else float("inf") for count, size in zip(coarse, fine, strict=True))
+    return lowest < highest

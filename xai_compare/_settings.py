@@ -55,8 +55,8 @@ class Settings:
 
     model: str | tuple[str, ...] = _setting(
         "digits",
-        "digits, timm:NAME, torchvision:NAME, transformers:NAME or python:MODULE:FUNCTION; repeatable; NAME=MODEL "
-        "names it in the tables",
+        "digits, timm:NAME, torchvision:NAME, transformers:NAME, a folder of a saved model or python:MODULE:FUNCTION; "
+        "repeatable; NAME=MODEL names it in the tables",
     )
     pretrained: bool = _setting(False, "load the library's pretrained weights", "no")
     checkpoint: str | tuple[str, ...] = _setting(

@@ -83,9 +83,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vision", default="facebook/dinov2-small", help='a DINOv2, by name or folder, or "random"')
     parser.add_argument("--side", type=int, default=154, help="pixels; a token is 14 x 14")
     parser.add_argument("--limit", type=int, default=60, help="number of questions, a class of a photograph each")
-    parser.add_argument(
-        "--boxes", type=int, default=16, help="number of boxes of each question, or 0 for no such scores"
-    )
+    parser.add_argument("--boxes", type=int, default=16, help="number of boxes a question, or 0 for no such scores")
     parser.add_argument("--few", type=int, default=8, help="number of questions of which fidelity is measured, or 0")
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args(given)

@@ -57,7 +57,7 @@ def main(given: list[str] | None = None) -> None:
     pictures, asked = questions(unseen, head, class_tokens(backbone, unseen.images, args.out), args.limit)
     name = Path(args.data).name.lower()
     folder = args.out / f"real_cdam_{name}"
-    runs = [scored(model, unseen, pictures, asked, folder / "all", BOXES)]
+    runs = [scored(model, unseen, pictures, asked, folder / "all", BOXES if args.boxes else BOXES[-1:], args.boxes)]
     if args.few:
         runs.append(scored(model, unseen, *few(pictures, asked, args.few), folder / "few", FIDELITY))
     shares = shares_of(folder / "all", unseen, pictures, asked)
@@ -83,6 +83,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vision", default="facebook/dinov2-small", help='a DINOv2, by name or folder, or "random"')
     parser.add_argument("--side", type=int, default=154, help="pixels; a token is 14 x 14")
     parser.add_argument("--limit", type=int, default=60, help="number of questions, a class of a photograph each")
+    parser.add_argument("--boxes", type=int, default=16, help="number of boxes a question, or 0 for no such scores")
     parser.add_argument("--few", type=int, default=8, help="number of questions of which fidelity is measured, or 0")
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args(given)
@@ -136,11 +137,12 @@ def scored(
     asked: Tensor,
     out: Path,
     metrics: tuple[str, ...],
+    boxes: int = 0,
 ) -> Comparison:
     """All methods on these questions."""
     options = {name.partition("=")[0]: given for name, given in METHODS.items() if given}
     scores = {
-        "box-sensitivity": {"num_boxes": 16, "box_sizes": [photographs.images.shape[-1] // 4]},
+        "box-sensitivity": {"num_boxes": boxes, "box_sizes": [photographs.images.shape[-1] // 4]},
         "box-discrimination": {"metric": "box-sensitivity"},
         "fidelity": {"steps": 8},
     }

@@ -67,7 +67,7 @@ def main(given: list[str] | None = None) -> None:
             f"Average precision on {len(test.labels)} test photographs: {precision}.",
             f"{len(asked)} questions about {len(set(pictures.tolist()))} photographs.",
             table(shares, "cdam"),
-            f"Tables 1 to 3; fidelity of {min(args.few, len(asked))} questions only:",
+            "Tables 1 to 3" + (f"; fidelity of {min(args.few, len(asked))} questions only:" if args.few else ":"),
             paper_table(runs),
             f"Significant (Holm, p < 0.05) against cdam:\n\n{significant(runs)}",
             f"{time.perf_counter() - start:.0f} s",

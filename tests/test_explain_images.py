@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from adapters import reshape_transform_for, target_layer_for
-from captum_ext import CDAM, ConceptTarget, IntegratedCDAM, TextTarget
+from captum_ext import CDAM, AttentionMap, ConceptTarget, IntegratedCDAM, RelevancePropagation, TextTarget
 from xai_discern._picture import robust_scale
 from xai_discern.cli import main
 
@@ -96,8 +96,19 @@ def test_the_predicted_class_another_method_and_why_not_another_class(model, pho
     x = seen(network, photos / "woman.png")
     best = int(network(x).argmax())
     other = (best + 1) % 4
-    given = (photos / "woman.png", "--model", folder, "--vs", FRUIT[other], "--method", "integrated-cdam,gradcam")
-    ours, cam = explain(tmp_path, *given)["images"][0]["maps"]
+    given = (
+        photos / "woman.png",
+        "--model",
+        folder,
+        "--vs",
+        FRUIT[other],
+        "--method",
+        "integrated-cdam,gradcam,attention",
+    )
+    ours, cam, attention = explain(tmp_path, *given)["images"][0]["maps"]
+    np.testing.assert_allclose(
+        np.load(tmp_path / attention["array"]), AttentionMap(network).attribute(x, 0)[0, 0], rtol=1e-3
+    )
     maps = [IntegratedCDAM(network).attribute(x, number)[0, 0] for number in (best, other)]
     np.testing.assert_allclose(np.load(tmp_path / ours["array"]), maps[0] - maps[1], rtol=1e-3, atol=1e-7)
     assert (ours["target"]["class"], ours["target"]["against"]) == (best, other)
@@ -218,12 +229,17 @@ def test_texts_of_a_file_are_explained_token_by_token(classifier, tmp_path, caps
     network, folder = classifier
     (tmp_path / "texts.txt").write_text("the cat sat\n\na dog\n")
     facts = explain(
-        tmp_path / "out", "--text-file", tmp_path / "texts.txt", "--model", folder, "--class", "good", "--vs", "bad"
+        *(tmp_path / "out", "--text-file", tmp_path / "texts.txt", "--model", folder, "--class", "good", "--vs", "bad"),
+        *("--method", "cdam,attention,relevance"),
     )
     first, second = facts["texts"]
     ids = word_tokenizer()("the cat sat", return_tensors="pt")["input_ids"]
     maps = [CDAM(network).attribute(ids, number)[0] for number in (2, 0)]
     np.testing.assert_allclose(first["maps"][0]["scores"], maps[0] - maps[1], rtol=1e-3, atol=1e-8)
+    attention = AttentionMap(network).attribute(ids, 2)[0]
+    np.testing.assert_allclose(first["maps"][1]["scores"], attention, rtol=1e-4)
+    difference = RelevancePropagation(network).attribute(ids, lambda output: output[..., 2] - output[..., 0])[0]
+    np.testing.assert_allclose(first["maps"][2]["scores"], difference, rtol=1e-3, atol=1e-8)
     assert (first["tokens"], second["tokens"]) == (["the", "cat", "sat"], ["a", "dog"])
     assert {row["name"] for row in first["top"]} == {"bad", "fair", "good"}
     page = (tmp_path / "out" / "texts.html").read_text()

@@ -21,7 +21,16 @@ from ._facts import SCHEMA, versions
 from ._picture import robust_scale, save_picture
 from ._request import Request
 from ._subject import ImageModel, image_model
-from ._targets import Asked, class_named, class_number, of_class, of_concept, of_text
+from ._targets import (
+    Asked,
+    class_named,
+    class_number,
+    explains_tokens,
+    maps_of_tokens,
+    of_class,
+    of_concept,
+    of_text,
+)
 
 RANDOM = "RANDOM WEIGHTS: these maps say nothing of the image"
 _SHOWN = 3  # of the most probable classes, above a picture
@@ -172,25 +181,17 @@ class _Session:
     def _maps(self, name: str, method: Method, x: Tensor, asked: Sequence[Asked]) -> Tensor:
         """(targets, h, w) on the processor."""
         with seeded_for(self.request.seed, "explain", 0):
-            if hasattr(method.make, "attribute_targets"):
-                return _by_targets(method.make(self.model.run), x, asked)
+            if explains_tokens(method.make):
+                try:
+                    return maps_of_tokens(method.make(self.model.run), x, asked)
+                except NoTokensError as error:
+                    raise ValueError(f"{error} Here: --method gradcam, or others of `xai-compare --list`.") from error
             unfit = [one.title for one in asked if one.plain is None]
             if unfit:
                 raise ValueError(f"The method {name} explains classes, not {unfit[0]}: use --method cdam.")
             explain = method.explain({}, 16, self.model.subject.output)
             found = [explain(self.model.model, x, [one.plain])[0, 0] for one in asked]
         return torch.as_tensor(np.stack(found)).float()
-
-
-def _by_targets(explainer: Any, x: Tensor, asked: Sequence[Asked]) -> Tensor:
-    """(targets, h, w) by a method of this project, from one pass."""
-    try:
-        maps: Tensor = explainer.attribute_targets(x, [one.target for one in asked])[0]
-    except NoTokensError as error:
-        raise ValueError(f"{error} Here: --method gradcam, or others of `xai-compare --list`.") from error
-    if maps.dim() != 3:
-        raise ValueError(f"Expected maps on a grid (targets, height, width), got {tuple(maps.shape)}.")
-    return maps.detach().float().cpu()
 
 
 def _short(row: Mapping[str, Any]) -> str:

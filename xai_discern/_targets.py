@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_ext import ConceptTarget, ContrastTarget, TextTarget
+from captum_ext._attention_attribution import AttentionAttribution
 from xai_compare._classes import matches
 from xai_compare._names import close_names, slug
 
@@ -89,3 +90,27 @@ def of_text(text: str, against: str | None, model: Any, processor: Any) -> Asked
     facts: Facts = {"kind": "text", "name": text} | ({} if against is None else {"against_name": against})
     title = f'"{text}"' if against is None else f'"{text}", not "{against}"'
     return Asked(f"text-{slug(text)[:40]}", title, facts, target)
+
+
+def explains_tokens(make: Any) -> bool:
+    """Whether a method explains the tokens of a transformer, of texts too: those of captum_ext."""
+    return hasattr(make, "attribute_targets") or (isinstance(make, type) and issubclass(make, AttentionAttribution))
+
+
+def maps_of_tokens(explainer: Any, inputs: Tensor, asked: Sequence[Asked]) -> Tensor:
+    """(targets, h, w), or of texts (targets, tokens), on the processor; from one pass where the method can.
+
+    Raises:
+        ValueError: if a method explains classes only, or the maps are neither.
+    """
+    if hasattr(explainer, "attribute_targets"):
+        maps: Tensor = explainer.attribute_targets(inputs, [one.target for one in asked])[0]
+    else:
+        unfit = [one.title for one in asked if one.plain is None]
+        if unfit:
+            raise ValueError(f"{type(explainer).__name__} explains classes, not {unfit[0]}: use --method cdam.")
+        maps = torch.cat([explainer.attribute(inputs, one.plain) for one in asked])
+        maps = maps.squeeze(1) if inputs.dim() > 2 else maps
+    if maps.dim() != (3 if inputs.dim() > 2 else 2):
+        raise ValueError(f"Expected maps (targets, height, width) or (targets, tokens), got {tuple(maps.shape)}.")
+    return maps.detach().float().cpu()

@@ -16,7 +16,7 @@ from ._facts import SCHEMA, versions
 from ._picture import robust_scale
 from ._request import Request
 from ._subject import text_model
-from ._targets import class_named, class_number, of_class
+from ._targets import class_named, class_number, explains_tokens, maps_of_tokens, of_class
 
 
 def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[str]:
@@ -37,7 +37,7 @@ def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[st
     if not texts:
         raise ValueError(f"Expected a text in each line of {request.text_file}, got none.")
     methods = methods_named(request.methods)
-    unfit = [name for name, method in methods.items() if not hasattr(method.make, "attribute_targets")]
+    unfit = [name for name, method in methods.items() if not explains_tokens(method.make)]
     if unfit:
         raise ValueError(f"The method {unfit[0]} explains images; of texts use --method cdam.")
     say(f"Loading {request.model} ...")
@@ -73,7 +73,7 @@ def _explained(text: str, model: Any, tokenizer: Any, labels: Any, request: Requ
     maps = []
     for name, method in methods.items():
         with seeded_for(request.seed, "explain", 0):
-            scores = method.make(model).attribute_targets(ids, [one.target for one in asked])[0].detach().float().cpu()
+            scores = maps_of_tokens(method.make(model), ids, asked)
         scale = robust_scale(scores)
         maps += [
             {"method": name, "target": one.facts, "scores": row.tolist(), "scale": scale}

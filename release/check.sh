@@ -16,7 +16,13 @@ wheel=$(echo "$work"/dist/*.whl)
 mkdir "$work/source"
 tar -xzf "$sdist" -C "$work/source" --strip-components=1
 
-found() { for version in "$@"; do command -v "python$version" && return; done; }
+found() { # the first of these versions that is installed, and not a shim of one that is not
+  for version in "$@"; do
+    "python$version" -c "" 2> /dev/null && command -v "python$version" && return
+  done
+  echo "None of these versions of Python is installed: $*" >&2
+  return 1
+}
 run() {
   local name=$1 python=$2 resolution=$3
   echo "== $name: $("$python" --version), $resolution versions"

@@ -4,6 +4,8 @@ import importlib.metadata
 import typing
 import warnings
 
+from ._lazy import lazy_names
+
 if typing.TYPE_CHECKING:
     from .grad_cam.mhex_cam import MHEXEvidenceCAM as MHEXEvidenceCAM
     from .grad_cam.per_image import PerImage as PerImage
@@ -42,16 +44,7 @@ _WHERE = {
 """Imported when they are asked for: huggingface_hub and pytorch-grad-cam take as long as all the rest."""
 
 
-def __getattr__(name: str) -> typing.Any:
-    """A public name, imported from where it is; or the version."""
-    if name == "__version__":
-        return importlib.metadata.version("xai-discern")
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_WHERE[name], __name__)
-    found = getattr(module, "MHEXEvidenceCAM" if name == "MHEXCAM" else name)
-    globals()[name] = found
-    return found
+__getattr__ = lazy_names(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,8 @@
 """Attribution classes with Captum's interface: class-discriminative attention maps."""
 
-import importlib
-import importlib.metadata
 import typing
+
+from adapters._lazy import lazy_names
 
 from .signed_overlay import overlay_figure as overlay_figure
 from .signed_overlay import signed_overlay as signed_overlay
@@ -64,14 +64,7 @@ _WHERE = {
 """Imported when they are asked for: all of them take longer than the one that is needed."""
 
 
-def __getattr__(name: str) -> typing.Any:
-    """A public name, imported from where it is; or the version."""
-    if name == "__version__":
-        return importlib.metadata.version("xai-discern")
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(_WHERE[name], __name__), name)
-    return found
+__getattr__ = lazy_names(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,6 @@
 """Scores of explanations as Quantus metrics, and as functions of tensors; importing registers them with Quantus."""
 
-import importlib.metadata
-import typing
+from adapters._lazy import lazy_names
 
 try:
     import quantus as quantus
@@ -41,9 +40,4 @@ from .token_faithfulness import token_faithfulness as token_faithfulness
 
 register()
 
-
-def __getattr__(name: str) -> typing.Any:
-    """The version."""
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.metadata.version("xai-discern")
+__getattr__ = lazy_names(__name__, {})

@@ -1,8 +1,8 @@
 """Compare explanation methods by many scores on a model and data: resumable, on many processes, with a report."""
 
-import importlib
-import importlib.metadata
 import typing
+
+from adapters._lazy import lazy_names
 
 if typing.TYPE_CHECKING:
     from ._compare import compare as compare
@@ -25,18 +25,7 @@ _WHERE = {
 """Imported when they are asked for, so that the command answers at once."""
 
 
-def __getattr__(name: str) -> typing.Any:
-    """A public name, imported from where it is; or the version."""
-    if name == "__version__":
-        return importlib.metadata.version("xai-discern")
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        found = getattr(importlib.import_module(_WHERE[name], __name__), name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"xai_compare needs {error.name}: pip install 'xai-discern[compare]'.") from error
-    globals()[name] = found
-    return found
+__getattr__ = lazy_names(__name__, _WHERE, extra="xai-discern[compare]")
 
 
 def __dir__() -> list[str]:

@@ -1,11 +1,5 @@
 """The console command `xai-discern`."""
 
-import importlib.metadata
-import typing
+from adapters._lazy import lazy_names
 
-
-def __getattr__(name: str) -> typing.Any:
-    """The version."""
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.metadata.version("xai-discern")
+__getattr__ = lazy_names(__name__, {})

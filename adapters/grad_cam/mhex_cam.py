@@ -75,3 +75,6 @@ def _region(mask: Any) -> Tensor:
     if not bool(((region == 0) | (region == 1)).all()):
         raise ValueError("Expected masks of zeros and ones in SemanticSegmentationTarget, got other values.")
     return region == 1
+
+
+MHEXCAM = MHEXEvidenceCAM  # the name it had before

@@ -297,7 +297,7 @@ def test_what_cannot_be_explained_says_what_to_do(model, photos, tmp_path, capsy
         ((tmp_path / "none", *fruit), 1, "There is no image in the folder"),
         ((cat, *resnet), 1, "Here: --method gradcam"),
         ((cat, "--model", "timm:vit_tiny_patch16_22"), 1, "(close: vit_tiny_patch16_224"),
-        ((cat, "--model", f"transformers:{tmp_path / 'vit'}"), 1, "there are no weights for classifier."),
+        ((cat, "--model", f"transformers:{tmp_path / 'vit'}"), 1, "has no weights for classifier."),
         ((cat, "--model", tmp_path / "none"), 1, "has no config.json"),
         ((cat, *fruit, "--text", "a dog"), 1, ""),
         (("--text-file", tmp_path / "texts.txt", *fruit), 1, "Expected a text in each line"),

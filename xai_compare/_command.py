@@ -14,7 +14,6 @@ from ._comparison import Comparison
 from ._listing import listing
 from ._run_folder import RunFolder
 from ._settings import DeviceError, Settings, read_file
-from ._storage import Storage
 from ._workers import StoppedError, WorkerError, is_main
 from .known_answers import METHODS as ARENA_METHODS
 from .known_answers import OUT as ARENA_FOLDER
@@ -81,9 +80,8 @@ def _end(comparison: Comparison) -> None:
 
 def _left(out: str) -> str:
     """What a stopped run has."""
-    files = Storage(out)
     try:
-        scored = bool(files.names("scores.parquet"))
+        scored = bool(RunFolder(out).files.names("scores.parquet"))
     except OSError:
         scored = False
     kept = f"Finished scores are kept in {out}" if scored else f"Nothing was scored yet in {out}"

@@ -20,6 +20,7 @@ from quantus_metrics._outputs import read
 
 from ._checkpoint import load_weights
 from ._names import close_names
+from ._pretrained import from_pretrained
 
 FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION or a folder of a saved model"
 Transform = Callable[[Image.Image], Tensor]
@@ -175,12 +176,7 @@ def _transformers(name: str, pretrained: bool, options: Mapping[str, Any]) -> Su
     processor = library.AutoImageProcessor.from_pretrained(name)
     make = library.AutoModelForImageClassification
     if pretrained:
-        model, found = make.from_pretrained(name, **options, output_loading_info=True)
-        if missing := sorted(found["missing_keys"]):
-            raise ValueError(
-                f"there are no weights for {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}: they would be "
-                "random. Expected a model that was trained to classify images"
-            )
+        model = from_pretrained(make, name, **options)
     else:
         model = make.from_config(library.AutoConfig.from_pretrained(name, **options))
 

@@ -24,6 +24,7 @@ from ._progress import progress
 from ._samples import Sample
 from ._seeding import seeded_for
 
+_TIMED = 8  # samples in the pass that is timed
 _MISFITS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
 
 
@@ -129,7 +130,8 @@ def _tried(trial: Evaluation, sample: Sample, method: str, bar: Any) -> tuple[fl
 
 def _seconds(trial: Evaluation, sample: Sample) -> float:
     """What a forward pass takes for each sample of a batch."""
-    x = placement_of(trial.model).moved(sample.image[None]).expand(trial.forward_batch, *sample.image.shape)
+    count = min(trial.forward_batch, _TIMED)
+    x = placement_of(trial.model).moved(sample.image[None]).expand(count, *sample.image.shape)
     start = time.perf_counter()
     with torch.no_grad():
         output_tensor(in_halves(trial.model, x), given=x).sum().item()

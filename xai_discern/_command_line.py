@@ -1,6 +1,7 @@
 """The options of the console command, and what they ask for."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -53,10 +54,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _add_classes(group: Any) -> None:
     add = group.add_argument
-    add("--class", dest="classes", action="append", metavar="NAME|ID", help="repeatable (default: the predicted class)")
+    add("--class", action="append", metavar="NAME|ID", help="repeatable (default: the predicted class)")
     add("--vs", metavar="NAME", help="explain why the class, and not this one; with --text another text")
-    add("--concept", dest="concepts", action="append", type=_folder, metavar="FOLDER", help=_CONCEPT)
-    add("--text", dest="texts", action="append", type=_text, metavar="TEXT", help=_TEXT)
+    add("--concept", action="append", type=_folder, metavar="FOLDER", help=_CONCEPT)
+    add("--text", action="append", type=_text, metavar="TEXT", help=_TEXT)
     add("--text-file", type=_file, metavar="FILE", help="explain texts, one in each line, not images")
     add("--pretrained", action=argparse.BooleanOptionalAction, help=_PRETRAINED)
     add("--checkpoint", type=_file, metavar="FILE", help="weights to load: .safetensors, or saved by torch.save")
@@ -82,35 +83,22 @@ def _add_answers(group: Any) -> None:
 
 
 _EXCLUDE = "set the scores of the first token, of special tokens, or of both (first,special) to 0, and say so"
-_OF_CLASSES = {
-    "classes": "--class",
-    "vs": "--vs",
-    "concepts": "--concept",
-    "texts": "--text",
-    "text_file": "--text-file",
-    "pretrained": "--pretrained",
-    "checkpoint": "--checkpoint",
-    "top": "--top",
-    "seed": "--seed",
-}
-_OF_ANSWERS = {
-    "answer": "--answer",
-    "against": "--against",
-    "max_new_tokens": "--max-new-tokens",
-    "score": "--score",
-    "exclude": "--exclude",
-    "words_only": "--words-only",
-    "dtype": "--dtype",
-}
+_OF_CLASSES = ("class", "vs", "concept", "text", "text_file", "pretrained", "checkpoint", "top", "seed")
+_OF_ANSWERS = ("answer", "against", "max_new_tokens", "score", "exclude", "words_only", "dtype")
+
+
+def _refuse(parser: argparse.ArgumentParser, given: Mapping[str, Any], names: Sequence[str], why: str) -> None:
+    """Exit if an option of another task was given."""
+    wrong = next((name for name in names if name in given), None)
+    if wrong is not None:
+        parser.error(f"--{wrong.replace('_', '-')} {why}")
 
 
 def question_of(asked: argparse.Namespace) -> Question:
     """The question to a language model; exits with 2 if options do not fit."""
     given = dict(vars(asked))
     parser: argparse.ArgumentParser = given["parser"]
-    for name, option in _OF_CLASSES.items():
-        if name in given:
-            parser.error(f"{option} is for classes and concepts: it cannot be given with --ask")
+    _refuse(parser, given, _OF_CLASSES, "is for classes and concepts: it cannot be given with --ask")
     images, method, model = given.get("images", []), given.get("method", "cdam"), given["model"]
     if len(images) > 1 or any(path.is_dir() for path in images):
         parser.error("expected at most one image file with --ask")
@@ -143,15 +131,15 @@ def request_of(asked: argparse.Namespace) -> Request:
     """What is asked about images or texts; exits with 2 if options do not fit."""
     given = dict(vars(asked))
     parser: argparse.ArgumentParser = given["parser"]
-    for name, option in _OF_ANSWERS.items():
-        if name in given:
-            parser.error(f"{option} is for answers of language models: give --ask, too")
+    _refuse(parser, given, _OF_ANSWERS, "is for answers of language models: give --ask, too")
     images, text_file = tuple(given.get("images", ())), given.get("text_file")
     if bool(images) == (text_file is not None):
         parser.error("expected images, or --text-file, or --ask" if not images else "--text-file takes no images")
-    texts, classes, concepts = (tuple(given.get(name, ())) for name in ("texts", "classes", "concepts"))
+    texts, classes, concepts = (tuple(given.get(name, ())) for name in ("text", "class", "concept"))
     if texts and (classes or concepts):
         parser.error("--text is for models that compare images with texts, and have no classes: give one or the other")
+    if concepts and not classes and "vs" in given:
+        parser.error("--vs is for classes and texts: a concept is explained by itself")
     if text_file and (texts or concepts):
         parser.error(f"{'--text' if texts else '--concept'} is for images, not for --text-file")
     kind = given["model"].partition(":")[0]

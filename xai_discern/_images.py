@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,19 @@ from adapters.models import evaluation_mode
 from adapters.recording.token_pass import NoTokensError
 from xai_compare._method import Method
 from xai_compare._methods import methods_named
+from xai_compare._names import distinct
 from xai_compare._pictures import extensions, opened
 from xai_compare._seeding import seeded_for
 
-from ._facts import SCHEMA, versions
+from ._facts import SCHEMA, shown, versions
 from ._picture import robust_scale, save_picture
 from ._request import Request
-from ._subject import ImageModel, image_model
+from ._subject import ImageModel, image_model, top
 from ._targets import (
     Asked,
-    class_named,
-    class_number,
+    asked_classes,
     explains_tokens,
     maps_of_tokens,
-    of_class,
     of_concept,
     of_text,
 )
@@ -55,11 +54,11 @@ def explained_images(request: Request, say: Callable[[str], None]) -> Iterator[s
     model = image_model(request)
     if model.subject.weights == "random":
         yield f"{RANDOM}. For trained weights add --pretrained, or --checkpoint FILE."
-    session = _Session(request, model, methods)
+    session = _Session(request, model, methods, _fixed(request, model))
     request.out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
-    for number, (file, name) in enumerate(_named(files).items()):
-        say(f"{file} ({number + 1} of {len(files)}) ...")
+    for number, (file, name) in enumerate(zip(files, numbered([file.stem for file in files]), strict=True), start=1):
+        say(f"{file} ({number} of {len(files)}) ...")
         try:
             found.append(session.explained(file, name))
         except (ValueError, TypeError, OSError, NotImplementedError) as error:
@@ -80,18 +79,31 @@ def _said(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"{facts['file']}:"
     for row in facts["top"]:
         number = f"  ({row['class']})" if "class" in row else ""
-        share = f"{row['probability']:7.1%}" if "probability" in row else f"{row['similarity']:7.3f}"
-        yield f"  {share}  {row['name']}{number}"
+        yield f"  {shown(row):>7}  {row['name']}{number}"
     yield f"  Picture: {facts['picture']}"
+
+
+def _fixed(request: Request, model: ImageModel) -> list[Asked]:
+    """The concepts and texts of a request, which are the same for all images."""
+    found = [of_text(text, request.vs, model.model, model.processor) for text in request.texts]
+    with evaluation_mode(model.model):
+        found += [of_concept(folder, _examples(folder, model), model.run) for folder in request.concepts]
+    keys = numbered([one.key for one in found])
+    return [replace(one, key=key) for one, key in zip(found, keys, strict=True)]
+
+
+def _examples(folder: Path, model: ImageModel) -> Tensor:
+    return torch.cat([model.ready(opened(file)) for file in _files([folder])])
 
 
 @dataclass(frozen=True)
 class _Session:
-    """A request with its model."""
+    """A request with its model, and what is explained of all images."""
 
     request: Request
     model: ImageModel
     methods: Mapping[str, Method]
+    fixed: list[Asked]
 
     def about(self) -> dict[str, Any]:
         """What `explanation.json` says of the model."""
@@ -106,20 +118,20 @@ class _Session:
             if outputs.dim() != 2:
                 raise ValueError(f"Expected a model that classifies an image, got outputs {tuple(outputs.shape)}.")
             asked = self._asked(outputs)
-            top = self._top(outputs, asked)
+            said = self._top(outputs, asked)
             maps = {key: self._maps(key, method, x, asked) for key, method in self.methods.items()}
         scales = {key: robust_scale(found) for key, found in maps.items()}
         picture = f"{name}.maps.png"
-        caption = "   ".join(_short(row) for row in top[:_SHOWN])
+        caption = "   ".join(f"{row['name'].partition(',')[0]} {shown(row)}" for row in said[:_SHOWN])
         caption = f"{RANDOM}\n{caption}" if self.model.subject.weights == "random" else caption
         titles = [one.title for one in asked]
-        by_title = {self.methods[key].title or key: found for key, found in maps.items()}
-        own = {self.methods[key].title or key: scale for key, scale in scales.items()}
-        save_picture(self.request.out / picture, self.model.seen(x), caption, titles, by_title, own)
+        rows = distinct({key: method.title or key for key, method in self.methods.items()})
+        drawn = {rows[key]: (found, scales[key]) for key, found in maps.items()}
+        save_picture(self.request.out / picture, self.model.seen(x), caption, titles, drawn)
         return {
             "file": str(file),
             "seen": list(x.shape[2:]),
-            "top": top,
+            "top": said,
             "maps": [
                 self._saved(name, key, one, found[at], scales[key])
                 for key, found in maps.items()
@@ -146,26 +158,14 @@ class _Session:
     def _asked(self, outputs: Tensor) -> list[Asked]:
         """What is explained of an image."""
         request, model = self.request, self.model
-        if model.processor is not None:
-            return [of_text(text, request.vs, model.model, model.processor) for text in request.texts]
-        labels, count = model.subject.labels, outputs.shape[1]
-        if model.headless and (request.classes or request.vs or not request.concepts):
+        if self.fixed and not request.classes:
+            return self.fixed
+        if model.headless:
             raise ValueError(
-                f"{request.model} has no head: its {count} outputs are features, not classes. Explain a concept "
-                "(--concept FOLDER of example images), or give a model that classifies."
+                f"{request.model} has no head: its {outputs.shape[1]} outputs are features, not classes. Explain a "
+                "concept (--concept FOLDER of example images), or give a model that classifies."
             )
-        against = None if request.vs is None else class_number(request.vs, labels, count)
-        numbers = [class_number(text, labels, count) for text in request.classes]
-        if not numbers and not request.concepts:
-            ranked = outputs[0].argsort(descending=True).tolist()
-            numbers = [next(number for number in ranked if number != against)]
-        if against in numbers:
-            raise ValueError(f"Expected another class for --vs than the one explained, {class_named(against, labels)}.")
-        classes = [of_class(number, labels, against) for number in dict.fromkeys(numbers)]
-        return classes + [of_concept(folder, self._examples(folder), model.run) for folder in request.concepts]
-
-    def _examples(self, folder: Path) -> Tensor:
-        return torch.cat([self.model.ready(opened(file)) for file in _files([folder])])
+        return asked_classes(request, outputs, model.subject.labels) + self.fixed
 
     def _top(self, outputs: Tensor, asked: Sequence[Asked]) -> list[dict[str, Any]]:
         """The most probable classes; or how near the image is to the texts."""
@@ -174,9 +174,7 @@ class _Session:
             return [{"name": one.title, "similarity": value} for one, value in zip(asked, near, strict=True)]
         if self.model.headless:
             return []
-        labels, chances = self.model.subject.labels, self.model.chances(outputs)
-        ranked = chances.argsort(descending=True)[: self.request.top].tolist()
-        return [{"class": i, "name": class_named(i, labels), "probability": float(chances[i])} for i in ranked]
+        return top(self.model.model, outputs, self.model.subject.labels, self.request.top)
 
     def _maps(self, name: str, method: Method, x: Tensor, asked: Sequence[Asked]) -> Tensor:
         """(targets, h, w) on the processor."""
@@ -192,11 +190,6 @@ class _Session:
             explain = method.explain({}, 16, self.model.subject.output)
             found = [explain(self.model.model, x, [one.plain])[0, 0] for one in asked]
         return torch.as_tensor(np.stack(found)).float()
-
-
-def _short(row: Mapping[str, Any]) -> str:
-    name = str(row["name"]).partition(",")[0]
-    return f"{name} {row['probability']:.1%}" if "probability" in row else f"{name} {row['similarity']:.3f}"
 
 
 def _files(given: Sequence[Path]) -> list[Path]:
@@ -215,12 +208,12 @@ def _files(given: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _named(files: Sequence[Path]) -> dict[Path, str]:
-    """A name for the results of each file: its own, with a number where several are called alike."""
-    named: dict[Path, str] = {}
-    for file in files:
-        name, number = file.stem, 2
-        while name in named.values():
-            name, number = f"{file.stem}-{number}", number + 1
-        named[file] = name
-    return named
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names of which no two are alike: a number is added to those that were there."""
+    found: list[str] = []
+    for name in names:
+        free, number = name, 2
+        while free in found:
+            free, number = f"{name}-{number}", number + 1
+        found.append(free)
+    return found

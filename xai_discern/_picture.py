@@ -4,7 +4,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -29,8 +28,7 @@ def save_picture(
     image: Tensor,
     caption: str,
     titles: Sequence[str],
-    maps: Mapping[str, Tensor],
-    scales: Mapping[str, float],
+    maps: Mapping[str, tuple[Tensor, float]],
 ) -> None:
     """Draw and save it.
 
@@ -39,8 +37,7 @@ def save_picture(
         image: (channels, height, width) in [0, 1], as the model saw it.
         caption: What the model says of the image.
         titles: Of what is explained.
-        maps: (titles, h, w) of each method.
-        scales: The value that is drawn opaque, of each method.
+        maps: By method the maps (titles, h, w), and the absolute value that is drawn opaque.
     """
     columns, lines = 1 + len(titles), len(caption.splitlines())
     width = _AREA * (image.shape[2] / image.shape[1]) ** 0.5
@@ -49,13 +46,12 @@ def save_picture(
     figure = Figure(figsize=size, layout="constrained", dpi=150)
     rows = figure.subplots(len(maps), columns, squeeze=False)
     image = image if len(image) in (1, 3) else image.mean(0, keepdim=True)
-    for row, (name, found) in zip(rows, maps.items(), strict=True):
-        drawn = signed_overlay(image, torch.as_tensor(found), scales[name])
+    for row, (name, (found, limit)) in zip(rows, maps.items(), strict=True):
+        drawn = signed_overlay(image, found, limit)
         for axes, picture in zip(row, [rgb_of(image), *drawn], strict=True):
             axes.imshow(picture)
             axes.set_axis_off()
         row[0].set_title(name, fontsize=10, loc="left")
-        limit = scales[name]
         figure.colorbar(ScalarMappable(Normalize(-limit, limit), SIGNED), ax=list(row), label="against      for")
     for axes, title in zip(rows[0, 1:], titles, strict=True):
         axes.set_title("\n".join(textwrap.fill(line, _LETTERS) for line in title.splitlines()), fontsize=10)

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from adapters.models import output_tensor, placement_of
 from xai_compare._input_layout import input_layout
 from xai_compare._models import Subject, load_model
 from xai_compare._pictures import Picture, Pictures
+from xai_compare._pretrained import from_pretrained
 
 from ._request import Request
+from ._targets import class_named
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class ImageModel:
     processor: Any = None
 
     def ready(self, picture: Picture) -> Tensor:
-        """(1, channels, height, width), as the model takes it, on its device."""
-        return placement_of(self.model).moved(self.pictures.ready(picture)[None])
+        """(1, channels, height, width), as the model takes it, on its device; photographs are turned upright."""
+        upright = ImageOps.exif_transpose(picture) if isinstance(picture, Image.Image) else picture
+        return placement_of(self.model).moved(self.pictures.ready(upright)[None])
 
     def seen(self, x: Tensor) -> Tensor:
         """(channels, height, width) in [0, 1]: an input without its normalisation."""
@@ -53,16 +57,29 @@ class ImageModel:
         """Whether the outputs are features, as of a model of timm without a head."""
         return self.processor is None and getattr(self.model, "num_classes", None) == 0
 
-    def chances(self, outputs: Tensor) -> Tensor:
-        """The probabilities of the classes: of one logit, and of several labels at once, each by itself."""
-        kind = getattr(getattr(self.model, "config", None), "problem_type", None)
-        alone = outputs.shape[1] == 1 or kind == "multi_label_classification"
-        return outputs[0].sigmoid() if alone else outputs[0].softmax(0)
-
     def outputs(self, x: Tensor) -> Tensor:
         """(1, classes or channels) in float32."""
         with torch.no_grad():
             return output_tensor(self.run(x), self.subject.output).float()
+
+
+def chances(model: nn.Module, outputs: Tensor) -> Tensor | None:
+    """The probabilities (classes,) of one sample's outputs: of several labels at once each for itself.
+
+    None for a single output, of which nothing tells whether it is a logit or a value, as of a regression.
+    """
+    kind = getattr(getattr(model, "config", None), "problem_type", None)
+    if outputs.shape[-1] == 1 or kind == "regression":
+        return None
+    return outputs[0].sigmoid() if kind == "multi_label_classification" else outputs[0].softmax(0)
+
+
+def top(model: nn.Module, outputs: Tensor, labels: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """The classes with the largest outputs, and their probabilities, or the outputs where these are none."""
+    found = chances(model, outputs)
+    word, values = ("output", outputs[0]) if found is None else ("probability", found)
+    ranked = values.argsort(descending=True)[:count].tolist()
+    return [{"class": i, "name": class_named(i, labels), word: float(values[i])} for i in ranked]
 
 
 def image_model(request: Request) -> ImageModel:
@@ -90,7 +107,7 @@ def _of_images_and_texts(name: str, request: Request) -> ImageModel:
     import transformers
 
     auto: Any = transformers
-    model, processor = loaded(auto.AutoModel, auto.AutoProcessor, name)
+    model, processor = from_pretrained(auto.AutoModel, name), auto.AutoProcessor.from_pretrained(name)
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise ValueError(
             f"{name} is a {model.config.model_type} model, which does not compare images with texts, as CLIP and "
@@ -119,17 +136,6 @@ def text_model(request: Request) -> tuple[nn.Module, Any, Sequence[str]]:
 
     auto: Any = transformers
     name = request.model.removeprefix("transformers:")
-    model, tokenizer = loaded(auto.AutoModelForSequenceClassification, auto.AutoTokenizer, name)
+    model = from_pretrained(auto.AutoModelForSequenceClassification, name)
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
-    return model.eval().to(device_of(request)), tokenizer, labels
-
-
-def loaded(kind: Any, words: Any, name: str) -> tuple[Any, Any]:
-    """A model of transformers, all of whose weights were found, and what prepares its inputs."""
-    model, found = kind.from_pretrained(name, output_loading_info=True)
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(
-            f"{name} has no weights for {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}: they would be "
-            "random, and so would be what the model says."
-        )
-    return model, words.from_pretrained(name)
+    return model.eval().to(device_of(request)), auto.AutoTokenizer.from_pretrained(name), labels

@@ -13,6 +13,8 @@ from captum_ext._attention_attribution import AttentionAttribution
 from xai_compare._classes import matches
 from xai_compare._names import close_names, slug
 
+from ._request import Request
+
 Facts = dict[str, Any]
 
 
@@ -74,6 +76,23 @@ def of_class(number: int, labels: Sequence[str], against: int | None) -> Asked:
         return output[..., number] - output[..., against]
 
     return Asked(f"{number}-vs-{against}", f"{name}, not {other}", facts, ContrastTarget(number, against), difference)
+
+
+def asked_classes(request: Request, outputs: Tensor, labels: Sequence[str]) -> list[Asked]:
+    """The classes of a request, else the predicted one, of outputs (1, classes).
+
+    Raises:
+        ValueError: if a name is no class, or a class is to be explained against itself.
+    """
+    count = outputs.shape[1]
+    against = None if request.vs is None else class_number(request.vs, labels, count)
+    numbers = [class_number(text, labels, count) for text in request.classes]
+    if not numbers:
+        ranked = outputs[0].argsort(descending=True).tolist()
+        numbers = [number for number in ranked if number != against][:1]
+    if against is not None and (against in numbers or not numbers):
+        raise ValueError(f"Expected another class for --vs than the one explained, {class_named(against, labels)}.")
+    return [of_class(number, labels, against) for number in dict.fromkeys(numbers)]
 
 
 def of_concept(folder: Path, examples: Tensor, model: Any) -> Asked:

@@ -12,11 +12,11 @@ from adapters.models import output_tensor
 from xai_compare._methods import methods_named
 from xai_compare._seeding import seeded_for
 
-from ._facts import SCHEMA, versions
+from ._facts import SCHEMA, shown, versions
 from ._picture import robust_scale
 from ._request import Request
-from ._subject import text_model
-from ._targets import class_named, class_number, explains_tokens, maps_of_tokens, of_class
+from ._subject import text_model, top
+from ._targets import asked_classes, explains_tokens, maps_of_tokens
 
 
 def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[str]:
@@ -47,13 +47,14 @@ def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[st
         say(f"Text {number + 1} of {len(texts)} ...")
         facts = _explained(text, model, tokenizer, labels, request, methods)
         found.append(facts)
-        yield f"{facts['top'][0]['probability']:7.1%}  {facts['top'][0]['name']}: {text}"
+        best = facts["top"][0]
+        yield f"{shown(best):>7}  {best['name']}: {text}"
     request.out.mkdir(parents=True, exist_ok=True)
     about = {"name": request.model, "weights": "pretrained", "classes": len(labels)}
     written = {"schema": SCHEMA, "model": about, "texts": found, "versions": versions()}
     (request.out / "explanation.json").write_text(json.dumps(written, indent=1, ensure_ascii=False), "utf-8")
     template = Environment(autoescape=True).from_string(files("xai_discern").joinpath("texts.html").read_text("utf-8"))
-    (request.out / "texts.html").write_text(template.render(model=request.model, texts=found), "utf-8")
+    (request.out / "texts.html").write_text(template.render(model=request.model, texts=found, shown=shown), "utf-8")
     yield f"Page: {request.out / 'texts.html'}"
 
 
@@ -62,14 +63,8 @@ def _explained(text: str, model: Any, tokenizer: Any, labels: Any, request: Requ
     inputs = tokenizer(text, return_tensors="pt", truncation=True)
     ids = inputs["input_ids"].to(model.device)
     with torch.no_grad():
-        chances = output_tensor(model(ids))[0].float().softmax(0)
-    ranked = chances.argsort(descending=True).tolist()
-    against = None if request.vs is None else class_number(request.vs, labels, len(chances))
-    numbers = [class_number(one, labels, len(chances)) for one in request.classes]
-    numbers = numbers or [next(number for number in ranked if number != against)]
-    if against in numbers:
-        raise ValueError(f"Expected another class for --vs than the one explained, {class_named(against, labels)}.")
-    asked = [of_class(number, labels, against) for number in dict.fromkeys(numbers)]
+        outputs = output_tensor(model(ids)).float()
+    asked = asked_classes(request, outputs, labels)
     maps = []
     for name, method in methods.items():
         with seeded_for(request.seed, "explain", 0):
@@ -81,10 +76,7 @@ def _explained(text: str, model: Any, tokenizer: Any, labels: Any, request: Requ
         ]
     return {
         "text": text,
-        "top": [
-            {"class": i, "name": class_named(i, labels), "probability": float(chances[i])}
-            for i in ranked[: request.top]
-        ],
+        "top": top(model, outputs, labels, request.top),
         "tokens": _shown(text, tokenizer, ids[0].tolist()),
         "maps": maps,
     }

@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .._pretrained import from_pretrained
+
 
 def loaded(name: str, with_image: bool, device: str, dtype: str) -> tuple[nn.Module, Any]:
     """The model in evaluation mode, and its processor, or its tokenizer for text alone.
@@ -37,12 +39,7 @@ def loaded(name: str, with_image: bool, device: str, dtype: str) -> tuple[nn.Mod
         raise ValueError(f"{name} is a {config.model_type} model, which takes no images. Leave IMAGE out.")
     if not fitting:
         raise ValueError(f"{name} is a {config.model_type} model, which does not answer in words.")
-    model, found = getattr(auto, fitting[0]).from_pretrained(name, dtype=dtype, output_loading_info=True)
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(
-            f"{name} has no weights for {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}: they would be "
-            "random, and so would the answer. Expected a model that was trained to answer."
-        )
+    model = from_pretrained(getattr(auto, fitting[0]), name, dtype=dtype)
     processor = (auto.AutoProcessor if with_image else auto.AutoTokenizer).from_pretrained(name)
     return model.to(device).eval(), processor
 

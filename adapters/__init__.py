@@ -4,7 +4,7 @@ import importlib.metadata
 import typing
 import warnings
 
-from ._lazy import lazy_names
+from . import _lazy
 
 if typing.TYPE_CHECKING:
     from .grad_cam.mhex_cam import MHEXEvidenceCAM as MHEXEvidenceCAM
@@ -44,7 +44,7 @@ _WHERE = {
 """Imported when they are asked for: huggingface_hub and pytorch-grad-cam take as long as all the rest."""
 
 
-__getattr__ = lazy_names(__name__, _WHERE)
+__getattr__ = _lazy.lazy_names(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,7 @@
 
 import typing
 
-from adapters._lazy import lazy_names
+from adapters import _lazy
 
 from .signed_overlay import overlay_figure as overlay_figure
 from .signed_overlay import signed_overlay as signed_overlay
@@ -64,7 +64,7 @@ _WHERE = {
 """Imported when they are asked for: all of them take longer than the one that is needed."""
 
 
-__getattr__ = lazy_names(__name__, _WHERE)
+__getattr__ = _lazy.lazy_names(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
 """Scores of explanations as Quantus metrics, and as functions of tensors; importing registers them with Quantus."""
 
-from adapters._lazy import lazy_names
+from adapters import _lazy
 
 try:
     import quantus as quantus
@@ -40,4 +40,4 @@ from .token_faithfulness import token_faithfulness as token_faithfulness
 
 register()
 
-__getattr__ = lazy_names(__name__, {})
+__getattr__ = _lazy.lazy_names(__name__, {})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from explaining import explain, stopped
 from paths import ROOT
 from PIL import Image
 from pytorch_grad_cam import GradCAM
@@ -32,8 +33,10 @@ from transformers import (
 )
 
 from adapters import reshape_transform_for, target_layer_for
-from captum_ext import CDAM, AttentionMap, ConceptTarget, IntegratedCDAM, RelevancePropagation, TextTarget
+from captum_ext import CDAM, AttentionMap, ConceptTarget, IntegratedCDAM, TextTarget
+from xai_discern import _images
 from xai_discern._picture import robust_scale
+from xai_discern._targets import of_concept
 from xai_discern.cli import main
 
 PAGE = (ROOT / "docs" / "explain.md").read_text()
@@ -59,14 +62,19 @@ def photos(tmp_path_factory):
     return folder
 
 
+def save_texts(folder):
+    """Options that explain a text by a small BERT."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(folder / "texts")
+    word_tokenizer().save_pretrained(folder / "texts")
+    (folder / "texts.txt").write_text("the cat")
+    return "--text-file", folder / "texts.txt", "--model", folder / "texts"
+
+
 def seen(model, path):
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     return transform(Image.open(path).convert("RGB"))[None]
-
-
-def explain(out, *arguments):
-    main(["explain", *map(str, arguments), "--out", str(out)])
-    return json.loads((out / "explanation.json").read_text("utf-8"))
 
 
 def test_classes_by_name_are_those_of_the_class_called_by_hand(model, photos, tmp_path, capsys):
@@ -176,6 +184,66 @@ def test_a_damaged_image_costs_itself_only(model, photos, tmp_path, capsys):
     assert "broken.png: skipped: cannot identify image file" in capsys.readouterr().out
 
 
+def test_a_photograph_that_lies_on_its_side_is_turned_upright(model, photos, tmp_path):
+    _, folder = model
+    turned = Image.Exif()
+    turned[0x0112] = 6  # as a phone that was held upright writes it
+    Image.open(photos / "cat.png").convert("RGB").rotate(90, expand=True).save(tmp_path / "phone.png", exif=turned)
+    facts = explain(tmp_path / "out", photos / "cat.png", tmp_path / "phone.png", "--model", folder, "--class", "0")
+    upright, phone = (np.load(tmp_path / "out" / one["maps"][0]["array"]) for one in facts["images"])
+    np.testing.assert_allclose(phone, upright, rtol=1e-5)
+    assert np.abs(np.rot90(upright) - upright).max() > 0.1 * np.abs(upright).max()
+
+
+def test_no_two_results_have_one_name(model, photos, tmp_path):
+    _, folder = model
+    for name in ("red!", "red?"):
+        (tmp_path / name).mkdir()
+        Image.open(photos / ("cat.png" if name == "red!" else "woman.png")).save(tmp_path / name / "1.png")
+    concepts = ("--concept", tmp_path / "red!", "--concept", tmp_path / "red?")
+    methods = ("--method", "one=cdam,other=attention,cdam")
+    (image,) = explain(tmp_path / "out", photos / "cat.png", "--model", folder, "--class", "0", *methods)["images"]
+    assert len({one["array"] for one in image["maps"]}) == 3
+    (image,) = explain(tmp_path / "out", photos / "cat.png", "--model", folder, *concepts)["images"]
+    first, second = (np.load(tmp_path / "out" / one["array"]) for one in image["maps"])
+    assert np.abs(second).max() > 100 * np.abs(first).max()  # nearness to itself has no gradient
+    assert [one["target"]["name"] for one in image["maps"]] == ["red!", "red?"]
+
+
+def test_concepts_and_texts_are_made_once_for_all_images(model, photos, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(_images, "of_concept", lambda *given: made.append(given) or of_concept(*given))
+    explain(tmp_path, photos, "--model", model[1], "--concept", photos)
+    assert len(made) == 1
+
+
+def test_a_single_output_has_no_probability(photos, tmp_path, capsys):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    network = ViTForImageClassification(ViTConfig(**sizes, image_size=32, num_labels=1)).eval()
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    network.save_pretrained(tmp_path / "vit")
+    processor.save_pretrained(tmp_path / "vit")
+    (image,) = explain(tmp_path / "out", photos / "cat.png", "--model", tmp_path / "vit")["images"]
+    value = network(processor(images=Image.open(photos / "cat.png"), return_tensors="pt")["pixel_values"]).logits.item()
+    assert image["top"] == [{"class": 0, "name": "LABEL_0", "output": pytest.approx(value, rel=1e-4)}]
+    assert f"{value:.3g}  LABEL_0" in capsys.readouterr().out
+
+
+def test_what_was_explained_before_a_stop_is_kept(model, photos, tmp_path, monkeypatch, capsys):
+    explained = _images._Session.explained
+
+    def stop(session, file, name):
+        if name == "woman":
+            raise KeyboardInterrupt
+        return explained(session, file, name)
+
+    monkeypatch.setattr(_images._Session, "explained", stop)
+    assert stopped(capsys, "explain", photos, "--model", model[1], "--out", tmp_path)[0] == 130
+    facts = json.loads((tmp_path / "explanation.json").read_text())
+    assert [one["file"][-7:] for one in facts["images"]] == ["cat.png"]
+
+
 def test_random_weights_are_said_loudly_and_names_are_those_of_imagenet(photos, tmp_path, capsys):
     given = (photos / "cat.png", "--model", "timm:deit_tiny_patch16_224", "--class", "tabby", "--top", "2")
     facts = explain(tmp_path, *given)
@@ -212,42 +280,6 @@ def test_a_text_is_compared_with_an_image_and_with_another_text(photos, tmp_path
     assert top == {"name": '"the cat", not "a dog"', "similarity": pytest.approx(float(near[0] - near[1]), abs=1e-6)}
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    """A BERT of three classes of texts."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = BertConfig(vocab_size=len(WORDS), **sizes, id2label={0: "bad", 1: "fair", 2: "good"})
-    model = BertForSequenceClassification(config).eval()
-    folder = tmp_path_factory.mktemp("bert")
-    model.save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
-    return model, folder
-
-
-def test_texts_of_a_file_are_explained_token_by_token(classifier, tmp_path, capsys):
-    network, folder = classifier
-    (tmp_path / "texts.txt").write_text("the cat sat\n\na dog\n")
-    facts = explain(
-        *(tmp_path / "out", "--text-file", tmp_path / "texts.txt", "--model", folder, "--class", "good", "--vs", "bad"),
-        *("--method", "cdam,attention,relevance"),
-    )
-    first, second = facts["texts"]
-    ids = word_tokenizer()("the cat sat", return_tensors="pt")["input_ids"]
-    maps = [CDAM(network).attribute(ids, number)[0] for number in (2, 0)]
-    np.testing.assert_allclose(first["maps"][0]["scores"], maps[0] - maps[1], rtol=1e-3, atol=1e-8)
-    attention = AttentionMap(network).attribute(ids, 2)[0]
-    np.testing.assert_allclose(first["maps"][1]["scores"], attention, rtol=1e-4)
-    difference = RelevancePropagation(network).attribute(ids, lambda output: output[..., 2] - output[..., 0])[0]
-    np.testing.assert_allclose(first["maps"][2]["scores"], difference, rtol=1e-3, atol=1e-8)
-    assert (first["tokens"], second["tokens"]) == (["the", "cat", "sat"], ["a", "dog"])
-    assert {row["name"] for row in first["top"]} == {"bad", "fair", "good"}
-    page = (tmp_path / "out" / "texts.html").read_text()
-    assert page.count("<article>") == 2
-    assert "good, not bad" in page
-    assert "the cat sat" in capsys.readouterr().out
-
-
 def test_a_single_pixel_does_not_set_the_scale():
     maps = torch.linspace(-1, 1, 400).reshape(1, 20, 20)
     spiked = maps.clone()
@@ -256,10 +288,9 @@ def test_a_single_pixel_does_not_set_the_scale():
     assert robust_scale(torch.eye(20)[None] * torch.tensor([0.0] * 19 + [5.0])) == 5.0  # where most are zero
 
 
-def test_the_document_describes_all_that_is_written(model, classifier, photos, tmp_path):
+def test_the_document_describes_all_that_is_written(model, photos, tmp_path):
     facts = explain(tmp_path / "a", photos / "cat.png", "--model", model[1])
-    (tmp_path / "texts.txt").write_text("the cat")
-    texts = explain(tmp_path / "b", "--text-file", tmp_path / "texts.txt", "--model", classifier[1])
+    texts = explain(tmp_path / "b", *save_texts(tmp_path))
     keys = set(re.findall(r"`(\w+)`", PAGE.split("| key of `explanation.json` |")[1]))
 
     def names(value):
@@ -269,12 +300,6 @@ def test_the_document_describes_all_that_is_written(model, classifier, photos, t
 
     assert names(facts) | names(texts) <= keys
     assert facts["schema"] in PAGE
-
-
-def stopped(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([*map(str, arguments)])
-    return stop.value.code, capsys.readouterr().err
 
 
 def test_what_cannot_be_explained_says_what_to_do(model, photos, tmp_path, capsys):
@@ -287,6 +312,7 @@ def test_what_cannot_be_explained_says_what_to_do(model, photos, tmp_path, capsy
     )
     (tmp_path / "none").mkdir()
     (tmp_path / "texts.txt").write_text("\n")
+    (tmp_path / "words.txt").write_text("the cat\n")
     resnet = ("--model", "torchvision:resnet18", "--out", tmp_path / "out")
     for arguments, code, words in (
         ((cat, *fruit, "--class", "aple"), 1, "None of the model's 4 classes is called 'aple' (close: apple)."),
@@ -299,6 +325,9 @@ def test_what_cannot_be_explained_says_what_to_do(model, photos, tmp_path, capsy
         ((cat, "--model", "timm:vit_tiny_patch16_22"), 1, "(close: vit_tiny_patch16_224"),
         ((cat, "--model", f"transformers:{tmp_path / 'vit'}"), 1, "has no weights for classifier."),
         ((cat, "--model", tmp_path / "none"), 1, "has no config.json"),
+        ((cat, "--model", tmp_path / "bert"), 1, "is a bert model, which does not classify images."),
+        (("--text-file", tmp_path / "words.txt", "--model", tmp_path / "vit"), 1, "which does not classify texts."),
+        ((cat, *fruit, "--concept", photos, "--vs", "apple"), 2, "--vs is for classes and texts"),
         ((cat, *fruit, "--text", "a dog"), 1, ""),
         (("--text-file", tmp_path / "texts.txt", *fruit), 1, "Expected a text in each line"),
         ((cat, "--model", "resnet18"), 2, "`xai-discern models resnet18` finds names"),

@@ -2,7 +2,7 @@
 
 import typing
 
-from adapters._lazy import lazy_names
+from adapters import _lazy
 
 if typing.TYPE_CHECKING:
     from ._compare import compare as compare
@@ -25,7 +25,7 @@ _WHERE = {
 """Imported when they are asked for, so that the command answers at once."""
 
 
-__getattr__ = lazy_names(__name__, _WHERE, extra="xai-discern[compare]")
+__getattr__ = _lazy.lazy_names(__name__, _WHERE, extra="xai-discern[compare]")
 
 
 def __dir__() -> list[str]:

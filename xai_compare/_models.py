@@ -20,7 +20,7 @@ from quantus_metrics._outputs import read
 
 from ._checkpoint import load_weights
 from ._names import close_names
-from ._pretrained import from_pretrained
+from ._pretrained import config_for, from_pretrained
 
 FORMS = "digits, timm:NAME, torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION or a folder of a saved model"
 Transform = Callable[[Image.Image], Tensor]
@@ -173,6 +173,7 @@ def _torchvision(name: str, pretrained: bool, options: Mapping[str, Any]) -> Sub
 
 def _transformers(name: str, pretrained: bool, options: Mapping[str, Any]) -> Subject:
     library: Any = importlib.import_module("transformers")
+    config_for(name, "IMAGE_CLASSIFICATION", "classify images")
     processor = library.AutoImageProcessor.from_pretrained(name)
     make = library.AutoModelForImageClassification
     if pretrained:

@@ -21,3 +21,23 @@ def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
             "random, and so would be what the model says. Expected a model that was trained for this task."
         )
     return model
+
+
+def config_for(name: str, task: str, does: str) -> Any:
+    """The configuration of a model, if transformers has models of its type for a task.
+
+    Args:
+        name: A name on the hub, or a folder.
+        task: As in transformers' names of mappings, such as "IMAGE_CLASSIFICATION".
+        does: What such models do, for the message.
+
+    Raises:
+        ValueError: if it is another kind of model.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+
+    config = AutoConfig.from_pretrained(name)
+    if type(config) not in getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING"):
+        raise ValueError(f"{name} is a {config.model_type} model, which does not {does}.")
+    return config

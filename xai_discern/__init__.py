@@ -1,5 +1,5 @@
 """The console command `xai-discern`."""
 
-from adapters._lazy import lazy_names
+from adapters import _lazy
 
-__getattr__ = lazy_names(__name__, {})
+__getattr__ = _lazy.lazy_names(__name__, {})

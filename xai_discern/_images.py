@@ -1,6 +1,5 @@
 """Explaining images: what a model says of each, maps of it, a picture."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +11,14 @@ from torch import Tensor
 
 from adapters.models import evaluation_mode
 from adapters.recording.token_pass import NoTokensError
+from xai_compare._isolation import said
 from xai_compare._method import Method
 from xai_compare._methods import methods_named
 from xai_compare._names import distinct
 from xai_compare._pictures import extensions, opened
 from xai_compare._seeding import seeded_for
 
-from ._facts import SCHEMA, shown, versions
+from ._facts import plain, shown, write_facts
 from ._picture import robust_scale, save_picture
 from ._request import Request
 from ._subject import ImageModel, image_model, top
@@ -57,22 +57,22 @@ def explained_images(request: Request, say: Callable[[str], None]) -> Iterator[s
     session = _Session(request, model, methods, _fixed(request, model))
     request.out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
-    for number, (file, name) in enumerate(zip(files, numbered([file.stem for file in files]), strict=True), start=1):
-        say(f"{file} ({number} of {len(files)}) ...")
-        try:
-            found.append(session.explained(file, name))
-        except (ValueError, TypeError, OSError, NotImplementedError) as error:
-            if len(files) == 1:
-                raise
-            found.append({"file": str(file), "error": f"{type(error).__name__}: {error}"})
-            yield f"{file}: skipped: {error}"
-            continue
-        yield from _said(found[-1])
-    facts = {"schema": SCHEMA, "model": session.about(), "images": found, "versions": versions()}
-    (request.out / "explanation.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
+    try:
+        for file, name in zip(files, numbered([file.stem for file in files]), strict=True):
+            say(f"{file} ({len(found) + 1} of {len(files)}) ...")
+            try:
+                found.append(session.explained(file, name))
+                yield from _said(found[-1])
+            except Exception as error:
+                if len(files) == 1:
+                    raise plain(error) from error
+                found.append({"file": str(file), "error": said(error)})
+                yield f"{file}: skipped: {error}"
+    finally:  # also where it was stopped
+        written = write_facts(request.out, session.about(), images=found)
     if all("error" in one for one in found):
         raise ValueError("No image could be explained.")
-    yield f"Written: {request.out / 'explanation.json'}"
+    yield f"Written: {written}"
 
 
 def _said(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -118,11 +118,11 @@ class _Session:
             if outputs.dim() != 2:
                 raise ValueError(f"Expected a model that classifies an image, got outputs {tuple(outputs.shape)}.")
             asked = self._asked(outputs)
-            said = self._top(outputs, asked)
+            top_rows = self._top(outputs, asked)
             maps = {key: self._maps(key, method, x, asked) for key, method in self.methods.items()}
         scales = {key: robust_scale(found) for key, found in maps.items()}
         picture = f"{name}.maps.png"
-        caption = "   ".join(f"{row['name'].partition(',')[0]} {shown(row)}" for row in said[:_SHOWN])
+        caption = "   ".join(f"{row['name'].partition(',')[0]} {shown(row)}" for row in top_rows[:_SHOWN])
         caption = f"{RANDOM}\n{caption}" if self.model.subject.weights == "random" else caption
         titles = [one.title for one in asked]
         rows = distinct({key: method.title or key for key, method in self.methods.items()})
@@ -131,7 +131,7 @@ class _Session:
         return {
             "file": str(file),
             "seen": list(x.shape[2:]),
-            "top": said,
+            "top": top_rows,
             "maps": [
                 self._saved(name, key, one, found[at], scales[key])
                 for key, found in maps.items()

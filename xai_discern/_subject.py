@@ -13,7 +13,7 @@ from adapters.models import output_tensor, placement_of
 from xai_compare._input_layout import input_layout
 from xai_compare._models import Subject, load_model
 from xai_compare._pictures import Picture, Pictures
-from xai_compare._pretrained import from_pretrained
+from xai_compare._pretrained import config_for, from_pretrained
 
 from ._request import Request
 from ._targets import class_named
@@ -136,6 +136,7 @@ def text_model(request: Request) -> tuple[nn.Module, Any, Sequence[str]]:
 
     auto: Any = transformers
     name = request.model.removeprefix("transformers:")
+    config_for(name, "SEQUENCE_CLASSIFICATION", "classify texts")
     model = from_pretrained(auto.AutoModelForSequenceClassification, name)
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
     return model.eval().to(device_of(request)), auto.AutoTokenizer.from_pretrained(name), labels

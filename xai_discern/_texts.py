@@ -1,6 +1,5 @@
 """Explaining texts: what a model says of each, and the words that speak for and against a class."""
 
-import json
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any
@@ -9,10 +8,11 @@ import torch
 from jinja2 import Environment
 
 from adapters.models import output_tensor
+from xai_compare._isolation import said
 from xai_compare._methods import methods_named
 from xai_compare._seeding import seeded_for
 
-from ._facts import SCHEMA, shown, versions
+from ._facts import plain, shown, write_facts
 from ._picture import robust_scale
 from ._request import Request
 from ._subject import text_model, top
@@ -42,26 +42,36 @@ def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[st
         raise ValueError(f"The method {unfit[0]} explains images; of texts use --method cdam.")
     say(f"Loading {request.model} ...")
     model, tokenizer, labels = text_model(request)
-    found = []
-    for number, text in enumerate(texts):
-        say(f"Text {number + 1} of {len(texts)} ...")
-        facts = _explained(text, model, tokenizer, labels, request, methods)
-        found.append(facts)
-        best = facts["top"][0]
-        yield f"{shown(best):>7}  {best['name']}: {text}"
     request.out.mkdir(parents=True, exist_ok=True)
-    about = {"name": request.model, "weights": "pretrained", "classes": len(labels)}
-    written = {"schema": SCHEMA, "model": about, "texts": found, "versions": versions()}
-    (request.out / "explanation.json").write_text(json.dumps(written, indent=1, ensure_ascii=False), "utf-8")
-    template = Environment(autoescape=True).from_string(files("xai_discern").joinpath("texts.html").read_text("utf-8"))
-    (request.out / "texts.html").write_text(template.render(model=request.model, texts=found, shown=shown), "utf-8")
+    found: list[dict[str, Any]] = []
+    try:
+        for number, text in enumerate(texts, start=1):
+            say(f"Text {number} of {len(texts)} ...")
+            try:
+                found.append(_explained(text, model, tokenizer, labels, request, methods))
+                best = found[-1]["top"][0]
+                yield f"{shown(best):>7}  {best['name']}: {text}"
+            except Exception as error:
+                if len(texts) == 1:
+                    raise plain(error) from error
+                found.append({"text": text, "error": said(error)})
+                yield f"{text}: skipped: {error}"
+    finally:  # also where it was stopped
+        about = {"name": request.model, "weights": "pretrained", "classes": len(labels)}
+        write_facts(request.out, about, texts=found)
+        template = files("xai_discern").joinpath("texts.html").read_text("utf-8")
+        page = Environment(autoescape=True).from_string(template).render(model=request.model, texts=found, shown=shown)
+        (request.out / "texts.html").write_text(page, "utf-8")
+    if all("error" in one for one in found):
+        raise ValueError("No text could be explained.")
     yield f"Page: {request.out / 'texts.html'}"
 
 
 def _explained(text: str, model: Any, tokenizer: Any, labels: Any, request: Request, methods: Any) -> dict[str, Any]:
     """What `explanation.json` says of a text."""
-    inputs = tokenizer(text, return_tensors="pt", truncation=True)
-    ids = inputs["input_ids"].to(model.device)
+    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length))
+    encoded = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=tokenizer.is_fast)
+    ids = torch.tensor([encoded["input_ids"]], device=model.device)
     with torch.no_grad():
         outputs = output_tensor(model(ids)).float()
     asked = asked_classes(request, outputs, labels)
@@ -77,15 +87,14 @@ def _explained(text: str, model: Any, tokenizer: Any, labels: Any, request: Requ
     return {
         "text": text,
         "top": top(model, outputs, labels, request.top),
-        "tokens": _shown(text, tokenizer, ids[0].tolist()),
+        "tokens": _pieces(text, tokenizer, encoded),
+        "cut": len(tokenizer(text)["input_ids"]) - len(encoded["input_ids"]),
         "maps": maps,
     }
 
 
-def _shown(text: str, tokenizer: Any, ids: list[int]) -> list[str]:
+def _pieces(text: str, tokenizer: Any, encoded: Any) -> list[str]:
     """The piece of the text that each token is; of special tokens their name."""
-    names: list[str] = tokenizer.convert_ids_to_tokens(ids)
-    if not tokenizer.is_fast:
-        return names
-    spans = tokenizer(text, return_offsets_mapping=True, truncation=True)["offset_mapping"]
+    names: list[str] = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    spans = encoded.get("offset_mapping") or [(0, 0)] * len(names)
     return [text[first:last] or name for name, (first, last) in zip(names, spans, strict=True)]

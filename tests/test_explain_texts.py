@@ -5,7 +5,7 @@ import pytest
 import torch
 from explaining import explain
 from tiny_tokenizer import WORDS, word_tokenizer
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, T5Config, T5ForSequenceClassification
 
 from captum_ext import CDAM, AttentionMap, RelevancePropagation
 from xai_discern import _texts
@@ -66,3 +66,19 @@ def test_a_text_longer_than_the_model_reads_is_cut_and_one_that_fails_costs_itse
     page = (tmp_path / "out" / "texts.html").read_text()
     assert "The last 1 tokens are more than the model reads" in page
     assert "Skipped: ZeroDivisionError" in page
+
+
+def test_a_model_that_says_no_limit_reads_whole_texts(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    special = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    network = T5ForSequenceClassification(T5Config(vocab_size=len(WORDS), **sizes, **special, num_labels=3)).eval()
+    network.save_pretrained(tmp_path / "t5")
+    word_tokenizer().save_pretrained(tmp_path / "t5")
+    (tmp_path / "texts.txt").write_text("the cat " * 300 + "[EOS]\n")
+    (text,) = explain(tmp_path / "out", "--text-file", tmp_path / "texts.txt", "--model", tmp_path / "t5")["texts"]
+    assert (text["cut"], len(text["tokens"])) == (0, 601)
+    best = text["maps"][0]["target"]["class"]
+    ids = word_tokenizer()("the cat " * 300 + "[EOS]", return_tensors="pt")["input_ids"]
+    scores = CDAM(network).attribute(ids, best)[0]
+    np.testing.assert_allclose(text["maps"][0]["scores"], scores, rtol=1e-3, atol=1e-8)

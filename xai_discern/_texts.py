@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from importlib.resources import files
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from ._picture import robust_scale
 from ._request import Request
 from ._subject import text_model, top
 from ._targets import asked_classes, explains_tokens, maps_of_tokens
+
+_LETTERS = 100  # of a text, in what is printed
+_NO_LIMIT = 10**9  # what tokenizers have in place of a limit is larger
 
 
 def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[str]:
@@ -50,12 +54,12 @@ def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[st
             try:
                 found.append(_explained(text, model, tokenizer, labels, request, methods))
                 best = found[-1]["top"][0]
-                yield f"{shown(best):>7}  {best['name']}: {text}"
+                yield f"{shown(best):>7}  {best['name']}: {shorten(text, _LETTERS)}"
             except Exception as error:
                 if len(texts) == 1:
                     raise plain(error) from error
                 found.append({"text": text, "error": said(error)})
-                yield f"{text}: skipped: {error}"
+                yield f"{shorten(text, _LETTERS)}: skipped: {error}"
     finally:  # also where it was stopped
         about = {"name": request.model, "weights": "pretrained", "classes": len(labels)}
         write_facts(request.out, about, texts=found)
@@ -69,8 +73,10 @@ def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[st
 
 def _explained(text: str, model: Any, tokenizer: Any, labels: Any, request: Request, methods: Any) -> dict[str, Any]:
     """What `explanation.json` says of a text."""
-    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length))
-    encoded = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=tokenizer.is_fast)
+    known = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
+    limits = [one for one in known if one is not None and one < _NO_LIMIT]
+    cut = {"truncation": True, "max_length": min(limits)} if limits else {}
+    encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, **cut)
     ids = torch.tensor([encoded["input_ids"]], device=model.device)
     with torch.no_grad():
         outputs = output_tensor(model(ids)).float()

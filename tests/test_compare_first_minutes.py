@@ -92,24 +92,23 @@ def test_the_bar_counts_scores_and_goes_on_where_it_was(tmp_path, capsys):
     assert re.search(r"20/20 \[", said)
 
 
-def test_before_the_work_it_says_how_much_it_is(tmp_path, capsys):
-    model, images = Linear(), torch.randn(5, 1, 6, 6)
-    settings = {"methods": ["saliency", "ixg"], "metrics": ["soft-average-drop"], "gallery": 0, "resamples": 100}
-    compare(model, images, out=tmp_path / "run", **settings)
-    said = re.search(
-        r"10 scores \(5 samples, 2 methods, 1 metrics\), about ([\d,]+) forward passes", capsys.readouterr().err
-    )
-    before = model.passed
-    compare(model, images, out=tmp_path / "again", **settings)
-    done = model.passed - before
-    assert int(said[1].replace(",", "")) == pytest.approx(done, rel=0.5)  # backward passes count too, shared ones once
+@pytest.mark.parametrize(("metric", "maps"), [("soft-average-drop", 1), ("deletion", 1), ("class-discrimination", 2)])
+def test_before_the_work_it_says_how_much_it_is(tmp_path, capsys, monkeypatch, metric, maps):
+    model, images, before = Linear(), torch.randn(5, 1, 6, 6), []
+    said = _runner.estimate
+    monkeypatch.setattr(_runner, "estimate", lambda *given: before.append(model.passed) or said(*given))
+    compare(model, images, out=tmp_path, methods=["occlusion"], metrics=[metric], gallery=0, resamples=100)
+    told = r"5 scores \(5 samples, 1 methods, 1 metrics\), about ([\d,]+) forward passes"
+    count = int(re.search(told, capsys.readouterr().err)[1].replace(",", ""))
+    assert count == pytest.approx(model.passed - before[0], rel=0.2)  # what scores share is counted twice
+    assert count > 5 * 36 * maps  # occlusion passes the model once for each pixel
 
 
 def test_the_estimate_is_of_the_methods_that_fit_and_is_left_out_where_nothing_was_tried():
-    checked = Checked({"a": 2.0, "b": 3.0}, {"c": "unfit"}, 10.0, 0.5)
+    checked = Checked({"a": 2.0, "b": 3.0}, {"c": "unfit"}, 2, 10.0, 0.5)
     said = estimate(checked, 4, ["a", "b", "c"], ["m", "n"])
-    assert said.startswith("16 scores (4 samples, 2 methods, 2 metrics), about 100 forward passes: roughly 50 s")
-    assert estimate(Checked({"a": 2.0}, {}, 10.0, 0.5), 4, ["a", "b"], ["m"]) == ""
+    assert said.startswith("16 scores (4 samples, 2 methods, 2 metrics), about 120 forward passes: roughly 1 min")
+    assert estimate(Checked({"a": 2.0}, {}, 1, 10.0, 0.5), 4, ["a", "b"], ["m"]) == ""
     assert estimate(Checked(), 4, ["a"], ["m"]) == ""
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from explaining import explain, stopped
 from paths import ROOT
 from PIL import Image
@@ -345,9 +346,18 @@ def test_what_cannot_be_explained_says_what_to_do(model, photos, tmp_path, capsy
 
 
 def test_what_the_message_about_a_network_without_attention_advises_works(photos, tmp_path):
-    given = (photos / "cat.png", "--model", "torchvision:resnet18", "--method", "gradcam")
-    (found,) = explain(tmp_path, *given)["images"][0]["maps"]
-    assert np.load(tmp_path / found["array"]).std() > 0
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18().eval()
+    torch.save(network.state_dict(), tmp_path / "resnet.pt")
+    given = (photos / "cat.png", "--model", "torchvision:resnet18", "--checkpoint", tmp_path / "resnet.pt")
+    facts = explain(tmp_path / "out", *given, "--method", "gradcam", "--class", "tabby")
+    (found,) = facts["images"][0]["maps"]
+    transform = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    with GradCAM(network, [network.layer4[-1]]) as cam:
+        expected = cam(transform(Image.open(photos / "cat.png"))[None], [ClassifierOutputTarget(281)])[0]
+    np.testing.assert_allclose(np.load(tmp_path / "out" / found["array"]), expected, atol=1e-4)
+    assert expected.max() > 0.5
+    assert facts["model"]["weights"] == str(tmp_path / "resnet.pt")
 
 
 @pytest.mark.slow

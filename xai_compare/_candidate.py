@@ -105,7 +105,8 @@ class Candidate:
             fitting = replace(self.evaluate, explains=explains)
             readable = (one for one in map(self.read, range(self.count)) if isinstance(one, Sample))
             cost = check_metrics(fitting, metrics, islice(readable, 2))
-        return Checked(forwards, unfit, *cost)
+        maps = 2 if any(metric.compares_classes for metric in metrics.values()) else 1
+        return Checked(forwards, unfit, maps, *cost)
 
     def work(self, start: int, cells: Mapping[str, list[str]]) -> Iterator[Step]:
         """The work on a batch of samples."""

@@ -38,12 +38,14 @@ class Checked:
     Attributes:
         forwards: What an explanation by each method costs, in forward passes.
         unfit: Why others do not fit.
+        maps: How many maps of each sample are made: two where a metric compares classes.
         passes: What scoring a map by all metrics costs, in forward passes; NaN where it is not known.
         seconds: What a pass takes for each sample of a batch.
     """
 
     forwards: Mapping[str, float] = field(default_factory=dict)
     unfit: Mapping[str, str] = field(default_factory=dict)
+    maps: int = 1
     passes: float = math.nan
     seconds: float = math.nan
 

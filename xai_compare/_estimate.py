@@ -15,7 +15,7 @@ def estimate(checked: Checked, samples: int, methods: Sized, metrics: Sized) -> 
     costs = [cost for cost in checked.forwards.values() if math.isfinite(cost)]
     if len(costs) < len(methods) - len(checked.unfit) or not costs or not math.isfinite(checked.passes):
         return ""
-    passes = samples * (sum(costs) + len(costs) * checked.passes)
+    passes = samples * (checked.maps * sum(costs) + len(costs) * checked.passes)
     seconds = passes * checked.seconds
     scores = samples * len(costs) * len(metrics)
     return (

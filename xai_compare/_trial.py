@@ -79,8 +79,8 @@ def check_metrics(
     """Score maps of the first method by each of these metrics, on one sample or, where that fails, on each of these.
 
     Returns:
-        What explaining and scoring one sample costs in forward passes, and how many seconds a pass takes for each
-        sample of a batch; NaN where a metric fails.
+        What scoring a map by all of them costs in forward passes, and how many seconds a pass takes for each sample
+        of a batch; NaN where a metric fails.
 
     Raises:
         ValueError: if metrics fail on all of them; the message says why for each.
@@ -115,17 +115,18 @@ def check_metrics(
 
 
 def _tried(trial: Evaluation, sample: Sample, method: str, bar: Any) -> tuple[float, Batch]:
-    """What scoring a sample costs in forward passes, and the results."""
-    found = Batch()
+    """What scoring a map costs in forward passes, and the results."""
+    steps = trial([sample], {method: list(trial.metrics)})
+    next(steps)  # before the map is made
+    batch = next(steps).batch  # of all steps the same
+    bar.update()
 
-    def work() -> None:
-        nonlocal found
-        for step in trial([sample], {method: list(trial.metrics)}):
+    def score() -> None:
+        for _ in steps:
             bar.update()
-            found = step.batch
 
     x = placement_of(trial.model).moved(sample.image[None])
-    return in_forwards(work, lambda: trial.model(x)), found
+    return in_forwards(score, lambda: trial.model(x)), batch
 
 
 def _seconds(trial: Evaluation, sample: Sample) -> float:

@@ -12,6 +12,20 @@ NO_BROWSER = "there is no browser"
 torch.set_num_threads(1)  # the models are so small that threads wait for one another, and each worker has a core
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` is applied
+def pytest_collection_modifyitems(items):
+    """Marks as slow all but N cases, spread evenly, of each test that is marked `sampled(N)`."""
+    cases = {}
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is not None:
+            cases.setdefault((item.path, item.originalname, mark.args[0]), []).append(item)
+    for (_, _, count), found in cases.items():
+        kept = {i * len(found) // count for i in range(count)}
+        for item in (item for i, item in enumerate(found) if i not in kept):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -181,6 +181,7 @@ class Two(nn.Module):
         return torch.cat([-z if self.logits else 0 * z, z], 1)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", [name for name in SCORES if name not in ("class", "compactness", "compactness, 2/3")])
 @pytest.mark.parametrize("form", [lambda m: m, lambda m: lambda x: m(x)[:, 0], lambda m: lambda x: m(x).squeeze()])
 def test_one_logit_is_a_binary_question(name, form):

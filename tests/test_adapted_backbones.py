@@ -93,6 +93,7 @@ def gradients_at_the_last_norm(model, images, target):
         hook.remove()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", VITS)
 def test_cdam_and_relevance_equal_autograd(name):
     model = VITS[name]()
@@ -111,6 +112,7 @@ def test_cdam_and_relevance_equal_autograd(name):
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", CNNS)
 def test_mhex_learns_its_gates_and_what_was_not_frozen(name):
     backbone = CNNS[name]()
@@ -134,6 +136,7 @@ def test_mhex_learns_its_gates_and_what_was_not_frozen(name):
     assert images.requires_grad is False
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", CNNS)
 def test_ca_stream_of_adapted_networks(name):
     backbone = CNNS[name]()

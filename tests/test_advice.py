@@ -229,6 +229,7 @@ def cam_by_hand(model, layer):
     return (gradient.mean((2, 3), keepdim=True) * seen[0]).sum(1, keepdim=True).detach()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize("case", PLACES.values(), ids=PLACES)
 def test_advice_on_where_the_tokens_are(case):

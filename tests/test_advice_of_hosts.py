@@ -190,6 +190,7 @@ SCORES = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", SCORES.values(), ids=SCORES)
 def test_advice_of_scores(case):
     check(case)

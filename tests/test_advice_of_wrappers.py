@@ -49,6 +49,7 @@ def sized(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BOTH)
 def test_a_size_is_told_to_a_network_that_does_not_say_its_own(kind):
     with pytest.raises(ValueError, match=r"224\): 96 pixels only;.*tell it: `model.image_size = \(height, width\)`"):
@@ -64,6 +65,7 @@ def test_a_size_that_a_part_says_is_found():
     torch.testing.assert_close(MHEXCAM(inside).attribute(images, 1), MHEXCAM(wrapped(MHEX, VIT)).attribute(images, 1))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "ask",
     [lambda m, x: m(x), lambda m, x: (MHEXCAM if isinstance(m, MHEX) else RawAttention)(m).attribute(x, 1)],
@@ -123,6 +125,7 @@ def test_a_wrapper_with_an_output_is_saved_and_loaded(kind, options, output, tmp
     assert torch.equal(loaded(LARGE), model(LARGE))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize(
     ("output", "error", "words"),
@@ -329,6 +332,7 @@ def scaled(maps):
     return maps / (1e-7 + maps.amax((1, 2), keepdim=True))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", WRAPPERS.values(), ids=WRAPPERS)
 def test_advice_of_wrappers_and_their_cams(case):
     check(case)

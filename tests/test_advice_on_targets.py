@@ -113,6 +113,7 @@ def test_advice_on_what_is_explained(case):
     check(case)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "make",
     [

@@ -42,6 +42,7 @@ def test_each_token_of_an_answer_is_explained_as_in_its_prompt_alone(name, side,
         assert not maps.scores[row, ~real].any()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", [IntegratedCDAM, SmoothCDAM, AttentionMap, RelevancePropagation])
 def test_padding_changes_no_method(method):
     model = decoder("llama")
@@ -119,6 +120,7 @@ ODD = ("DoryForCausalLM", "DeepseekV3ForCausalLM", "AfmoeForCausalLM", "JetMoeFo
 SLOW = ("Gemma3ForCausalLM", "Qwen3NextForCausalLM", "FalconForCausalLM", "BloomForCausalLM", "Zamba2ForCausalLM")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", [*ODD, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_decoders_with_gates_experts_and_latent_attention(name):
     (entry,) = [entry for entry in zoo.entries() if entry.name == name]

@@ -19,6 +19,7 @@ def without_padding(name, inputs, sample):
     return {key: value for key, value in alone.items() if key != "labels"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_are_those_of_each_prompt_alone_and_word_by_word(name, side):
@@ -36,6 +37,7 @@ def test_scores_are_those_of_each_prompt_alone_and_word_by_word(name, side):
         assert torch.equal(maps.scores, maps.per_token.sum(1))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_generation_is_explained_from_its_own_passes(name):
     model, inputs = build(name)

@@ -48,6 +48,7 @@ def test_maps_of_the_truth_score_1_and_turned_ones_0_on_the_patches(conditions):
     assert scored(two, maps.abs(), problem)["signs"] == 0.0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["linear", "rigid", "xor"])
 def test_the_mean_of_tetromino_images_of_one_class_differs_only_on_the_masks(kind):
     images, classes, masks = tetrominoes.draw(3000, kind, "white")
@@ -75,6 +76,7 @@ def test_multiplied_noise_has_a_smaller_spread_on_the_tetromino_of_the_class():
     torch.testing.assert_close(ratio, torch.full_like(ratio, 0.3), atol=0.05, rtol=0)  # 1 - alpha
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("task", [tetrominoes.TASKS[0], tetrominoes.TASKS[-1], *texts.TASKS], ids=lambda t: t.name)
 def test_maps_of_the_mask_score_1_on_tetrominoes_and_words(task, conditions):
     problem = task.make(conditions)
@@ -85,6 +87,7 @@ def test_maps_of_the_mask_score_1_on_tetrominoes_and_words(task, conditions):
     assert scored(task, 1 - maps, problem)["emd"] < 0.9
 
 
+@pytest.mark.slow
 def test_trained_weights_are_kept_and_are_the_same_again(conditions, tmp_path):
     first = texts.problem(conditions).model.state_dict()
     (file,) = tmp_path.glob("reader-*.safetensors")
@@ -107,6 +110,7 @@ def test_sentences_say_the_gender_in_the_marked_words_only():
             assert {word in women for word in words if word in gendered} == {gender == 0}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_what_a_removed_digit_changes_is_the_logit_s_loss(conditions):
     problem, (_, task) = digits.parts(conditions), digits.TASKS
@@ -121,6 +125,7 @@ def test_what_a_removed_digit_changes_is_the_logit_s_loss(conditions):
     assert scored(task, -maps, problem) == pytest.approx({"agreement": 0.0})
 
 
+@pytest.mark.slow
 def test_on_scenes_the_digit_asked_for_scores_1_and_the_other_0(conditions):
     problem, (task, _) = digits.scenes(conditions), digits.TASKS
     masks = problem.truth["masks"].float()
@@ -154,6 +159,7 @@ KINDS = ["one-patch", "difference", "digits", "removed-part", "mosaic", "difull"
 KINDS += [f"tetromino-{kind}-white-cnn" for kind in tetrominoes.SIGNAL]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", KINDS)
 def test_random_maps_score_what_the_task_says_is_chance(name, tmp_path):
     (task,) = tasks_named(name)

@@ -176,6 +176,7 @@ def by_hand(model, x, target):
     return relevance[:, 0]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("rows_at_once", [None, 2])
 def test_relevance_equals_attention_written_out(kind, rows_at_once, monkeypatch):
@@ -308,6 +309,7 @@ def test_transformers_eager_attention_in_float64_is_explained(name):
         torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-8, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_memory_is_at_most_that_of_input_times_gradient():
     from measuring import peak_memory
 

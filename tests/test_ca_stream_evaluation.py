@@ -14,6 +14,7 @@ from adapters import CAStream
 # Evaluation
 
 
+@pytest.mark.slow
 def test_activations_have_gradients_in_evaluation_and_images_stay():
     wrapper, pixels, seen = stream_on(resnet()), images(), []
     before = pixels.clone()
@@ -28,6 +29,7 @@ def test_activations_have_gradients_in_evaluation_and_images_stay():
         assert not wrapper(pixels).requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("specific", [False, True])
 def test_modes_and_layouts_give_the_same(specific):
     wrapper = stream_on(resnet(), class_specific=specific)

@@ -19,6 +19,7 @@ from quantus_metrics import explain_func
 # pytorch-grad-cam, Captum, Quantus
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("options", [{}, {"projections": True}, {"class_specific": True}], ids=str)
 def test_gradcam_is_the_one_derived_by_hand(options):
     wrapper = stream_on(resnet(), **options).float()
@@ -119,6 +120,7 @@ def test_captum_integrated_gradients_are_complete():
     torch.testing.assert_close(maps.sum((1, 2, 3)), change, rtol=0.02, atol=0.01 * change.abs().max().item())
 
 
+@pytest.mark.slow
 def test_captum_saliency_and_activations_are_those_of_the_stream():
     wrapper, pixels = stream_on(resnet()), images().requires_grad_()
     (gradient,) = torch.autograd.grad(wrapper(pixels)[:, 2].sum(), pixels)
@@ -161,6 +163,7 @@ def test_quantus_explains_it():
 # Raw attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("specific", [False, True])
 def test_raw_attention_is_the_map_that_comes_with_the_prediction(specific):
     wrapper = stream_on(resnet(), class_specific=specific).train()

@@ -92,6 +92,7 @@ def differ(values, share=1e-3):
     assert (values[0] - values[1]).abs().max() > share * values.abs().max()
 
 
+@pytest.mark.sampled(3)
 @each_family
 def test_stages_are_those_of_the_specification(name):
     case, wrapper = CASES[name], wrapped(name)
@@ -132,6 +133,7 @@ def test_stream_is_the_formulas(name):
         torch.testing.assert_close(actual.sum((1, 2)), torch.ones(len(images), dtype=torch.float64))
 
 
+@pytest.mark.sampled(2)
 @each_family
 def test_keys_values_and_class_queries_are_the_formulas(name):
     wrapper, images = wrapped(name, full=True), images_for(name)

@@ -91,6 +91,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_changed_model_is_explained_as_it_is_now(change, monkeypatch):
     case = build("timm")

@@ -47,6 +47,7 @@ def seen(model, side=96):
     return model, images, cnn_truth.run_plain(model, images)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("make", [lambda: long_first(False), lambda: long_first(True), poolformer, ghostnet])
 def test_the_gated_branch_is_the_one_with_fewer_convolutions(make):
     difference, odd, blocks = cnn_truth.check_mhex(*seen(make()))
@@ -55,6 +56,7 @@ def test_the_gated_branch_is_the_one_with_fewer_convolutions(make):
     assert blocks
 
 
+@pytest.mark.slow
 def test_additions_of_a_network_without_lists_are_found():
     model, images, plain = seen(timm.create_model("dla46x_c", num_classes=5))
     difference, odd, blocks = cnn_truth.check_mhex(model, images, plain)
@@ -88,6 +90,7 @@ def test_a_window_larger_than_the_map_averages_it_whole():
         CAStream(Ceiling(divisor_override=3))
 
 
+@pytest.mark.slow
 def test_the_reference_sees_a_branch_that_is_exchanged():
     model, images, plain = seen(timm.create_model("resnet10t", num_classes=5))
     wrapper = MHEX(model)
@@ -100,6 +103,7 @@ def test_the_reference_sees_a_branch_that_is_exchanged():
 GATED = ("test_resnet", "hrnet_w18_small", "ghostnet_050", "test_convnext", "res2net50_14w_8s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if i < 2 else pytest.mark.slow) for i, n in enumerate(GATED)]
 )
@@ -113,6 +117,7 @@ def test_gated_networks_compute_what_gates_below_torchs_functions_do(name):
         assert cnn_truth.difference(gated(images), plain.logits) > 1e-3  # so gates matter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "selecsls42"])
 def test_every_resolution_is_a_stage_where_modules_return_several_maps(name):
     model, images, plain = seen(timm.create_model(name, num_classes=5))

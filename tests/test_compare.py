@@ -85,6 +85,7 @@ def failing_for(image, error=RuntimeError):
     return Failing
 
 
+@pytest.mark.slow
 def test_scores_are_those_computed_by_hand(run, model, images):
     metrics = ["soft-average-drop", "box-sensitivity", "compactness", "class-discrimination"]
     found = run(["ixg", "saliency"], metrics, options=BOXES)
@@ -281,6 +282,7 @@ def test_scores_of_another_number_are_refused_with_their_shape(run, monkeypatch)
         run()
 
 
+@pytest.mark.slow
 def test_channels_may_be_kept_beside_failures(run, images):
     colours = images.expand(-1, 3, -1, -1).clone()
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -303,6 +305,7 @@ def failing_first(error):
     return Failing
 
 
+@pytest.mark.slow
 def test_a_method_that_always_breaks_is_recorded_cell_by_cell(run):
     with pytest.warns(UserWarning, match="breaks failed on the first sample: RuntimeError: out of order"):
         found = run({"breaks": failing_first(RuntimeError("out of order")), "ixg": "ixg"})

@@ -73,6 +73,7 @@ def compared(name, model, images, layers, **given):
     np.testing.assert_allclose(by_name(name, model, images, **options), theirs, atol=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_of_a_small_resnet(name):
     model = small_resnet()
@@ -86,6 +87,7 @@ def test_of_a_resnet18(name):
     compared(name, model, torch.randn(2, 3, 112, 80), [model.layer1, model.layer2, model.layer3, model.layer4])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_ON_VITS])
 def test_of_a_vit(name):
     height, width = (64, 64) if name == "sess" else (64, 48)  # its windows are squares

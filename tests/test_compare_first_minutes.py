@@ -50,6 +50,7 @@ def run(out, **settings):
     return compare(Linear(), images, out=out, methods=["ixg", "saliency"], metrics=metrics, **(cheap | settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["stopped", "killed"])
 def test_a_stop_within_a_batch_keeps_its_finished_scores_and_the_rest_is_as_if_nothing_was(tmp_path, monkeypatch, ends):
     Stopping.calls, Stopping.stops_at = 0, 3  # one of the check, then the second metric of each method
@@ -83,6 +84,7 @@ def test_a_stop_within_a_batch_keeps_its_finished_scores_and_the_rest_is_as_if_n
     assert maps["run"] == maps["whole"] > 0
 
 
+@pytest.mark.slow
 def test_the_bar_counts_scores_and_goes_on_where_it_was(tmp_path, capsys):
     run(tmp_path / "run", limit=4)
     assert re.search(r"16/16 \[.*score/s|16/16 \[.*s/score", capsys.readouterr().err)
@@ -92,6 +94,7 @@ def test_the_bar_counts_scores_and_goes_on_where_it_was(tmp_path, capsys):
     assert re.search(r"20/20 \[", said)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("metric", "maps"), [("soft-average-drop", 1), ("deletion", 1), ("class-discrimination", 2)])
 def test_before_the_work_it_says_how_much_it_is(tmp_path, capsys, monkeypatch, metric, maps):
     model, images, before = Linear(), torch.randn(5, 1, 6, 6), []
@@ -112,6 +115,7 @@ def test_the_estimate_is_of_the_methods_that_fit_and_is_left_out_where_nothing_w
     assert estimate(Checked(), 4, ["a"], ["m"]) == ""
 
 
+@pytest.mark.slow
 def test_with_too_few_images_for_any_test_the_page_says_how_many_are_needed(tmp_path):
     rows = [{"metric": "m", "n": 5}] * 3
     first, second = too_few(rows).split(": ")
@@ -123,6 +127,7 @@ def test_with_too_few_images_for_any_test_the_page_says_how_many_are_needed(tmp_
     assert "With 5 images no test can give" in run(tmp_path / "few").report().read_text()
 
 
+@pytest.mark.slow
 def test_random_weights_are_named_in_the_head_of_the_report(tmp_path):
     (tmp_path / "images").mkdir()
     torch.manual_seed(0)
@@ -155,6 +160,7 @@ def test_a_quick_look_takes_few_samples_unless_told_otherwise(monkeypatch, line)
     assert {one["batch_size"] for one in asked} == {Settings.batch_size}  # so that the run can grow
 
 
+@pytest.mark.slow
 def test_what_is_said_after_a_stop_is_true(tmp_path, monkeypatch, capsys):
     def stop(**_):
         raise KeyboardInterrupt

@@ -32,6 +32,7 @@ def frame(table, **chosen):
     return table.drop(columns=[c for c in table if c.endswith("seconds")]).reset_index(drop=True)
 
 
+@pytest.mark.slow
 def test_each_model_has_the_rows_that_it_has_alone(tmp_path):
     both = run({"First": linear(0), "second": linear(1, 4)}, tmp_path / "both")
     assert list(both.run["models"]) == ["first", "second"]
@@ -45,6 +46,7 @@ def test_each_model_has_the_rows_that_it_has_alone(tmp_path):
     assert both.explanations().groupby("model").target.nunique().min() > 1
 
 
+@pytest.mark.slow
 def test_models_are_told_apart_by_paired_tests_over_the_same_samples(tmp_path):
     both = run({"a": linear(0), "b": linear(1)}, tmp_path / "both")
     tests, scores = both.model_tests(), both.scores()
@@ -61,6 +63,7 @@ def test_models_are_told_apart_by_paired_tests_over_the_same_samples(tmp_path):
         assert row.p_holm == pytest.approx(min(1, max(2 * others[0], row.p if row.p > others[0] else 0)))
 
 
+@pytest.mark.slow
 def test_models_are_added_to_a_run_and_only_what_is_missing_is_computed(tmp_path):
     models = {"a": linear(0), "b": linear(1)}
     whole = run(models, tmp_path / "whole")
@@ -79,6 +82,7 @@ def test_models_are_added_to_a_run_and_only_what_is_missing_is_computed(tmp_path
         run({"a": linear(2)}, tmp_path / "grown")
 
 
+@pytest.mark.slow
 def test_a_method_that_fits_one_model_only_is_left_out_for_the_other(tmp_path):
     conv = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
     found = run({"flat": linear(0), "conv": conv}, tmp_path / "run", ["gradcam", "ixg"])
@@ -95,6 +99,7 @@ def test_a_method_that_fits_one_model_only_is_left_out_for_the_other(tmp_path):
         run({"flat": linear(0), "conv": conv}, tmp_path / "refused", ["cdam", "ixg"])
 
 
+@pytest.mark.slow
 def test_checkpoints_of_one_model_are_models(tmp_path):
     for epoch in (1, 2):
         torch.save(linear(epoch).state_dict(), tmp_path / f"epoch-{epoch}.pt")
@@ -149,6 +154,7 @@ def counted(seed=0):
     return Counted(seed)
 
 
+@pytest.mark.slow
 def test_one_named_model_is_in_memory_at_a_time(tmp_path):
     options = {"b": {"seed": 1}, "model": {"seed": 0}}
     names = [f"{one}=python:test_compare_models:counted" for one in ("a", "b")]
@@ -159,12 +165,14 @@ def test_one_named_model_is_in_memory_at_a_time(tmp_path):
     pd.testing.assert_frame_equal(frame(found.scores(), model="b"), frame(alone.scores()), check_exact=True)
 
 
+@pytest.mark.slow
 def test_data_that_can_be_read_once_are_read_for_all_models(tmp_path):
     stream = (one for one in IMAGES)
     found = run({"a": linear(0), "b": linear(1)}, tmp_path / "run", images=stream, limit=4)
     assert found.scores().groupby("model")["sample"].nunique().to_dict() == {"a": 4, "b": 4}
 
 
+@pytest.mark.slow
 def test_models_on_the_command_line(tmp_path, capsys):
     options = ["--option", "small.embed_dim=12", "--option", "large.embed_dim=24"]
     shared = {"img_size": 48, "in_chans": 1, "depth": 1, "num_heads": 1, "num_classes": 10}

@@ -14,6 +14,7 @@ from xai_compare import compare
 from xai_compare.cli import main
 
 
+@pytest.mark.slow
 def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path):
     names = ["1", "null", "NA", "1e3", "true"]
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), torch.rand(3, 1, 6, 6)
@@ -33,6 +34,7 @@ class Theirs(quantus_metrics.Compactness):
     """A third party's score."""
 
 
+@pytest.mark.slow
 def test_third_parties_add_methods_and_metrics(monkeypatch, capsys, tmp_path):
     points = [
         importlib.metadata.EntryPoint("Their Method", "captum.attr:Saliency", "xai_compare.methods"),

@@ -70,6 +70,7 @@ def scores(run, sample=0):
     return table[table["sample"] == sample].set_index(["method", "metric"])["score"].to_dict()
 
 
+@pytest.mark.slow
 def test_words_that_are_taken_away_and_added_give_the_probabilities_of_shorter_prompts(text_model, tmp_path):
     options = {"word-deletion": {"steps": 4}, "word-insertion": {"steps": 4}}
     data = [{"question": QUESTION, "answer": ANSWER, "against": "of"}]
@@ -98,6 +99,7 @@ def test_words_that_are_taken_away_and_added_give_the_probabilities_of_shorter_p
         assert scores(run)[name, "word-insertion"] == pytest.approx(found["insertion"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_places_of_the_image_get_its_mean_colour_and_the_box_is_counted(image_model, pictures, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(image_model).eval()
     processor = AutoProcessor.from_pretrained(image_model)
@@ -164,6 +166,7 @@ def test_a_map_that_says_nothing_has_no_curve():
             MEASURES[name].score(prompt, flat, 2)
 
 
+@pytest.mark.slow
 def test_tables_folders_and_lists_are_the_same_questions(text_model, tmp_path):
     rows = [{"question": "what is", "answer": "a"}, {"question": "is the cat", "answer": "dog"}]
     table = pd.DataFrame(rows)
@@ -187,6 +190,7 @@ def test_tables_folders_and_lists_are_the_same_questions(text_model, tmp_path):
         pd.testing.assert_frame_equal(table, found["list"])
 
 
+@pytest.mark.slow
 def test_a_run_grows_and_resumes_and_its_report_has_the_answers(image_model, pictures, capsys):
     out = pictures / "run"
     given = ["--model", f"transformers:{image_model}", "--data", str(pictures), "--out", str(out), "--resamples", "100"]
@@ -202,6 +206,7 @@ def test_a_run_grows_and_resumes_and_its_report_has_the_answers(image_model, pic
     assert "3 samples, 24 scores, 0 failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_code_on_the_page_runs():
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compare-answers.md").read_text(), re.DOTALL)
     scope = {}
@@ -209,6 +214,7 @@ def test_the_code_on_the_page_runs():
     assert len(scope["results"].scores()) == 4
 
 
+@pytest.mark.slow
 def test_the_metrics_are_listed(capsys):
     main(["--list"])
     assert "word-deletion" in capsys.readouterr().out.partition("Metrics of answers")[2]
@@ -264,6 +270,7 @@ def test_pictures_of_any_depth_and_mode_keep_their_light(tmp_path):
         questions_in([{"image": tmp_path / "many.npy", "question": "what", "answer": "a"}]).read(0)
 
 
+@pytest.mark.slow
 def test_questions_with_and_without_images_and_files_that_cannot_be_read_stand_side_by_side(
     image_model, pictures, tmp_path
 ):

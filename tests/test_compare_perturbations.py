@@ -203,6 +203,7 @@ def small_net():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.filterwarnings("ignore:Setting")  # Captum's, of the hooks it sets
 @pytest.mark.parametrize("name", NAMES)
 def test_a_map_depends_on_its_sample_and_the_seed_alone(name):

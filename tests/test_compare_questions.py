@@ -47,6 +47,7 @@ def scores_of(found, metric):
     return found.scores().query("metric == @metric").sort_values("sample").score.to_numpy()
 
 
+@pytest.mark.slow
 def test_the_activation_is_that_of_every_score(run):
     model = Net()
     found = run(
@@ -70,6 +71,7 @@ def test_the_activation_is_that_of_every_score(run):
         run(model, ["soft-average-drop", "insertion", "pixel-flipping"], folder="run0")
 
 
+@pytest.mark.slow
 def test_a_function_is_an_activation_and_python_names_one(run, tmp_path):
     file = tmp_path / "mine.py"
     halved, third = "def halved(outputs):\n    return outputs.sigmoid() / 2", "def third(output):\n    return output[2]"
@@ -95,6 +97,7 @@ def test_probabilities_are_said_before_the_run(run):
     assert len([w for w in told if "already" in str(w.message)]) == 1
 
 
+@pytest.mark.slow
 def test_one_logit_has_two_labels(run):
     model, labels = Net(classes=1), [0, 1, 1, 0]
     metrics = ["fidelity", "class-discrimination", "soft-average-drop", "faithfulness-correlation", "random-logit"]
@@ -131,6 +134,7 @@ class Segmenter(nn.Module):
         return {"out": out, "aux": 2 * out}
 
 
+@pytest.mark.slow
 def test_functions_of_masks_are_targets(run):
     model = Segmenter()
     area = [lambda out, c=c: out[c, 2:9].mean() for c in (0, 1, 2, 1)]
@@ -203,6 +207,7 @@ def test_objects_take_no_options_and_no_other_activation(run):
     )
 
 
+@pytest.mark.slow
 def test_the_list_says_what_works():
     done = subprocess.run([sys.executable, "-m", "xai_compare", "--list"], capture_output=True, text=True, check=True)
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}

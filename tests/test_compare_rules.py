@@ -47,6 +47,7 @@ def test_networks_of_relu_layers_have_the_maps_of_captum(name):
     assert not torch.allclose(found, plain, atol=1e-3)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", [*RULES, "deep-lift-shap"])
 @pytest.mark.parametrize("function", [F.relu, torch.relu, F.relu6, F.gelu, F.silu, F.elu, torch.tanh, F.softplus])
 def test_activations_that_are_functions_have_no_rule(name, function):

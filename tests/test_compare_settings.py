@@ -157,6 +157,7 @@ def test_images_of_other_sizes_are_skipped_with_advice(toy, tmp_path):
     assert len(resized.scores()) == 3
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("label", [3, -1, None])
 def test_labels_that_are_no_class_are_skipped(tmp_path, label):
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
@@ -169,6 +170,7 @@ def test_labels_that_are_no_class_are_skipped(tmp_path, label):
         compare(model, [(torch.rand(1, 12, 12), None)], out=tmp_path / "none", targets="label", **few)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -225,6 +227,7 @@ def test_folders_of_something_else_or_that_cannot_be_written_are_refused(toy, fo
     main(command(toy, tmp_path / "full", data=folder))  # the folder can be used once there is room
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_cleaned_and_never_read(toy, folder, tmp_path):
     out = tmp_path / "run"
     main(command(toy, out, data=folder))

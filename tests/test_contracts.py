@@ -52,6 +52,7 @@ def used_model(way):
     return model
 
 
+@pytest.mark.sampled(3)
 @each_method
 def test_a_used_model_is_left_as_found(method, options, way):
     model, x = used_model(way), IMAGES[:, :1].contiguous()
@@ -69,6 +70,7 @@ def test_dropout_and_batch_norm_do_not_act(method, options, way):
     assert torch.equal(training, method(model.eval()).attribute(x, TARGETS, **options))
 
 
+@pytest.mark.sampled(6)
 @each_method
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("place", ["before the tokens", "after the tokens", "in a later pass"])
@@ -107,6 +109,7 @@ def test_a_batch_equals_its_samples(method, options):
     torch.testing.assert_close(batch, torch.cat(singles), rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.sampled(6)
 @each_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_any_precision_gives_float32_or_wider(method, options, dtype, way):
@@ -276,6 +279,7 @@ def test_images_without_a_batch_axis_are_refused(method, options):
         method(tiny_vit()).attribute(IMAGES[0], 1, **options)
 
 
+@pytest.mark.sampled(2)
 @each_method
 def test_captum_metrics_take_the_class_and_its_maps(method, options):
     model = tiny_vit()

@@ -27,6 +27,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "animals"
 
 
+@pytest.mark.slow
 def test_a_split_of_a_dataset_by_name(folder, tmp_path):
     run = compared(f"hf:{folder}:test", tmp_path / "run", targets="label", labels=["fox", "dog", "cat"])
     assert list(targets(run).values()) == [2, 1, 0]  # its own numbers are 0, 1, 2
@@ -40,6 +41,7 @@ def test_a_split_of_a_dataset_by_name(folder, tmp_path):
         compared(f"hf:{folder}", tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_streams_columns_and_configurations(folder, tmp_path):
     options = {"data": {"streaming": True}}
     run = compared(f"hf:{folder}:test", tmp_path / "run", options=options, limit=2, targets="label", labels=LABELS)
@@ -57,6 +59,7 @@ def test_streams_columns_and_configurations(folder, tmp_path):
         compared(renamed, tmp_path / "unnamed")
 
 
+@pytest.mark.slow
 def test_datasets_given_as_objects(folder, tmp_path):
     import datasets
 

@@ -38,6 +38,7 @@ ROWS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_items_of_all_kinds(tmp_path, rows):
     assert explained(Dataset(rows), tmp_path) == Y
@@ -62,6 +63,7 @@ BATCHES = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("data", BATCHES.values(), ids=BATCHES)
 def test_batches_and_loaders(tmp_path, data):
     assert explained(data, tmp_path) == Y
@@ -103,6 +105,7 @@ def test_what_to_return_is_said_in_a_line(tmp_path, data, error, said):
     assert not list((tmp_path / "run").rglob("part-*"))
 
 
+@pytest.mark.slow
 def test_labels_of_several_classes(tmp_path):
     hot = [[1, 0, 1], [0, 1, 1], [0, 0, 0], [1, 1]]
     data = [(x, torch.tensor(one)) for x, one in zip(X, hot, strict=True)]
@@ -116,6 +119,7 @@ def test_labels_of_several_classes(tmp_path):
     assert said == {"2": "it has no label", "3": "its label is 2 zeros and ones, but the model has 3 classes"}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("label", "said"),
     [
@@ -133,6 +137,7 @@ def test_labels_that_are_none_matter_only_where_they_are_explained(tmp_path, lab
     assert run.skipped().error.str.contains(said).all()
 
 
+@pytest.mark.slow
 def test_names_of_classes_as_labels(tmp_path):
     data = Dataset([(X[0], "b"), (X[1], "c"), (X[2], 0)])
     data.classes = ["c", "b"]
@@ -162,6 +167,7 @@ def hits(data, out, **settings):
     return compared(data, out, methods={"peak": Peak}, metrics=["pointing-game"], **settings).scores()
 
 
+@pytest.mark.slow
 def test_masks_and_boxes_locate_the_object_whichever_class_is_explained(tmp_path):
     inside, outside = torch.zeros(10, 10), torch.ones(10, 10)
     inside[2, 3], outside[2, 3] = 1, 0
@@ -182,6 +188,7 @@ def test_masks_and_boxes_locate_the_object_whichever_class_is_explained(tmp_path
     assert "Expected a mask of shape (10, 10), as the image; got (9, 9)" in said
 
 
+@pytest.mark.slow
 def test_masks_of_pictures_pass_their_transform(tmp_path):
     pictures = [Image.fromarray(np.full((20, 20, 3), value, np.uint8)) for value in (60, 200)]
     mask = np.zeros((20, 20), bool)
@@ -193,6 +200,7 @@ def test_masks_of_pictures_pass_their_transform(tmp_path):
     assert scores.score.tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_images_may_be_files(tmp_path):
     files = [save(tmp_path / f"{i}.png", seed=i) for i in range(2)]
     run = compared([(files[0], 2), {"image": str(files[1]), "label": 0}], tmp_path / "run", targets="label")

@@ -47,6 +47,7 @@ def test_an_empty_folder_is_a_class_and_a_linked_one_has_images(tmp_path):
     assert targets(run) == {"a/0.png": 0, "c/0.png": 2, "d/0.png": 3}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("names", "labels", "said"),
     [
@@ -77,6 +78,7 @@ def test_names_are_spelled_freely_and_labels_list_synonyms():
     assert dict(found.numbers) == {"Great_White-shark": 1, "tabby": 2, "tinca tinca": 0}
 
 
+@pytest.mark.slow
 def test_parts_of_the_data_are_no_classes(tmp_path):
     root = folders(tmp_path / "data", "train/cat", "train/fox", "val/cat", "val/dog", "val/fox")
     with pytest.raises(ValueError, match=r"train, val, which look like parts of the data.*split='val'.*--split val"):
@@ -108,6 +110,7 @@ def test_labels_and_split_on_the_line(tmp_path, capsys):
     assert "2 samples" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_classes_of_a_dataset_are_matched_too(tmp_path):
     root = folders(tmp_path / "data", "cat", "fox")
     theirs = torchvision.datasets.ImageFolder(root)
@@ -123,6 +126,7 @@ def test_classes_of_a_dataset_are_matched_too(tmp_path):
     assert isinstance(theirs[0][0], Image.Image)
 
 
+@pytest.mark.slow
 def test_parts_of_a_dataset_keep_its_names_and_their_number_is_checked(tmp_path):
     theirs = torchvision.datasets.ImageFolder(folders(tmp_path / "data", "fox", "cat"))
     part, both = torch.utils.data.Subset(theirs, [1]), torch.utils.data.ConcatDataset([theirs, theirs])

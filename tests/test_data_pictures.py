@@ -30,6 +30,7 @@ def read(path, out, transform=plain, channels=3, **settings):
     return skipped[path.name] if path.name in skipped else seen[0][0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("transform", [plain, ToTensor(), lambda image: ToTensor()(image)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_keep_their_range_and_depth(tmp_path, transform, channels):
@@ -50,6 +51,7 @@ def test_a_picture_that_is_nearly_black_is_said(tmp_path):
         read(bright, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_what_a_transform_takes_for_white_is_found_out(tmp_path):
     path = save(tmp_path / "data" / "ct.png", DEEP.astype(np.uint16))
     by_hand = lambda image: torchvision.transforms.v2.functional.pil_to_tensor(image) / 255  # noqa: E731
@@ -65,6 +67,7 @@ def test_what_a_transform_takes_for_white_is_found_out(tmp_path):
     assert "more than 8 bits, and the transform takes only 8-bit pictures: use one that takes tensors" in said
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "pixels", "expected"),
     [
@@ -83,6 +86,7 @@ def test_other_numbers_keep_their_range(tmp_path, name, pixels, expected):
     assert np.allclose(found[0], pixels / expected, atol=1e-6)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("pixels", "said"),
     [
@@ -98,6 +102,7 @@ def test_numbers_without_a_known_white_are_skipped(tmp_path, pixels, said):
 RGB = np.random.default_rng(1).integers(0, 256, (12, 12, 3), dtype=np.uint8)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"])
 def test_eight_bits_are_grey_or_rgb_as_the_model_takes(tmp_path, mode, channels):
@@ -120,6 +125,7 @@ def test_colours_below_what_is_transparent_stay(tmp_path):
     assert np.allclose(read(tmp_path / "data" / "a.png", tmp_path / "run"), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_picture_of_four_channels_for_a_model_of_four(tmp_path):
     four = np.concatenate([RGB, RGB[..., :1]], 2)
     path = save(tmp_path / "data" / "a.png", four)
@@ -130,6 +136,7 @@ def test_a_picture_of_four_channels_for_a_model_of_four(tmp_path):
     assert "it has 3 channels (RGB), and the model's first layer takes 4" in said
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("layout", ["npy", "planes", "interleaved", "pages"])
 def test_many_channels_for_a_model_of_many(tmp_path, layout):
     data = np.random.default_rng(2).random((5, 12, 14), dtype=np.float32)
@@ -173,6 +180,7 @@ def test_phones_pictures_have_previews_and_are_read(tmp_path, ending):
     assert torch.allclose(read(path, tmp_path / "run"), expected)
 
 
+@pytest.mark.slow
 def test_a_processor_of_transformers_is_a_transform(tmp_path):
     save(tmp_path / "data" / "a.png", RGB)
     save(tmp_path / "data" / "b.png", DEEP.astype(np.uint16))
@@ -187,6 +195,7 @@ def test_a_processor_of_transformers_is_a_transform(tmp_path):
         compared(tmp_path / "data", tmp_path / "none", transform=lambda image: "image")
 
 
+@pytest.mark.slow
 def test_grey_pictures_for_a_timm_model_of_one_channel(tmp_path):
     save(tmp_path / "data" / "a.png", RGB[..., 0])
     options = {"model": {"num_classes": 2, "in_chans": 1}}

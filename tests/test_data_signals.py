@@ -47,6 +47,7 @@ def decoded(picture):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture["image"].split(",")[1]))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "x"), DATA.values(), ids=DATA)
 def test_signals_and_volumes_are_compared(tmp_path, model, x):
     y = torch.tensor([1, 0, 1])
@@ -69,6 +70,7 @@ def test_arrays_in_files(tmp_path, model, x):
     assert np.allclose(run.scores().score, x[:2, 0].flatten(1).max(1).values)
 
 
+@pytest.mark.slow
 def test_occlusion_hides_stretches_and_cubes(tmp_path):
     from captum.attr import Occlusion
 

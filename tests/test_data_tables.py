@@ -22,6 +22,7 @@ def written(folder, rows, name="data.csv"):
     return path
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["data.csv", "data.parquet", "data.tsv"])
 def test_files_labels_and_splits(tmp_path, name):
     files = ["one.png", "deep/two.png", "three.png", "one.png"]
@@ -47,6 +48,7 @@ def test_files_labels_and_splits(tmp_path, name):
         compared(path, tmp_path / "dev", split="dev")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("labels", "expected", "skipped"),
     [
@@ -117,6 +119,7 @@ def test_masks_and_boxes_follow_the_transform(tmp_path):
     assert "columns mask or box" in scores.error[3]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("box", "said"),
     [
@@ -168,6 +171,7 @@ def test_tables_of_spreadsheets_and_folders_of_parts(tmp_path):
     assert list(targets(run).values()) == [0, 1]
 
 
+@pytest.mark.slow
 def test_missing_files_are_skipped_and_the_line_reads_tables(tmp_path, capsys):
     path = written(tmp_path / "set", [{"file": "a.png", "label": 1}, {"file": "b.png", "label": 2}])
     (tmp_path / "set" / "b.png").unlink()

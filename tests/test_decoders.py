@@ -74,6 +74,7 @@ def by_hooks(model, words, mask):
     return (gradient * leaves[0]).sum(-1).detach()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("cache", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["cache", "no cache"])
 @pytest.mark.parametrize("side", ["none", "left", "right"])
 @pytest.mark.parametrize(

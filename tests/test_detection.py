@@ -37,6 +37,7 @@ def scores(case: Asked):
     return torch.stack([logits[sample][one] for sample, one in enumerate(ASKED)])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_label_of_a_query_is_explained_by_the_places_that_the_last_attention_reads(name):
     case = asked(name)
@@ -55,6 +56,7 @@ def test_the_index_of_the_output_says_the_same():
     )
 
 
+@pytest.mark.slow
 def test_the_other_methods_of_the_family_take_them():
     case = asked("RT-DETR")
     halves = [case.expected(lambda: scores(case), scale) for scale in (0.5, 1)]

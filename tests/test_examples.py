@@ -132,6 +132,7 @@ def test_the_code_on_detectors_runs():
     assert scope["maps"].shape == (2, 64, 96)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of random models
 def test_the_code_on_effects_of_tokens_runs():
     scope = {}

@@ -140,6 +140,7 @@ def test_an_image_is_shown_as_the_model_saw_it(image_model, tmp_path, photo, mon
     assert {one.name for one in (tmp_path / "out").glob("*.npy")} == {*facts["arrays"], "image_7.npy"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "method"),
     [

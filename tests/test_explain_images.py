@@ -78,6 +78,7 @@ def seen(model, path):
     return transform(Image.open(path).convert("RGB"))[None]
 
 
+@pytest.mark.slow
 def test_classes_by_name_are_those_of_the_class_called_by_hand(model, photos, tmp_path, capsys):
     network, folder = model
     facts = explain(tmp_path, photos / "cat.png", "--model", folder, "--class", "Plantain", "--class", "0")
@@ -100,6 +101,7 @@ def test_classes_by_name_are_those_of_the_class_called_by_hand(model, photos, tm
     assert "RANDOM" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_predicted_class_another_method_and_why_not_another_class(model, photos, tmp_path):
     network, folder = model
     x = seen(network, photos / "woman.png")
@@ -130,6 +132,7 @@ def test_the_predicted_class_another_method_and_why_not_another_class(model, pho
         assert np.abs(grad_cam(x, [ClassifierOutputTarget(best)])[0] - expected).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_concept_is_what_a_folder_shares(model, photos, tmp_path):
     network, folder = model
     facts = explain(tmp_path, photos / "cat.png", "--model", folder, "--concept", photos)
@@ -141,6 +144,7 @@ def test_a_concept_is_what_a_folder_shares(model, photos, tmp_path):
     assert (found["target"]["kind"], found["target"]["examples"]) == ("concept", 2)
 
 
+@pytest.mark.slow
 def test_features_of_a_model_without_a_head_are_no_classes(photos, tmp_path, capsys):
     torch.manual_seed(0)
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
@@ -155,6 +159,7 @@ def test_features_of_a_model_without_a_head_are_no_classes(photos, tmp_path, cap
     assert (image["top"], len(image["maps"])) == ([], 1)
 
 
+@pytest.mark.slow
 def test_several_labels_at_once_have_a_probability_each(photos, tmp_path):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
@@ -171,6 +176,7 @@ def test_several_labels_at_once_have_a_probability_each(photos, tmp_path):
     assert sum(expected) > 1.2
 
 
+@pytest.mark.slow
 def test_a_damaged_image_costs_itself_only(model, photos, tmp_path, capsys):
     _, folder = model
     for number in (1, 2):
@@ -185,6 +191,7 @@ def test_a_damaged_image_costs_itself_only(model, photos, tmp_path, capsys):
     assert "broken.png: skipped: cannot identify image file" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_photograph_that_lies_on_its_side_is_turned_upright(model, photos, tmp_path):
     _, folder = model
     turned = Image.Exif()
@@ -196,6 +203,7 @@ def test_a_photograph_that_lies_on_its_side_is_turned_upright(model, photos, tmp
     assert np.abs(np.rot90(upright) - upright).max() > 0.1 * np.abs(upright).max()
 
 
+@pytest.mark.slow
 def test_no_two_results_have_one_name(model, photos, tmp_path):
     _, folder = model
     for name in ("red!", "red?"):
@@ -211,6 +219,7 @@ def test_no_two_results_have_one_name(model, photos, tmp_path):
     assert [one["target"]["name"] for one in image["maps"]] == ["red!", "red?"]
 
 
+@pytest.mark.slow
 def test_concepts_and_texts_are_made_once_for_all_images(model, photos, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(_images, "of_concept", lambda *given: made.append(given) or of_concept(*given))
@@ -231,6 +240,7 @@ def test_a_single_output_has_no_probability(photos, tmp_path, capsys):
     assert f"{value:.3g}  LABEL_0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_was_explained_before_a_stop_is_kept(model, photos, tmp_path, monkeypatch, capsys):
     explained = _images._Session.explained
 
@@ -245,6 +255,7 @@ def test_what_was_explained_before_a_stop_is_kept(model, photos, tmp_path, monke
     assert [one["file"][-7:] for one in facts["images"]] == ["cat.png"]
 
 
+@pytest.mark.slow
 def test_random_weights_are_said_loudly_and_names_are_those_of_imagenet(photos, tmp_path, capsys):
     given = (photos / "cat.png", "--model", "timm:deit_tiny_patch16_224", "--class", "tabby", "--top", "2")
     facts = explain(tmp_path, *given)
@@ -289,6 +300,7 @@ def test_a_single_pixel_does_not_set_the_scale():
     assert robust_scale(torch.eye(20)[None] * torch.tensor([0.0] * 19 + [5.0])) == 5.0  # where most are zero
 
 
+@pytest.mark.slow
 def test_the_document_describes_all_that_is_written(model, photos, tmp_path):
     facts = explain(tmp_path / "a", photos / "cat.png", "--model", model[1])
     texts = explain(tmp_path / "b", *save_texts(tmp_path))
@@ -303,6 +315,7 @@ def test_the_document_describes_all_that_is_written(model, photos, tmp_path):
     assert facts["schema"] in PAGE
 
 
+@pytest.mark.slow
 def test_what_cannot_be_explained_says_what_to_do(model, photos, tmp_path, capsys):
     cat, fruit = photos / "cat.png", ("--model", model[1], "--out", tmp_path / "out")
     config = ViTConfig(hidden_size=16, intermediate_size=8, num_attention_heads=2, num_hidden_layers=1, image_size=32)
@@ -345,6 +358,7 @@ def test_what_cannot_be_explained_says_what_to_do(model, photos, tmp_path, capsy
         assert "Traceback" not in found[1]
 
 
+@pytest.mark.slow
 def test_what_the_message_about_a_network_without_attention_advises_works(photos, tmp_path):
     torch.manual_seed(0)
     network = torchvision.models.resnet18().eval()

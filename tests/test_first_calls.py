@@ -32,6 +32,7 @@ def model():
     return model
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("method", [CDAM, SmoothCDAM, IntegratedCDAM, TokenAblation, TokenShapley])
 def test_a_layer_or_an_attention_may_be_given_by_its_name(model, method):
     options = {"n_samples": 4} if method is TokenShapley else {"nt_samples": 2} if method is SmoothCDAM else {}

@@ -179,6 +179,7 @@ def test_beams_and_models_that_do_not_generate_are_refused():
         CDAM(transformers.LlamaModel(model.config)).explain_generation(inputs, 3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", [CDAM, IntegratedCDAM, TokenAblation, RelevancePropagation])
 def test_in_bfloat16_maps_are_those_of_float64_as_far_as_it_counts(method):
     model, inputs = decoder("llama"), batch("left")

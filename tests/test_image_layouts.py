@@ -61,6 +61,7 @@ def test_a_prompt_without_image_token_is_refused():
     assert image_tokens(model, texts) == [[], []]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_missing_image_token_is_refused_with_the_numbers(name):
     model, inputs = build(name, "right")

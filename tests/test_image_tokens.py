@@ -87,6 +87,7 @@ CASES = [(name, FAMILIES[name].sizes) for name in FAMILIES]
 CASES += [("llava_onevision", ((48, 30), (30, 40))), ("llava_next", ((64, 20), (20, 70), (17, 33)))]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("name", "sizes"), CASES)
 def test_each_token_reads_the_pixels_of_its_place_and_no_others(name, sizes, side):

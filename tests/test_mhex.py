@@ -42,6 +42,7 @@ def check(name, wrapper, gate=True):
     assert deep[0].abs().max() > 1e-3
 
 
+@pytest.mark.sampled(1)
 @each_model
 def test_gates_heads_and_predictions_equal_the_formulas(name):
     check(name, wrap(name))
@@ -49,6 +50,7 @@ def test_gates_heads_and_predictions_equal_the_formulas(name):
     close(wrapper(*inputs_of(name)), torch.cat([logits for _, logits in rows]))
 
 
+@pytest.mark.sampled(2)
 @each_model
 def test_without_gate_features_pass_unchanged(name):
     wrapper = wrap(name, gate=False, prediction="original")
@@ -75,6 +77,7 @@ def test_a_placement_changes_only_its_blocks_in_the_networks_order(name, placeme
     check(name, wrapper)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 9])
 def test_parameters_of_resnet18(classes):
     model = torchvision.models.resnet18()
@@ -129,6 +132,7 @@ def cross_entropy(y, labels):
     return sum(float(-row.detach().softmax(0)[t].log()) for row, t in zip(y, labels, strict=True)) / len(labels)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["torchvision ViT", "timm ResNet", "transformers ViT", *TEXTS])
 def test_losses_and_what_forward_returns_with_labels(name):
     wrapper, inputs, labels = wrap(name), inputs_of(name), torch.tensor([4, 0, 2])
@@ -147,6 +151,7 @@ BAD = [("num_classes", 0), ("num_classes", -2), ("num_classes", "8"), ("predicti
 BAD += [("placement", x) for x in ([], ["layer9"], ["layer1.0", "layer1.0"], [1], 5)]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("setting", "value"), BAD)
 def test_bad_settings_are_named(setting, value):
     with pytest.raises((TypeError, ValueError), match=f"{setting}|names of residual blocks out of .'layer1.0'"):

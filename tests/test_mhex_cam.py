@@ -153,6 +153,7 @@ def test_autocast_gives_float32_and_leaves_nothing_behind():
     assert maps.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_sharpness_of_tiny_weights_is_as_the_formula_has_it():
     wrapper = wrap(CNN, scale=2e-4)
     close(1e8 * explain(wrapper, CNN)[:, 0], 1e8 * summed(by_hand(CNN, wrapper, TARGETS), 0.9))

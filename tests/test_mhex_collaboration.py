@@ -26,6 +26,7 @@ def cosines(name, wrapper, inputs, targets):
     return torch.tensor(result, dtype=torch.float64)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [CNN, "timm ResNeXt", "timm ViT", "BERT", "DistilBERT"])
 def test_collaboration_is_the_cosine_of_per_sample_gradients(name):
     wrapper, inputs = wrap(name, scale=1.0), inputs_of(name)

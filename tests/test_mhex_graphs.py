@@ -121,6 +121,7 @@ def derive(name, wrapper, x, edges, batch, task):
     return steps
 
 
+@pytest.mark.sampled(5)
 @each_net
 @each_task
 def test_logits_and_saliency_equal_the_formulas(name, task):
@@ -178,6 +179,7 @@ def test_an_added_shortcut_changes_nothing_at_first(name):
         close(wrapper(x, EDGES), net(x, EDGES), 1e-12)
 
 
+@pytest.mark.sampled(6)
 @each_net
 @each_task
 def test_permuting_nodes_permutes_saliency_and_keeps_predictions(name, task):
@@ -236,6 +238,7 @@ def test_networks_that_weigh_edges_take_them_by_name():
         wrapper(x, EDGES, weights)
 
 
+@pytest.mark.slow
 def test_it_learns_graphs_strips_and_is_saved(tmp_path):
     torch.manual_seed(0)
     wrapper, x, labels = wrap("GCN").train(), nodes(), torch.tensor([2, 0, 1])

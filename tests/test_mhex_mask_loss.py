@@ -143,6 +143,7 @@ def test_it_learns_masks():
     assert all(name.startswith(("backbone.merge", "backbone.head")) for name in idle)  # behind the last block
 
 
+@pytest.mark.slow
 def test_strip_keeps_the_prediction():
     wrapper, x = wrap("smp.Unet", kernel_size=3), images_of("smp.Unet")
     stripped = wrapper.strip()
@@ -155,6 +156,7 @@ def test_strip_keeps_the_prediction():
             call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smp.Unet", "SegFormer"])
 def test_it_is_saved_and_loaded(name, tmp_path):
     wrapper, x = wrap(name, kernel_size=3), images_of(name)

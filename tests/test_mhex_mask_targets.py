@@ -50,6 +50,7 @@ def test_the_map_of_a_region_is_activation_times_the_gradient_of_the_logits_in_i
     assert (outside > 1e-3) == (kernel > 1)  # the kernel reaches places around the region
 
 
+@pytest.mark.slow
 def test_regions_at_a_lower_resolution_are_shares_of_places():
     wrapper, x = wrap("smp.Unet", kernel_size=3, placement=["decoder.blocks.2"]), images_of("smp.Unet")
     region = torch.zeros(64, 96, dtype=torch.bool)
@@ -129,6 +130,7 @@ def run_cam(name, model, layers, x, targets):
             return cam(x, targets)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("prediction", ["last", pytest.param("original", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CAMS)
 def test_every_cam_takes_segmentation_targets(name, prediction):

@@ -20,6 +20,7 @@ NO_SHARPNESS = {"beta": 1.0, "gamma_pos": 0, "gamma_neg": 0}
 kernels = pytest.mark.parametrize("kernel", [1, 3, 5])
 
 
+@pytest.mark.sampled(6)
 @kernels
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("reads", [5, 8])
@@ -113,6 +114,7 @@ def test_maps_of_a_small_unet_equal_loops_over_places():
     assert seen[1][0].min() == 0 > seen[1][2].min()
 
 
+@pytest.mark.sampled(1)
 @each_net
 @pytest.mark.parametrize("kernel", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_blocks_map_is_its_logits_and_the_prediction_the_last_one(name, kernel):
@@ -138,6 +140,7 @@ def skips_of(name):
     return [one for one in wrap(name).residuals if one.skip]
 
 
+@pytest.mark.slow
 def test_skips_and_additions_of_known_networks():
     names = {name: wrap(name).names for name in ("smp.Unet", "SegFormer", "MONAI UNet, volumes", "LR-ASPP")}
     encoder = tuple(f"encoder.layer{i}.{j}" for i in range(1, 5) for j in range(2))
@@ -192,6 +195,7 @@ def test_several_skips_of_one_module_are_told_apart():
     assert [y.shape[2] for y in some.deep_forward(x)] == [8, 16]
 
 
+@pytest.mark.sampled(1)
 @each_net
 def test_without_gates_the_network_computes_what_it_did(name):
     wrapper, images = wrap(name, gate=False, prediction="original"), images_of(name)
@@ -202,6 +206,7 @@ def test_without_gates_the_network_computes_what_it_did(name):
         MHEXCAM(wrapper).attribute(images, 1)
 
 
+@pytest.mark.sampled(1)
 @each_net
 def test_a_batch_equals_its_images(name):
     wrapper, images = wrap(name, kernel_size=3), images_of(name)

@@ -120,6 +120,7 @@ def maps(method, model, **options):
     return method(model.eval(), **options).attribute(x, 1, **further)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_logits_are_explained_wherever_they_are(method):
     expected = maps(method, Model(lambda _, logits: logits))
@@ -171,6 +172,7 @@ def test_an_output_that_is_not_clear_is_an_error_that_lists_what_there_is(make, 
         maps(CDAM, Model(make), output=output)
 
 
+@pytest.mark.slow
 def test_the_choice_counts_for_all_methods_of_a_comparison(tmp_path):
     model, plain = Model(lambda f, o: (f, o)).eval(), Model(lambda f, o: o).eval()
     for method in (CDAM, InputXGradient):

@@ -54,6 +54,7 @@ class Bag(nn.Module):
         return self.head(self.vit(tiles).unflatten(0, (self.groups, -1)).amax(1))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("method", WAYS)
 @pytest.mark.parametrize("target", [1, [1], torch.tensor([1]), lambda output: output[1]])
 def test_a_bag_of_inputs_has_one_prediction(method, target):
@@ -113,6 +114,7 @@ def test_more_predictions_than_samples_are_refused_and_the_advice_works():
     torch.testing.assert_close(found, CDAM(model).attribute(IMAGES, 5))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", [*WAYS, PartialLRP, SmoothCDAM])
 def test_a_batch_of_one_may_be_squeezed(method):
     def maps(forward, *target):

@@ -200,6 +200,7 @@ def test_average_precision_is_the_mean_over_the_classes_that_are_there():
     assert real_ca_stream.precision(logits, labels) == pytest.approx(100 * (1 + 2 / 3) / 2)
 
 
+@pytest.mark.slow
 @needs("bccd")
 @pytest.mark.filterwarnings("ignore")  # of random models
 def test_biomarkers_of_a_few_cells(tmp_path, monkeypatch):

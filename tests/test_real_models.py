@@ -80,6 +80,7 @@ def test_smooth_cdam_is_the_mean_over_noisy_tokens(case):
     same(tokens, expected)
 
 
+@pytest.mark.sampled(3)
 def test_several_targets_equal_one_call_for_each(case):
     targets = [0, per_sample_targets(case)]
     methods = [
@@ -132,6 +133,7 @@ def state_of(model):
     return flags, needs, attributes, hook_counts(model)
 
 
+@pytest.mark.sampled(3)
 def test_the_model_is_left_as_found(case):
     with torch.no_grad():
         logits = case.logits()

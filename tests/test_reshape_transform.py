@@ -24,6 +24,7 @@ GRAD_CAM += ["timm-avg-no-class-token", "eva-rope-registers", "torchvision", "di
 GRAD_CAM += ["hf-vit", "hf-deit", "hf-dinov2-registers"]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", GRAD_CAM)
 def test_grad_cam_with_our_reshape_transform_equals_one_by_hand(name):
     import pytorch_grad_cam as grad_cam

@@ -47,6 +47,7 @@ def explained(method, model, targets):
     return method(model).attribute_targets(prompts(), targets, **options)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
 @pytest.mark.parametrize("method", [CDAM, IntegratedCDAM, SmoothCDAM])
 @pytest.mark.parametrize("name", [*DECODERS, "phi"])

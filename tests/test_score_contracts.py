@@ -27,6 +27,7 @@ from torch import nn
 import quantus_metrics
 
 
+@pytest.mark.sampled(5)
 @every_score
 def test_a_sample_is_scored_by_itself_and_all_is_left_as_found(name):
     model, metric, order = net(nn.Softmax(1)), make(name), [3, 1, 4, 0, 2]

@@ -188,6 +188,7 @@ class Attending(nn.Module):
         return x.flatten(1)[:, :4]
 
 
+@pytest.mark.slow
 def test_of_softmax_modules_inside_nothing_is_kept():
     model = Attending()
     qm.soft_average_drop(model, *tensors(X, Y, A))

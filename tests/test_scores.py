@@ -32,6 +32,7 @@ from quantus_metrics._blur import blurred
 from quantus_metrics.box_sensitivity import _corners
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [name for name in SCORES if name != "class"])
 def test_score_is_that_of_plain_loops(name):
     model, (_, derivation, options) = net(), SCORES[name]
@@ -146,6 +147,7 @@ def told(name, *args, **kwargs):
         return score(name, *args, metric=metric, **kwargs), metric.undefined, [str(w.message) for w in caught]
 
 
+@pytest.mark.sampled(6)
 @every_score
 def test_a_constant_map_is_undefined_counted_and_said_once(name):
     maps = np.stack([A[0], A[1], np.full((H, W), 0.1)])

@@ -85,6 +85,7 @@ def test_images_of_all_kinds_are_the_same_picture():
         np.testing.assert_allclose(signed_overlay(image, heat), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_figure_takes_what_attribute_returns_and_is_saved(tmp_path):
     heat = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
     expected = overlay_figure(GRAY, {"relevance": heat}).axes[1].images[0].get_array()

@@ -14,6 +14,7 @@ from toy_models import tiny_vit
 from captum_ext import CDAM, ConceptTarget, ContrastTarget, TokenAblation, TokenShapley, without_closed_form
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", GAMES)
 def test_effects_are_those_of_the_whole_model_without_the_key(name):
     game = GAMES[name]()
@@ -128,6 +129,7 @@ def test_a_regression_has_no_class():
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_an_earlier_attention_is_left_out_of_the_layers_behind_it():
     model = shaken(tiny_vit())
     whole = effects(model, (IMAGES,), lambda y: y[:, 1], 17)
@@ -138,6 +140,7 @@ def test_an_earlier_attention_is_left_out_of_the_layers_behind_it():
         assert not torch.allclose(found, whole)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_effects_below_the_rounding_of_half_precision_are_seen(dtype, pool):
@@ -205,6 +208,7 @@ def test_values_that_belong_to_several_tokens_are_refused():
     assert CDAM(shaken(Convolved())).attribute(x, 1).abs().min() > 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
 def test_answers_of_decoders_are_explained_by_their_prompts(name, side):

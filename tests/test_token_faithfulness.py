@@ -34,6 +34,7 @@ def of_class(outputs):
     return outputs[[0, 1], TARGETS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_is_spearmans_correlation_with_the_effects_of_single_tokens(pool):
     model = shaken(tiny_vit(global_pool=pool))

@@ -41,6 +41,7 @@ def by_all_orders(worths, players):
     return torch.stack([total[player] / factorial(len(players)) for player in players], 1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("pool", ["token", "avg"])
 @pytest.mark.parametrize("closed", [True, False])
 def test_exact_values_are_the_mean_over_all_orders(pool, closed):
@@ -72,6 +73,7 @@ def test_exact_values_are_those_of_shapiq():
     torch.testing.assert_close(found, expected[labels], rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["class token", "average pooling", "BERT, padded", "Llama, padded", "gpt-oss, sinks"])
 def test_values_sum_to_what_all_players_add(name):
     game = GAMES[name]()
@@ -89,6 +91,7 @@ def test_values_sum_to_what_all_players_add(name):
     assert found.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_estimates_are_within_their_standard_errors():
     model, labels = shaken(tiny_vit()), (torch.arange(16) * 12 // 16).view(4, 4)  # 12 players
     explain = TokenShapley(model).attribute
@@ -169,6 +172,7 @@ def test_a_generator_governs_the_orders_and_the_random_state_is_left():
     assert not torch.equal(explain(generator), explain(generator))
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [

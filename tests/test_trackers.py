@@ -138,6 +138,7 @@ def expected_picture(sample):
     return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
 
 
+@pytest.mark.slow
 def test_every_scalar_of_tensorboard_is_the_summarys(in_tensorboard):
     found = events(in_tensorboard.folder / "tensorboard" / "mine")
     names = {name for name in found.Tags()["scalars"] if not name.startswith("curve/")}
@@ -285,6 +286,7 @@ def test_mlflow_that_cannot_write_to_disk_is_refused_unless_it_has_a_server(monk
     assert _trackers.trackers_named(["mlflow", "mlflow"]) == _trackers.trackers_named(["all"]) == ["mlflow"]
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_costs_a_warning_and_the_next_one_logs(tmp_path):
     said = "broken has not logged all of it: OSError: the server is away. The results are in .*mine; run the same"
     with pytest.warns(UserWarning, match=said) as warned:
@@ -302,6 +304,7 @@ def test_trackers_are_finished_though_they_fail(tmp_path):
     assert Recorder.made.ended == 1
 
 
+@pytest.mark.slow
 def test_steps_never_go_back_and_few_scalars_are_logged_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(_trackers, "_AT_ONCE", 3)
     result = run(tmp_path / "mine", "recorder", ["ixg"], ["compactness", "insertion"])
@@ -333,6 +336,7 @@ def test_several_models_are_named_before_metrics_and_one_is_not():
     assert _trackers._curves(curves) == {"curve/timm_vit/sad/ig": 0.5, "curve/b/sad/ig": 0.25}
 
 
+@pytest.mark.slow
 def test_runs_of_several_models_are_logged_by_model(tmp_path, own_trackers):
     images = torch.rand(2, 1, SIDE, SIDE)
     models = {name: nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 2)).eval() for name in ("a", "b")}

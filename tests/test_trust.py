@@ -51,6 +51,7 @@ def test_agreement_is_the_rank_correlation_with_exact_effects(model):
     torch.testing.assert_close(found.agreement, alike(pooled, effects))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["attention", "layer", "input"])
 def test_the_effects_are_those_at_the_place_that_is_explained(model, where):
     block = model.blocks[1]
@@ -65,6 +66,7 @@ def test_the_effects_are_those_at_the_place_that_is_explained(model, where):
     torch.testing.assert_close(check(CDAM(model, **options), IMAGES, TARGETS, **named).agreement, expected)
 
 
+@pytest.mark.slow
 def test_stability_compares_seeds_and_steps_twice_as_many(model):
     maps = []
     for seed in range(4):
@@ -191,6 +193,7 @@ def test_features_of_patches_are_summed_over_channels(model):
     torch.testing.assert_close(check(layer, IMAGES, TARGETS, n_steps=3).agreement, alike(own, effects))
 
 
+@pytest.mark.slow
 def test_words_and_players():
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -250,6 +253,7 @@ def test_wrong_calls(model, explainer, options, error, words):
         check(explainer(model), IMAGES, TARGETS, **options)
 
 
+@pytest.mark.slow
 def test_the_example_counts_verdicts_and_shares(tmp_path, capsys):
     import trust as example
 

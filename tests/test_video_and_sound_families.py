@@ -32,6 +32,7 @@ def test_scores_equal_autograd_at_what_the_last_attention_reads(name):
     torch.testing.assert_close(found.flatten(), (tokens * mean).sum(-1).flatten(), **CLOSE)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_maps_have_the_grid_of_the_patches_and_targets_agree(name):
     model, inputs, _ = made(name)
@@ -142,6 +143,7 @@ def cell(name, place, inputs):
     return (slice(None), *parts)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["V-JEPA 2", "VideoPrism", "Swin3D", "AST"])
 def test_places_are_those_of_the_patches(name):
     """In a copy of the model whose blocks hardly mix, a token depends on its own patch almost alone."""

@@ -38,6 +38,7 @@ def test_several_maps_share_the_scale_and_gray_videos_are_drawn():
     assert np.array_equal(both[1], video_overlay(VIDEO, -0.5 * MAPS, scale=4.0))
 
 
+@pytest.mark.slow
 def test_the_strip_shows_the_frames_asked_for_and_the_sums_of_each_tubelet():
     signed = MAPS.clone()
     signed[2, 0, :2] = -1.0
@@ -94,6 +95,7 @@ def test_low_frequencies_are_drawn_at_the_bottom_and_time_to_the_right():
     assert np.array_equal(blank, spectrogram_overlay(LOUD * 30 - 80, torch.zeros(1, 4, 16))[0])  # decibels
 
 
+@pytest.mark.slow
 def test_the_figure_of_a_spectrogram_has_time_and_frequency():
     heat = torch.zeros(4, 16)
     heat[0, 3] = 1.0

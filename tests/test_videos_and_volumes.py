@@ -110,6 +110,7 @@ def part_of(name, place, patch):
     return (slice(None), *cells) if name.startswith("volumes") else (cells[0], slice(None), *cells[1:])
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", MODELS)
 def test_each_place_of_the_grid_is_the_token_that_changes_with_its_part_of_the_input(name):
     model, inputs, patch = made(name)
@@ -129,6 +130,7 @@ def test_each_place_of_the_grid_is_the_token_that_changes_with_its_part_of_the_i
             assert difference.nonzero().flatten().tolist() == [int(tokens.order[place])]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_maps_are_the_scores_of_the_tokens_on_this_grid(name):
     model, inputs, _ = made(name)
@@ -244,6 +246,7 @@ def net_and_inputs(axes, pooling):
     return model, torch.randn(2, 2, *((40,) if axes == 1 else (8, 12, 16)), dtype=torch.float64)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("axes", "pooling"), NETS)
 def test_mhex_of_signals_and_volumes_equals_the_formulas(axes, pooling):
     model, inputs = net_and_inputs(axes, pooling)
@@ -272,6 +275,7 @@ def test_mhex_of_signals_and_volumes_equals_the_formulas(axes, pooling):
     assert cam.max() > 0.99
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("axes", "pooling"), NETS)
 def test_ca_stream_of_signals_and_volumes_equals_the_formulas(axes, pooling):
     model, inputs = net_and_inputs(axes, pooling)

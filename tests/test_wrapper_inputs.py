@@ -28,6 +28,7 @@ def stream():
     return CAStream(torchvision.models.resnet18()).eval()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "target",
     [
@@ -92,6 +93,7 @@ class Counting(nn.Module):
         return self.last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda backbone: MHEX(backbone, num_classes=8), CAStream])
 def test_what_a_backbone_stores_on_itself_stays(wrap):
     backbone = Counting()

@@ -62,6 +62,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", CAMS)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_every_cam_works_and_leaves_the_model_as_it_was(wrapper, name, images):
@@ -125,6 +126,7 @@ def test_grad_cam_at_the_offered_layer_is_that_of_the_sum_that_the_last_head_rea
 BEHIND = r"does not depend on the target layer\(s\) \['layer4.0'\].*Pass `model.target_layers`"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", [*GRADIENTS, "FinerCAM", "RefineCAM", "AblationCAM"])
 def test_the_line_that_everybody_writes_first_explains_itself(name, images):
     model = MHEX(small_resnet()).eval()
@@ -137,6 +139,7 @@ def test_the_line_that_everybody_writes_first_explains_itself(name, images):
         assert run_cam(name, advised, advised.target_layers, images).max() > 0.9
 
 
+@pytest.mark.slow
 def test_methods_without_gradients_may_read_a_layer_behind_the_prediction(images):
     model = MHEX(small_resnet()).eval()
     for name in ("EigenCAM", "ScoreCAM"):
@@ -146,6 +149,7 @@ def test_methods_without_gradients_may_read_a_layer_behind_the_prediction(images
     hook.remove()
 
 
+@pytest.mark.slow
 def test_ablating_a_layer_in_front_equals_zeroing_its_channels_by_a_hook(images):
     model = MHEX(small_resnet()).eval()
     layer, kept = model.backbone.layer3[-1], []
@@ -172,6 +176,7 @@ def test_ablating_a_layer_in_front_equals_zeroing_its_channels_by_a_hook(images)
     np.testing.assert_allclose(weights, drops.numpy(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cam", "wrapper"), [(MHEXEvidenceCAM, MHEX), (RawAttentionCAM, CAStream)])
 def test_our_own_cams_under_methods_that_take_others(cam, wrapper, images):
     model = wrapper(small_resnet()).eval()

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE # images of Python set it; then each process compiles all that it imports, seconds each time
 
-.PHONY: help demo test check bench release-check fix clean
+.PHONY: help demo test check bench docs docs-check release-check fix clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,6 +27,12 @@ bench: .venv/ready ## the cost of each method and score against plain forward pa
 	$(BIN)/python benchmarks/wrappers.py --device $(DEVICE)
 	$(BIN)/python benchmarks/answers.py --device $(DEVICE)
 	$(BIN)/python benchmarks/comparison.py --device $(DEVICE)
+
+docs: .venv/ready ## build the documentation site in build/site; every example runs, and a warning is an error
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/site
+
+docs-check: docs ## look at the built site in a headless Chromium: links, console, narrow windows, keyboard, contrast
+	$(BIN)/python docs/_ext/check_site.py build/site
 
 release-check: .venv/ready ## build, check, and test the wheel with the lowest and the newest versions of what it needs
 	release/check.sh

@@ -1,6 +1,7 @@
 """What happens on the page: from what a user did to updates of its parts."""
 
 import base64
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +59,7 @@ class Handlers:
     def uploaded(self, path: str | None, session: Session | None, model: str, methods: Any, more: Any) -> _Updates:
         """A picture was dropped."""
         if path is None:
-            return {}
+            return self._nothing()
         return self._guarded(lambda: self._seen(_read(path), session, model, (methods, more))) | self._only(file=None)
 
     def sampled(self, event: gr.SelectData, session: Session | None, model: str, methods: Any, more: Any) -> _Updates:
@@ -77,13 +78,13 @@ class Handlers:
         """Explain what is chosen now."""
         seen = session.seen if session else None
         if session is None or seen is None:
-            return {}
+            return self._nothing()
         return self._guarded(lambda: self._explained(session, seen, *given))
 
     def conceived(self, paths: list[str] | None, name: str, session: Session | None, model: str) -> _Updates:
         """Pictures of a concept were dropped."""
         if not paths:
-            return {}
+            return self._nothing()
 
         def made() -> _Updates:
             if len(paths) > EXAMPLES:
@@ -105,7 +106,7 @@ class Handlers:
         """Check the maps that are shown."""
         found = session.explained if session else None
         if found is None:
-            return {}
+            return self._nothing()
         return self._guarded(lambda: self._only(checks=checks_html(checked(found))))
 
     def saver(self, kind: Kind) -> Callable[[Session | None], _Updates]:
@@ -114,7 +115,7 @@ class Handlers:
         def save(session: Session | None) -> _Updates:
             found = session.explained if session else None
             if found is None:
-                return self._only(payload="")
+                return self._nothing()
 
             def made() -> _Updates:
                 name, data = download(found, kind)
@@ -123,6 +124,9 @@ class Handlers:
             return self._guarded(made)
 
         return save
+
+    def _nothing(self) -> _Updates:
+        return self._only(payload="")
 
     def _only(self, **updates: Any) -> _Updates:
         return {self.parts[name]: value for name, value in updates.items()}
@@ -181,12 +185,14 @@ class Handlers:
         concept = None if session.concept is None else session.concept[1]
         wanted = Wanted(numbers, lines, contrast and two, concept, (*(methods or ()), *(more or ())), int(seed or 0))
         label = f"Why {_short(names[0])}, and not {_short(names[1])}" if two else "Why one, and not the other"
+        begun = time.perf_counter()
         found = explain(seen, wanted)
+        said = f"{seen.upload.name}: explained in {time.perf_counter() - begun:.2f} s"
         return self._only(
             session=replace(session, explained=found),
             result=result_html(found),
             contrast=gr.update(label=label, interactive=two, value=contrast and two),
-            status=message_html(session.upload.name if session.upload else ""),
+            status=message_html(said),
             checks="",
             tools=gr.update(visible=True),
         )

@@ -9,7 +9,7 @@ import gradio as gr
 
 from ._app_handlers import Handlers, first_methods, more_methods
 from ._app_models import Loaded, Models
-from ._app_picture import BYTES, ENDINGS, PIXELS
+from ._app_picture import BYTES, ENDINGS
 from ._app_result import message_html
 from ._app_samples import samples
 from ._app_session import EXAMPLES
@@ -20,6 +20,13 @@ _ABOUT = """<div class="xd-head"><h1>xai-discern</h1>
 <p>Which parts of a picture speak for a class, and which against it: red is for, blue is against. Pictures are read into
 memory and forgotten when you leave; nothing is stored.</p></div>"""
 _START = "Upload a picture, or choose a sample."
+
+
+def _theme() -> Any:
+    """Without fonts from elsewhere."""
+    return gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
 
 
 class Page(gr.Blocks):
@@ -36,7 +43,7 @@ class Page(gr.Blocks):
         package = files("xai_discern")
         script = package.joinpath("app.js").read_text("utf-8")
         own: dict[str, Any] = {
-            "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            "theme": _theme(),
             "css": package.joinpath("app.css").read_text("utf-8"),
             "head": f"<script>{script}</script>",
             "max_file_size": BYTES,
@@ -82,14 +89,15 @@ def page_of(models: Models) -> Page:
 
 def _controls(models: Models, first: Loaded) -> dict[str, Any]:
     parts: dict[str, Any] = {"session": gr.State(None, time_to_live=_KEPT)}
-    limit = f"PNG, JPEG or WebP, at most {BYTES >> 20} MB and {PIXELS // 10**6} megapixels"
-    parts["file"] = gr.File(label=f"Picture ({limit})", file_types=[*ENDINGS], type="filepath", height=110)
+    limit = f"Picture: PNG, JPEG or WebP, up to {BYTES >> 20} MB"
+    parts["file"] = gr.File(label=limit, file_types=[*ENDINGS], type="filepath", height=140)
     offered = samples(models.names)
     parts["samples"] = gr.Gallery(
         [(one.opened(), one.name) for one in offered],
         label="Samples",
         columns=4,
         height="auto",
+        object_fit="cover",
         allow_preview=False,
         buttons=[],
         elem_id="xd-samples",
@@ -127,7 +135,7 @@ def _controls(models: Models, first: Loaded) -> dict[str, Any]:
             file_count="multiple",
             file_types=[*ENDINGS],
             type="filepath",
-            height=110,
+            height=140,
         )
         parts["drop"] = gr.Button("Remove the concept", size="sm", visible=False)
     parts["offered"] = offered
@@ -137,11 +145,11 @@ def _controls(models: Models, first: Loaded) -> dict[str, Any]:
 def _results() -> dict[str, Any]:
     parts: dict[str, Any] = {"status": gr.HTML(message_html(_START), elem_id="xd-status")}
     parts["result"] = gr.HTML("", elem_id="xd-result", min_height=160)
-    with gr.Row(visible=False) as parts["tools"]:
-        parts["check"] = gr.Button("Can these maps be trusted?", size="md")
-        parts["picture"] = gr.Button("Picture (PNG)", size="md")
-        parts["arrays"] = gr.Button("Arrays (ZIP)", size="md")
-        parts["json"] = gr.Button("JSON", size="md")
+    with gr.Row(visible=False, elem_id="xd-tools") as parts["tools"]:
+        parts["check"] = gr.Button("Can these maps be trusted?", variant="primary", size="sm", min_width=190)
+        parts["picture"] = gr.Button("Save picture (PNG)", size="sm", min_width=130)
+        parts["arrays"] = gr.Button("Save arrays (ZIP)", size="sm", min_width=130)
+        parts["json"] = gr.Button("Save JSON", size="sm", min_width=130)
     parts["checks"] = gr.HTML("", elem_id="xd-checks")
     parts["payload"] = gr.Textbox(visible="hidden", label="File")
     return parts

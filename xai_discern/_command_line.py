@@ -43,8 +43,9 @@ def command_parser() -> Parser:
 
 
 _APP = "explain images on a page in your browser"
-_APP_AT_LENGTH = """Explain images on a page in your browser: drop a picture, choose classes, a concept's pictures, a
-and methods, and read the maps. Only this machine can open the page unless --host says otherwise; no picture is stored."""
+_APP_AT_LENGTH = """Explain images on a page in your browser: drop a picture, choose classes, a concept's pictures or a
+text, and methods, and read the maps. Only this machine can open the page unless --host says otherwise; no picture is
+stored."""
 
 
 def _add_app(parser: argparse.ArgumentParser) -> None:

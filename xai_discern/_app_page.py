@@ -15,6 +15,7 @@ from ._app_samples import samples
 from ._app_session import EXAMPLES
 
 _KEPT = 1800  # seconds that a picture is remembered after its last use
+_REVEAL = "() => { window.xdReveal(); }"
 _SAVE = "(text) => { window.xdSave(text); }"
 _ABOUT = """<div class="xd-head"><h1>xai-discern</h1>
 <p>Which parts of a picture speak for a class, and which against it: red is for, blue is against. Pictures are read into
@@ -163,13 +164,15 @@ def _connect(page: Page, models: Models, parts: dict[str, Any]) -> None:
     session, model, chosen = parts["session"], parts["model"], [parts["methods"], parts["more"]]
     wanted = [parts[name] for name in ("classes", "others", "texts", "contrast", "methods", "more", "seed")]
 
-    def then_explain(event: Any) -> None:
-        event.success(do.explained, [session, *wanted], every, api_visibility="private", **quiet)
+    def then_explain(event: Any) -> Any:
+        return event.success(do.explained, [session, *wanted], every, api_visibility="private", **quiet)
 
     private = {"api_visibility": "private"}
     seen = [session, model, *chosen]
-    then_explain(parts["file"].upload(do.uploaded, [parts["file"], *seen], every, api_name="see", **quiet))
-    then_explain(parts["samples"].select(do.sampled, seen, every, **private, **quiet))
+    dropped = parts["file"].upload(do.uploaded, [parts["file"], *seen], every, api_name="see", **quiet)
+    sampled = parts["samples"].select(do.sampled, seen, every, **private, **quiet)
+    for event in (dropped, sampled):
+        then_explain(event).success(None, None, None, js=_REVEAL, **private)
     then_explain(model.input(do.changed, seen, every, api_name="model", **quiet))
     concept = [parts["examples"], parts["name"], session, model]
     then_explain(parts["examples"].upload(do.conceived, concept, every, **private, **quiet))

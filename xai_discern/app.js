@@ -6,11 +6,12 @@
   const number = value => (value > 0 ? "+" : value < 0 ? "\u2212" : "") + Math.abs(value).toPrecision(3);
 
   function valuesOf(frame) {
-    if (!known.has(frame)) {
-      const bytes = Uint8Array.from(atob(frame.dataset.values), one => one.charCodeAt(0));
-      known.set(frame, new Float32Array(bytes.buffer));
+    const text = frame.dataset.values;
+    if (known.get(frame)?.text !== text) {
+      const bytes = Uint8Array.from(atob(text), one => one.charCodeAt(0));
+      known.set(frame, {text, values: new Float32Array(bytes.buffer)});
     }
-    return known.get(frame);
+    return known.get(frame).values;
   }
 
   const within = (at, count) => Math.max(0, Math.min(count - 1, Math.floor(at * count)));
@@ -67,6 +68,25 @@
       (Math.max(0, Math.min(rows - 1, row)) + .5) / rows);
     frame.setAttribute("aria-description", frame.parentElement.querySelector(".xd-value").textContent);
   });
+
+  // Gradio puts new maps into the elements of old ones: values that are shown are those of the new ones;
+  // and samples are called what is written on them
+  new MutationObserver(changes => {
+    for (const {type, target} of changes) {
+      if (type !== "attributes") continue;
+      if (target.querySelector(".xd-cell").hidden) target.parentElement.querySelector(".xd-value").textContent = "\u00a0";
+      else show(target, Number(target.dataset.x), Number(target.dataset.y));
+    }
+    for (const button of document.querySelectorAll("#xd-samples button:has(.caption-label)")) {
+      const name = "Sample: " + button.querySelector(".caption-label").textContent.trim();
+      if (button.getAttribute("aria-label") !== name) button.setAttribute("aria-label", name);
+    }
+  }).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ["data-values"]});
+
+  // where the result lies below the choices, show it
+  window.xdReveal = () => {
+    if (innerWidth < 768) document.getElementById("xd-status")?.scrollIntoView({behavior: "smooth", block: "start"});
+  };
 
   // text: the name of a file, a line break, and its bytes in base 64
   window.xdSave = text => {

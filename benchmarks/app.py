@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/app.py --threads 2
 
-A ViT-S on 224 x 224 pixels with random weights, as weights do not matter here. Measured are explaining and drawing alone,
-and the whole way of a request through the server, as a browser on the same machine makes it. Each round asks for two other
-classes than the one before.
+A ViT-S on 224 x 224 pixels with random weights, as weights do not matter here. Measured are explaining and drawing
+alone, and the whole way of a request through the server, as a browser on the same machine makes it. Each round asks for
+two other classes than the one before.
 """
 
 import argparse

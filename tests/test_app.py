@@ -152,6 +152,7 @@ def test_a_photograph_that_lies_on_its_side_is_turned_upright(digits):
     torch.testing.assert_close(*given)
 
 
+@pytest.mark.slow
 def test_files_are_those_of_the_command_and_nothing_is_left(scene, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = explain(scene, Wanted((3, 5), methods=("cdam", "gradcam")))
@@ -253,6 +254,10 @@ def test_options_of_the_command(capsys):
     ):
         code, said = stopped(capsys, "app", *arguments)
         assert (code, words in said) == (2, True), said
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_there_is_said_before_the_page_is_served(capsys):
     code, said = stopped(capsys, "app", "--model", "timm:vit_tiny_patch16_22")
     assert code == 1
     assert "(close: vit_tiny_patch16_224" in said

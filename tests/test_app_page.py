@@ -189,6 +189,7 @@ def test_the_page_is_usable_on_a_phone_and_its_parts_have_names(opened):
     sample(opened, samples(["digits"])[1].name)
     until(opened, "document.querySelectorAll('.xd-map').length === 2")
     assert js(opened, "document.documentElement.scrollWidth") <= 390
+    assert max(each(opened, ".xd-result, .xd-maps, .xd-frame, button, label", "e.getBoundingClientRect().right")) <= 390
     nameless = """[...document.querySelectorAll('input:not([type=hidden]), button, textarea, [role=img], select')]
         .filter(e => e.checkVisibility() && !e.ariaLabel && !e.title && !e.labels?.length && !e.innerText?.trim()
             && !e.getAttribute('aria-labelledby')).map(e => e.outerHTML.slice(0, 200))"""

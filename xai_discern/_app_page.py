@@ -81,7 +81,7 @@ def page_of(models: Models) -> Page:
         gr.HTML(_ABOUT)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                parts = _controls(models, first)
+                parts = _controls(models, first) | _choices(first)
             with gr.Column(scale=5, min_width=320):
                 parts |= _results()
         _connect(page, models, parts)
@@ -89,6 +89,7 @@ def page_of(models: Models) -> Page:
 
 
 def _controls(models: Models, first: Loaded) -> dict[str, Any]:
+    """Picture, model and what is explained."""
     parts: dict[str, Any] = {"session": gr.State(None, time_to_live=_KEPT)}
     limit = f"Picture: PNG, JPEG or WebP, up to {BYTES >> 20} MB"
     parts["file"] = gr.File(label=limit, file_types=[*ENDINGS], type="filepath", height=140)
@@ -125,6 +126,13 @@ def _controls(models: Models, first: Loaded) -> dict[str, Any]:
         max_length=2000,
     )
     parts["contrast"] = gr.Checkbox(label="Why one, and not the other", interactive=False)
+    parts["offered"] = offered
+    return parts
+
+
+def _choices(first: Loaded) -> dict[str, Any]:
+    """Methods and concepts."""
+    parts: dict[str, Any] = {}
     parts["methods"] = gr.CheckboxGroup(first_methods(first), value=[first.usual], label="Methods")
     with gr.Accordion("More methods, and seed", open=False):
         parts["more"] = gr.Dropdown(more_methods(first), label="More methods", multiselect=True)
@@ -139,7 +147,6 @@ def _controls(models: Models, first: Loaded) -> dict[str, Any]:
             height=140,
         )
         parts["drop"] = gr.Button("Remove the concept", size="sm", visible=False)
-    parts["offered"] = offered
     return parts
 
 

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from ._app_picture import Upload
@@ -21,8 +22,6 @@ def samples(models: Sequence[str]) -> list[Upload]:
 
 
 def _scenes() -> list[Upload]:
-    from torchvision.transforms.v2.functional import to_pil_image
-
     from xai_compare.digit_scenes import make_scenes
 
     made = []
@@ -30,7 +29,8 @@ def _scenes() -> list[Upload]:
         scenes = make_scenes(_SCENES // 2, digits=digits, seed=4)
         for image, labels in zip(scenes.images, scenes.labels.tolist(), strict=True):
             name = ", ".join(map(str, labels[:-1])) + f" and {labels[-1]}"
-            made.append(_upload(name, to_pil_image(image.clamp(0, 1)).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)))
+            pixels = (255 * image[0].clamp(0, 1)).round().numpy().astype(np.uint8)
+            made.append(_upload(name, Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)))
     return made
 
 

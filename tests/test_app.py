@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -301,3 +302,14 @@ def test_the_page_is_served_on_this_machine_unless_asked_and_its_folder_is_remov
     assert not folder.exists()
     assert _app_session._one_at_a_time.acquire(blocking=False)
     _app_session._one_at_a_time.release()
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_said(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, said = stopped(capsys, "app", "--port", port)
+    assert code == 1
+    assert f"xai-discern: Port {port} of 127.0.0.1 is taken, or cannot be used: choose another by --port." in said

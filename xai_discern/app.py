@@ -63,7 +63,7 @@ def serve(
         say(f"Open {url}  (Ctrl-C stops it)")
         threading.Event().wait()
     except OSError as error:
-        raise OSError(f"Port {port} of {host} cannot be used: {error} Choose another by --port.") from error
+        raise OSError(f"Port {port} of {host} is taken, or cannot be used: choose another by --port.") from error
     finally:
         page.close()
 

@@ -16,6 +16,7 @@ _EXPLAIN = """Show which parts of images speak for, and against, each class that
 probable classes, a picture for each image, the maps as arrays, and explanation.json. With --text-file: which words of
 texts do. With --ask: which words and places of the prompt speak for what a language model answers."""
 _KINDS = ("timm", "torchvision", "transformers", "digits", "python")
+_PORTS = 65535
 _MODEL = "timm:NAME, torchvision:NAME, transformers:NAME, or a folder that timm or transformers saved"
 
 
@@ -27,6 +28,7 @@ def command_parser() -> Parser:
     commands.add_parser("compare", help=_COMPARE, add_help=False)
     models = commands.add_parser("models", help="list what can be explained, and how; find names of models")
     models.add_argument("pattern", nargs="?", default="", metavar="PATTERN|MODEL", help=_PATTERN)
+    _add_app(commands.add_parser("app", help=_APP, description=_APP_AT_LENGTH))
     explain = commands.add_parser(
         "explain",
         help="explain images, texts, or the answer of a language model",
@@ -38,6 +40,24 @@ def command_parser() -> Parser:
     _add_classes(explain.add_argument_group("classes, concepts and texts"))
     _add_answers(explain.add_argument_group("answers of language models"))
     return parser
+
+
+_APP = "explain images on a page in your browser"
+_APP_AT_LENGTH = """Explain images on a page in your browser: drop a picture, choose classes, a concept's pictures or a
+text, and methods, and read the maps. Only this machine can open the page unless --host says otherwise; no picture is
+stored."""
+
+
+def _add_app(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    parser.set_defaults(parser=parser)
+    add("--model", action="append", type=_model, metavar="MODEL", help=f"repeatable (default: digits). {_MODEL}")
+    add("--pretrained", action=argparse.BooleanOptionalAction, default=None, help=_PRETRAINED)
+    add("--any-model", action="store_true", help="users of the page may name other models of the libraries")
+    add("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1); 0.0.0.0 lets your network in")
+    add("--port", type=_port, default=7860, metavar="N", help="default: 7860")
+    add("--device", default="", help="such as cpu or cuda (default: cuda if there is one)")
+    add("--browser", action="store_true", help="open the page in your browser")
 
 
 _PATTERN = "a part of a model's name, to find it; or a model as timm:NAME, to see how it is explained"
@@ -199,6 +219,12 @@ def _text(text: str) -> str:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _PORTS:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {_PORTS}, got {text!r}")
     return int(text)
 
 

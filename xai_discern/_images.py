@@ -5,34 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from adapters.models import evaluation_mode
-from adapters.recording.token_pass import NoTokensError
 from xai_compare._isolation import said
 from xai_compare._method import Method
 from xai_compare._methods import methods_named
-from xai_compare._names import distinct
 from xai_compare._pictures import extensions, opened
-from xai_compare._seeding import seeded_for
 
 from ._facts import plain, shown, write_facts
-from ._picture import robust_scale, save_picture
+from ._image_maps import RANDOM, ImageMaps, about_model, method_maps, top_rows
 from ._request import Request
-from ._subject import ImageModel, image_model, top
-from ._targets import (
-    Asked,
-    asked_classes,
-    explains_tokens,
-    maps_of_tokens,
-    of_concept,
-    of_text,
-)
-
-RANDOM = "RANDOM WEIGHTS: these maps say nothing of the image"
-_SHOWN = 3  # of the most probable classes, above a picture
+from ._subject import ImageModel, image_model
+from ._targets import Asked, asked_classes, of_concept, of_text
 
 
 def explained_images(request: Request, say: Callable[[str], None]) -> Iterator[str]:
@@ -69,7 +55,7 @@ def explained_images(request: Request, say: Callable[[str], None]) -> Iterator[s
                 found.append({"file": str(file), "error": said(error)})
                 yield f"{file}: skipped: {error}"
     finally:  # also where it was stopped
-        written = write_facts(request.out, session.about(), images=found)
+        written = write_facts(request.out, about_model(request.model, model), images=found)
     if all("error" in one for one in found):
         raise ValueError("No image could be explained.")
     yield f"Written: {written}"
@@ -87,7 +73,7 @@ def _fixed(request: Request, model: ImageModel) -> list[Asked]:
     """The concepts and texts of a request, which are the same for all images."""
     found = [of_text(text, request.vs, model.model, model.processor) for text in request.texts]
     with evaluation_mode(model.model):
-        found += [of_concept(folder, _examples(folder, model), model.run) for folder in request.concepts]
+        found += [of_concept(folder.name, _examples(folder, model), model.run) for folder in request.concepts]
     keys = numbered([one.key for one in found])
     return [replace(one, key=key) for one, key in zip(found, keys, strict=True)]
 
@@ -105,55 +91,18 @@ class _Session:
     methods: Mapping[str, Method]
     fixed: list[Asked]
 
-    def about(self) -> dict[str, Any]:
-        """What `explanation.json` says of the model."""
-        subject = self.model.subject
-        return {"name": self.request.model, "weights": subject.weights, "classes": len(subject.labels) or None}
-
     def explained(self, file: Path, name: str) -> dict[str, Any]:
         """Explain an image; what `explanation.json` says of it."""
-        x = self.model.ready(opened(file))
-        with evaluation_mode(self.model.model):
-            outputs = self.model.outputs(x)
-            if outputs.dim() != 2:
-                raise ValueError(f"Expected a model that classifies an image, got outputs {tuple(outputs.shape)}.")
+        request, model = self.request, self.model
+        x = model.ready(opened(file))
+        with evaluation_mode(model.model):
+            outputs = model.class_outputs(x)
             asked = self._asked(outputs)
-            top_rows = self._top(outputs, asked)
-            maps = {key: self._maps(key, method, x, asked) for key, method in self.methods.items()}
-        scales = {key: robust_scale(found) for key, found in maps.items()}
-        picture = f"{name}.maps.png"
-        caption = "   ".join(f"{row['name'].partition(',')[0]} {shown(row)}" for row in top_rows[:_SHOWN])
-        caption = f"{RANDOM}\n{caption}" if self.model.subject.weights == "random" else caption
-        titles = [one.title for one in asked]
-        rows = distinct({key: method.title or key for key, method in self.methods.items()})
-        drawn = {rows[key]: (found, scales[key]) for key, found in maps.items()}
-        save_picture(self.request.out / picture, self.model.seen(x), caption, titles, drawn)
-        return {
-            "file": str(file),
-            "seen": list(x.shape[2:]),
-            "top": top_rows,
-            "maps": [
-                self._saved(name, key, one, found[at], scales[key])
-                for key, found in maps.items()
-                for at, one in enumerate(asked)
-            ],
-            "picture": str(self.request.out / picture),
-        }
-
-    def _saved(self, name: str, method: str, asked: Asked, found: Tensor, scale: float) -> dict[str, Any]:
-        array = f"{name}.{method}.{asked.key}.npy"
-        np.save(self.request.out / array, found.numpy())
-        positive, absolute = float(found.clamp(min=0).sum()), float(found.abs().sum())
-        return {
-            "method": method,
-            "target": asked.facts,
-            "array": array,
-            "shape": list(found.shape),
-            "sum": float(found.sum()),
-            "positive_share": positive / absolute if absolute else None,
-            "largest": [int(i) for i in np.unravel_index(int(found.argmax()), found.shape)],
-            "scale": scale,
-        }
+            rows = top_rows(model, outputs, asked, request.top)
+            maps = {key: method_maps(model, key, one, x, asked, request.seed) for key, one in self.methods.items()}
+        found = ImageMaps(model.seen(x), rows, asked, self.methods, maps, model.subject.weights == "random")
+        facts = found.save(request.out, name, str(file))
+        return facts | {"picture": str(request.out / facts["picture"])}
 
     def _asked(self, outputs: Tensor) -> list[Asked]:
         """What is explained of an image."""
@@ -166,30 +115,6 @@ class _Session:
                 "concept (--concept FOLDER of example images), or give a model that classifies."
             )
         return asked_classes(request, outputs, model.subject.labels) + self.fixed
-
-    def _top(self, outputs: Tensor, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-        """The most probable classes; or how near the image is to the texts."""
-        if self.model.processor is not None:
-            near = [float(one.target.score(outputs)[0]) for one in asked]
-            return [{"name": one.title, "similarity": value} for one, value in zip(asked, near, strict=True)]
-        if self.model.headless:
-            return []
-        return top(self.model.model, outputs, self.model.subject.labels, self.request.top)
-
-    def _maps(self, name: str, method: Method, x: Tensor, asked: Sequence[Asked]) -> Tensor:
-        """(targets, h, w) on the processor."""
-        with seeded_for(self.request.seed, "explain", 0):
-            if explains_tokens(method.make):
-                try:
-                    return maps_of_tokens(method.make(self.model.run), x, asked)
-                except NoTokensError as error:
-                    raise ValueError(f"{error} Here: --method gradcam, or others of `xai-compare --list`.") from error
-            unfit = [one.title for one in asked if one.plain is None]
-            if unfit:
-                raise ValueError(f"The method {name} explains classes, not {unfit[0]}: use --method cdam.")
-            explain = method.explain({}, 16, self.model.subject.output)
-            found = [explain(self.model.model, x, [one.plain])[0, 0] for one in asked]
-        return torch.as_tensor(np.stack(found)).float()
 
 
 def _files(given: Sequence[Path]) -> list[Path]:

@@ -1,5 +1,6 @@
 """The model that a request names: of images, of images and texts, or of texts."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,17 @@ class ImageModel:
         with torch.no_grad():
             return output_tensor(self.run(x), self.subject.output).float()
 
+    def class_outputs(self, x: Tensor) -> Tensor:
+        """The same.
+
+        Raises:
+            ValueError: if they are not (1, classes or channels), as those of a detector.
+        """
+        found = self.outputs(x)
+        if found.dim() != 2:
+            raise ValueError(f"Expected a model that classifies an image, got outputs {tuple(found.shape)}.")
+        return found
+
 
 def chances(model: nn.Module, outputs: Tensor) -> Tensor | None:
     """The probabilities (classes,) of one sample's outputs: of several labels at once each for itself.
@@ -88,22 +100,60 @@ def image_model(request: Request) -> ImageModel:
     Raises:
         ValueError: if it cannot be loaded, or is not such a model.
     """
-    kind, _, name = request.model.partition(":")
-    folder = Path(name if kind == "transformers" else request.model)
-    pretrained = (kind == "transformers" or folder.is_dir()) if request.pretrained is None else request.pretrained
-    if request.texts:
-        return _of_images_and_texts(name if kind == "transformers" else request.model, request)
-    subject = load_model(request.model, pretrained, request.checkpoint, {})
-    model = subject.model.eval().to(device_of(request))
+    given = request.model, request.pretrained, request.checkpoint, device_of(request.device)
+    return loaded_model(*given, texts=bool(request.texts))
+
+
+def loaded_model(name: str, pretrained: bool | None, checkpoint: str, device: str, *, texts: bool) -> ImageModel:
+    """A model by its name, in evaluation mode.
+
+    Args:
+        name: As for `xai-compare`.
+        pretrained: Load the weights that the library has; None: those of transformers and of folders only.
+        checkpoint: A file of weights, or "".
+        device: Where it runs.
+        texts: Whether images are compared with texts.
+
+    Raises:
+        ValueError: if it cannot be loaded, or is not such a model.
+    """
+    kind, rest = _parts(name)
+    if texts:
+        return _of_images_and_texts(rest, device)
+    known = (kind == "transformers" or Path(name).is_dir()) if pretrained is None else pretrained
+    subject = load_model(name, known, checkpoint, {})
+    model = subject.model.eval().to(device)
     return ImageModel(model, model, Pictures(subject.transform, input_layout(model)), subject)
 
 
-def device_of(request: Request) -> str:
-    """The device of a request, or a GPU, or the processor."""
-    return request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _parts(name: str) -> tuple[str, str]:
+    """The kind of a model's name, and what transformers would call it."""
+    kind, _, rest = name.partition(":")
+    return kind, rest if kind == "transformers" else name
 
 
-def _of_images_and_texts(name: str, request: Request) -> ImageModel:
+def compares_texts(name: str) -> bool:
+    """Whether a model was saved as one that compares images with texts, as CLIP and SigLIP, and not as a classifier."""
+    kind, rest = _parts(name)
+    folder = Path(rest)
+    if kind != "transformers" and not (folder / "config.json").is_file():
+        return False
+    if folder.is_dir() and "architecture" in json.loads((folder / "config.json").read_text("utf-8")):
+        return False  # saved by timm
+    import transformers
+
+    kinds = (
+        getattr(transformers, one, None) for one in transformers.AutoConfig.from_pretrained(rest).architectures or ()
+    )
+    return any(hasattr(one, "get_text_features") and hasattr(one, "get_image_features") for one in kinds)
+
+
+def device_of(asked: str) -> str:
+    """The device that was asked for, or a GPU, or the processor."""
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _of_images_and_texts(name: str, device: str) -> ImageModel:
     import transformers
 
     auto: Any = transformers
@@ -122,7 +172,7 @@ def _of_images_and_texts(name: str, request: Request) -> ImageModel:
     normalised = getattr(by, "do_normalize", False)
     mean, std = (by.image_mean, by.image_std) if normalised else (None, None)
     subject = Subject(model, f"transformers {name}", transform, mean, std, weights="pretrained")
-    model = model.eval().to(device_of(request))
+    model = model.eval().to(device)
     return ImageModel(model, model.get_image_features, Pictures(transform, input_layout(model)), subject, processor)
 
 
@@ -139,4 +189,4 @@ def text_model(request: Request) -> tuple[nn.Module, Any, Sequence[str]]:
     config_for(name, "SEQUENCE_CLASSIFICATION", "classify texts")
     model = from_pretrained(auto.AutoModelForSequenceClassification, name)
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
-    return model.eval().to(device_of(request)), auto.AutoTokenizer.from_pretrained(name), labels
+    return model.eval().to(device_of(request.device)), auto.AutoTokenizer.from_pretrained(name), labels

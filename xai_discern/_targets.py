@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,12 +94,12 @@ def asked_classes(request: Request, outputs: Tensor, labels: Sequence[str]) -> l
     return [of_class(number, labels, against) for number in dict.fromkeys(numbers)]
 
 
-def of_concept(folder: Path, examples: Tensor, model: Any) -> Asked:
-    """The concept that the images of a folder share."""
+def of_concept(name: str, examples: Tensor, model: Any) -> Asked:
+    """The concept that example images share."""
     with torch.no_grad():
         target = ConceptTarget.from_examples(model, examples, similarity="cosine", batch_size=8)
-    facts = {"kind": "concept", "name": folder.name, "examples": len(examples)}
-    return Asked(f"concept-{slug(folder.name)}", f"concept {folder.name}", facts, target)
+    facts = {"kind": "concept", "name": name, "examples": len(examples)}
+    return Asked(f"concept-{slug(name)}", f"concept {name}", facts, target)
 
 
 def of_text(text: str, against: str | None, model: Any, processor: Any) -> Asked:

@@ -1,4 +1,4 @@
-"""The console command: explain images, texts and answers, list models, compare methods."""
+"""The console command: explain images, texts and answers, serve the page, list models, compare methods."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     asked = command_parser().parse_args(given)
     try:
-        for line in _listed(asked) if asked.command == "models" else _explained(asked):
+        for line in _DO[asked.command](asked):
             print(line, flush=True)
     except (TypeError, ValueError, OSError, ImportError) as error:
         _stop(str(error).replace("`images=False`", "--words-only"), 1)
@@ -55,6 +55,23 @@ def _explained(asked: argparse.Namespace) -> Iterator[str]:
     from ._images import explained_images
 
     return explained_images(request, _say)
+
+
+def _served(asked: argparse.Namespace) -> Iterator[str]:
+    """Nothing until the page is closed, but for its address."""
+    _say("Starting torch and gradio ...")
+    from .app import build, serve
+
+    models = asked.model or ["digits"]
+    page = build(models, pretrained=asked.pretrained, device=asked.device, any_model=asked.any_model)
+    if asked.host not in _OWN:
+        _say(f"All who reach {asked.host} can open this page: there is no password.")
+    serve(page, asked.host, asked.port, browser=asked.browser, say=_say)
+    return iter(())
+
+
+_DO = {"models": _listed, "explain": _explained, "app": _served}
+_OWN = ("127.0.0.1", "localhost", "::1")
 
 
 def _say(message: str) -> None:

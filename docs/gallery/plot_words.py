@@ -1,0 +1,125 @@
+"""
+Words of a text
+===============
+
+A review praises the food and complains about the service. A text classifier with a logit for each of them can be asked
+twice, and the same words get other colours: this page colours the words of a sentence by `CDAM` for both questions.
+"""
+
+# %%
+# Sentences whose answer is known
+# -------------------------------
+#
+# Each sentence says something about two of four things, in either order: good or bad. A class is a thing of which good
+# is said. The words that decide are known: each thing has adjectives of its own, so that "tasty" always speaks for the
+# food, "bland" against it, and neither says anything of the service.
+
+import random
+
+import matplotlib.pyplot as plt
+import torch
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification
+
+from captum_ext import CDAM, AttentionMap
+from captum_ext.signed_overlay import SIGNED
+
+torch.manual_seed(0)
+random.seed(0)
+THINGS = ["food", "service", "music", "room"]
+GOOD = [["tasty", "fresh"], ["friendly", "prompt"], ["tuneful", "moving"], ["cosy", "bright"]]
+BAD = [["bland", "stale"], ["rude", "slow"], ["loud", "shrill"], ["cramped", "dark"]]
+OWN = [good + bad for good, bad in zip(GOOD, BAD, strict=True)]  # the adjectives of each thing
+PARTS = ["[CLS]", "the", "was", "but", "and", "really", "[SEP]"]
+WORDS = [*PARTS, *THINGS, *sum(OWN, [])]
+
+
+def review():
+    """Words, and for each thing 1 if good is said of it."""
+    things = random.sample(range(4), 2)
+    adjectives = [random.choice(OWN[thing]) for thing in things]
+    said = [
+        ["the", THINGS[thing], "was", *random.choice([["really"], []]), word]
+        for thing, word in zip(things, adjectives, strict=True)
+    ]
+    good = [float(any(word in GOOD[thing] for word in adjectives)) for thing in range(4)]
+    return ["[CLS]", *said[0], random.choice(["but", "and"]), *said[1], "[SEP]"], good
+
+
+def batch(reviews):
+    """Token ids, padded, and the attention mask."""
+    longest = max(len(words) for words in reviews)
+    ids = torch.tensor([[WORDS.index(word) for word in words] + [0] * (longest - len(words)) for words in reviews])
+    mask = torch.tensor([[1] * len(words) + [0] * (longest - len(words)) for words in reviews])
+    return ids, mask
+
+
+# %%
+# A small BERT
+# ------------
+
+sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, num_labels=4, **sizes)
+model = BertForSequenceClassification(config)
+optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+for _ in range(150):
+    words, good = zip(*[review() for _ in range(64)], strict=True)
+    ids, mask = batch(words)
+    loss = F.binary_cross_entropy_with_logits(model(ids, attention_mask=mask).logits, torch.tensor(good))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+model.eval()
+words, good = zip(*[review() for _ in range(200)], strict=True)
+ids, mask = batch(words)
+right = ((model(ids, attention_mask=mask).logits > 0) == torch.tensor(good).bool()).float().mean()
+print(f"{right:.1%} of the answers are right")
+
+# %%
+# Two questions about one sentence
+# --------------------------------
+
+words = ["[CLS]", *"the food was really tasty but the service was slow".split(), "[SEP]"]
+ids, mask = batch([words])
+maps = CDAM(model).attribute_targets(ids, [0, 1], additional_forward_args=mask)[0]  # (2, words)
+attention = AttentionMap(model).attribute(ids, additional_forward_args=mask)[0]
+print(f"logits of “{words[2]}” and “{words[8]}”: {model(ids, attention_mask=mask).logits[0, :2].tolist()}")
+
+rows = {"food is good": maps[0], "service is good": maps[1], "attention (both)": attention}
+figure, axes = plt.subplots(3, 1, figsize=(7.5, 2.7), layout="constrained")
+for axis, (title, scores) in zip(axes, rows.items(), strict=True):
+    inner = scores[1:-1] / scores[1:-1].abs().max()
+    axis.imshow(inner[None], cmap=SIGNED, vmin=-1, vmax=1, aspect="auto")
+    for place, word in enumerate(words[1:-1]):
+        axis.text(place, 0, word, ha="center", va="center", fontsize=12)
+    axis.set_title(title, fontsize=12, loc="left")
+    axis.set_xticks([])
+    axis.set_yticks([])
+plt.show()
+
+# %%
+# One sentence proves nothing, but the answer is known for all: the largest absolute score of a thing should be that of
+# its own adjective. Two words of ten to thirteen are adjectives.
+
+hits = {"CDAM": [], "attention": []}
+for _ in range(100):
+    words, _ = review()
+    ids, mask = batch([words])
+    things = [WORDS.index(word) - len(PARTS) for word in words if word in THINGS]
+    places = [place for place, word in enumerate(words) if word in sum(OWN, [])]
+    found = CDAM(model).attribute_targets(ids, things, additional_forward_args=mask)[0].abs().argmax(1)
+    same = AttentionMap(model).attribute(ids, additional_forward_args=mask)[0].argmax()
+    hits["CDAM"] += [int(one) == place for one, place in zip(found, places, strict=True)]
+    hits["attention"] += [int(same) == place for place in places]
+for name, found in hits.items():
+    print(f"{name}: the thing's own adjective has the largest score in {sum(found) / len(found):.0%}")
+
+# %%
+# What this shows, and what it does not
+# -------------------------------------
+#
+# The sentence has one attention map, which cannot answer two questions; CDAM gives each its own words and signs. The
+# share above says how often the map of the last attention is on the word that a person would name. Where it is not, the
+# map need not be wrong: this model has two layers, and its first may have moved what an adjective says into another
+# token, from where the last attention reads it.

@@ -33,9 +33,8 @@ def block(entering, channels):
     return nn.Sequential(nn.Conv2d(entering, channels, 3, 2, 1), nn.BatchNorm2d(channels), nn.ReLU())
 
 
-judge = nn.Sequential(block(1, 32), block(32, 64), block(64, 96), nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(),
-                      nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(96, 10))  # fmt: skip
-train, test = make_scenes(2000, "train", seed=0), make_scenes(100, "test", seed=1)
+judge = nn.Sequential(block(1, 24), block(24, 48), block(48, 96), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(96, 10))
+train, test = make_scenes(2000, "train", seed=0), make_scenes(60, "test", seed=1)
 optimizer = torch.optim.AdamW(judge.parameters(), 3e-3)
 for _ in range(6):
     for rows in torch.randperm(len(train.images)).split(64):
@@ -67,7 +66,7 @@ def enlarged(heat):
 maps = {
     "CDAM": enlarged(CDAM(model).attribute(images, targets)),
     "attention": enlarged(AttentionMap(model).attribute(images)),
-    "Integrated Gradients": IntegratedGradients(model).attribute(images, target=targets, n_steps=16).detach(),
+    "Integrated Gradients": IntegratedGradients(model).attribute(images, target=targets, n_steps=10).detach(),
     "random": torch.randn(images.shape),
 }
 ranks = {name: heat.flatten(1).argsort(1).argsort(1).view(images.shape).float() for name, heat in maps.items()}
@@ -96,4 +95,4 @@ plt.show()
 # Where both bars of a method differ much, what was hidden mattered to one model more than to the other: either it is no
 # evidence for the class at all, or the two read the class from other places. A judge cannot tell these apart. It does
 # not say whether a map is true to the model it explains, either; that is what the blue bars are for. The bars have 95 %
-# intervals of the mean over 100 scenes, by the normal approximation.
+# intervals of the mean over 60 scenes, by the normal approximation.

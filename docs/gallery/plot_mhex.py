@@ -22,17 +22,20 @@ from captum_ext import MHEXCAM, signed_overlay
 from xai_compare.digit_scenes import make_scenes
 
 torch.manual_seed(0)
-train, test = make_scenes(1500, "train", digits=1, seed=0), make_scenes(200, "test", digits=1, seed=1)
+train, test = make_scenes(1024, "train", digits=1, seed=0), make_scenes(200, "test", digits=1, seed=1)
 sizes = {"channels": (16, 32, 64, 96), "stem_type": "deep", "stem_width": 8, "output_stride": 8}
 network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10, in_chans=1, **sizes)
 model = MHEX(network, num_classes=10)
-optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-for _ in range(8):
-    for rows in torch.randperm(len(train.images)).split(64):
+EPOCHS, BATCH, BATCHES = 5, 32, 32
+optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, epochs=EPOCHS, steps_per_epoch=BATCHES)
+for _ in range(EPOCHS):
+    for rows in torch.randperm(len(train.images)).split(BATCH):
         loss = deep_supervision_loss(model.train().deep_forward(train.images[rows]), train.labels[rows, 0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
 
 model.eval()
 with torch.no_grad():
@@ -44,12 +47,12 @@ with torch.no_grad():
 # What each block says
 # --------------------
 #
-# `MHEXCAM` adds the maps of all blocks, later ones with more weight. With `alpha=0` only the last block is left.
+# `MHEXCAM` adds the maps of all blocks, later ones with more weight. With a tiny `alpha` only the last block is left.
 
 images, labels, boxes = test.images, test.labels[:, 0], test.mask(0)
 maps = {
     "all blocks": MHEXCAM(model).attribute(images, target=labels),
-    "last block": MHEXCAM(model).attribute(images, target=labels, alpha=0.0),
+    "last block": MHEXCAM(model).attribute(images, target=labels, alpha=1e-6),
 }
 other = MHEXCAM(model).attribute(images, target=(labels + 1) % 10)
 shares = {}

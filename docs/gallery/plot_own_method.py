@@ -91,23 +91,14 @@ class GreySquare:
 # A metric
 # --------
 #
-# A class of Quantus. `evaluate_batch` gets images, classes, maps and masks, and returns a number for each sample.
+# A class of Quantus, here made from its pointing game, whose arguments it keeps. `evaluate_batch` gets maps and masks,
+# and returns a number for each sample.
 
 
-class TopInside(quantus.Metric):
+class TopInside(quantus.PointingGame):
     """The share of the 5 % highest pixels that lie on the mask."""
 
     name = "Top Inside"
-    data_applicability = {quantus.helpers.enums.DataType.IMAGE}
-    model_applicability = {quantus.helpers.enums.ModelType.TORCH}
-    score_direction = quantus.helpers.enums.ScoreDirection.HIGHER
-    evaluation_category = quantus.helpers.enums.EvaluationCategory.LOCALISATION
-
-    def __init__(self):
-        super().__init__(
-            abs=False, normalise=False, normalise_func=None, normalise_func_kwargs=None, return_aggregate=False,
-            aggregate_func=np.mean, default_plot_func=None, disable_warnings=True, display_progressbar=False,
-        )  # fmt: skip
 
     def evaluate_batch(self, a_batch, s_batch, **_):
         """Scores of maps and masks (batch, 1, height, width)."""
@@ -126,7 +117,7 @@ results = compare(
     data,
     out=tempfile.mkdtemp() + "/run",
     methods={"grey square": GreySquare, "smaller square": lambda model: GreySquare(model, 4, 2), "saliency": "saliency", "random": "random"},
-    metrics={"top inside": TopInside()},
+    metrics={"top inside": TopInside(disable_warnings=True)},
     targets="label",
     resamples=200,
     gallery=0,

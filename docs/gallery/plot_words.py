@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
-from captum_ext import CDAM, AttentionMap
+from captum_ext import CDAM, AttentionMap, IntegratedCDAM
 from captum_ext.signed_overlay import SIGNED
 
 torch.manual_seed(0)

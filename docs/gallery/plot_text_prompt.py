@@ -93,7 +93,7 @@ questions = {
 found = CDAM(image_side).attribute_targets(image, list(questions.values()))[0]
 figure, axes = plt.subplots(2, 2, figsize=(6.5, 7), layout="constrained")
 for axis, text, heat in zip(axes.flat, questions, found, strict=True):
-    axis.imshow(signed_overlay(1 - 0.5 * image[0].clamp(0, 1), heat, float(found.abs().max())))
+    axis.imshow(signed_overlay(1 - 0.5 * image[0].clamp(0, 1), heat, 0.7 * float(found.abs().max())))
     axis.set_title(f"“{text}”", fontsize=13)
     axis.set_axis_off()
 plt.show()

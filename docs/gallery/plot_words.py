@@ -2,7 +2,7 @@
 Words of a text
 ===============
 
-A review praises the food and complains about the service. A text classifier with a logit for each of them can be asked
+A review praises the food and complains about the service. A text model with an output for each of them can be asked
 twice, and the same words get other colours: this page colours the words of a sentence by `CDAM` for both questions.
 """
 
@@ -10,8 +10,8 @@ twice, and the same words get other colours: this page colours the words of a se
 # Sentences whose answer is known
 # -------------------------------
 #
-# Each sentence says something about two of four things, in either order: good or bad. A class is a thing of which good
-# is said. The words that decide are known: each thing has adjectives of its own, so that "tasty" always speaks for the
+# Each sentence says something about two of four things, in either order: good or bad. The model has an output for each
+# thing: 1 for good, -1 for bad, 0 if nothing is said of it. The words that decide are known: each thing has adjectives of its own, so that "tasty" always speaks for the
 # food, "bland" against it, and neither says anything of the service.
 
 import random
@@ -35,15 +35,16 @@ WORDS = [*PARTS, *THINGS, *sum(OWN, [])]
 
 
 def review():
-    """Words, and for each thing 1 if good is said of it."""
+    """Words, and for each thing 1, -1 or 0."""
     things = random.sample(range(4), 2)
     adjectives = [random.choice(OWN[thing]) for thing in things]
     said = [
         ["the", THINGS[thing], "was", *random.choice([["really"], []]), word]
         for thing, word in zip(things, adjectives, strict=True)
     ]
-    good = [float(any(word in GOOD[thing] for word in adjectives)) for thing in range(4)]
-    return ["[CLS]", *said[0], random.choice(["but", "and"]), *said[1], "[SEP]"], good
+    said_of = dict(zip(things, adjectives, strict=True))
+    wanted = [float(1 if said_of[thing] in GOOD[thing] else -1) if thing in said_of else 0.0 for thing in range(4)]
+    return ["[CLS]", *said[0], random.choice(["but", "and"]), *said[1], "[SEP]"], wanted
 
 
 def batch(reviews):
@@ -63,18 +64,18 @@ config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, num_label
 model = BertForSequenceClassification(config)
 optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
 for _ in range(150):
-    words, good = zip(*[review() for _ in range(64)], strict=True)
+    words, wanted = zip(*[review() for _ in range(64)], strict=True)
     ids, mask = batch(words)
-    loss = F.binary_cross_entropy_with_logits(model(ids, attention_mask=mask).logits, torch.tensor(good))
+    loss = F.mse_loss(model(ids, attention_mask=mask).logits, torch.tensor(wanted))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
 model.eval()
-words, good = zip(*[review() for _ in range(200)], strict=True)
+words, wanted = zip(*[review() for _ in range(200)], strict=True)
 ids, mask = batch(words)
-right = ((model(ids, attention_mask=mask).logits > 0) == torch.tensor(good).bool()).float().mean()
-print(f"{right:.1%} of the answers are right")
+right = model(ids, attention_mask=mask).logits.round() == torch.tensor(wanted)
+print(f"{right.float().mean():.1%} of the outputs are right, rounded")
 
 # %%
 # Two questions about one sentence
@@ -84,9 +85,9 @@ words = ["[CLS]", *"the food was really tasty but the service was slow".split(),
 ids, mask = batch([words])
 maps = CDAM(model).attribute_targets(ids, [0, 1], additional_forward_args=mask)[0]  # (2, words)
 attention = AttentionMap(model).attribute(ids, additional_forward_args=mask)[0]
-print(f"logits of “{words[2]}” and “{words[8]}”: {model(ids, attention_mask=mask).logits[0, :2].tolist()}")
+print(f"outputs for “{words[2]}” and “{words[8]}”: {model(ids, attention_mask=mask).logits[0, :2].detach().numpy().round(2)}")
 
-rows = {"food is good": maps[0], "service is good": maps[1], "attention (both)": attention}
+rows = {"how good is the food?": maps[0], "how good is the service?": maps[1], "attention (both)": attention}
 figure, axes = plt.subplots(3, 1, figsize=(7.5, 2.7), layout="constrained")
 for axis, (title, scores) in zip(axes, rows.items(), strict=True):
     inner = scores[1:-1] / scores[1:-1].abs().max()
@@ -99,19 +100,24 @@ for axis, (title, scores) in zip(axes, rows.items(), strict=True):
 plt.show()
 
 # %%
-# One sentence proves nothing, but the answer is known for all: the largest absolute score of a thing should be that of
-# its own adjective. Two words of ten to thirteen are adjectives.
+# One sentence proves nothing, but the answer is known for all: the word with the largest absolute score for a thing
+# should be the thing's own adjective.
 
-hits = {"CDAM": [], "attention": []}
-for _ in range(100):
+methods = {
+    "CDAM": CDAM(model),
+    "Integrated CDAM": IntegratedCDAM(model),
+    "CDAM, first attention": CDAM(model, attention=0),
+}
+hits = {name: [] for name in methods}
+for _ in range(60):
     words, _ = review()
     ids, mask = batch([words])
     things = [WORDS.index(word) - len(PARTS) for word in words if word in THINGS]
     places = [place for place, word in enumerate(words) if word in sum(OWN, [])]
-    found = CDAM(model).attribute_targets(ids, things, additional_forward_args=mask)[0].abs().argmax(1)
-    same = AttentionMap(model).attribute(ids, additional_forward_args=mask)[0].argmax()
-    hits["CDAM"] += [int(one) == place for one, place in zip(found, places, strict=True)]
-    hits["attention"] += [int(same) == place for place in places]
+    for name, method in methods.items():
+        scores = method.attribute_targets(ids, things, additional_forward_args=mask)[0, :, 1:-1]
+        found = (1 + scores.abs().argmax(1)).tolist()
+        hits[name] += [one == place for one, place in zip(found, places, strict=True)]
 for name, found in hits.items():
     print(f"{name}: the thing's own adjective has the largest score in {sum(found) / len(found):.0%}")
 
@@ -120,6 +126,6 @@ for name, found in hits.items():
 # -------------------------------------
 #
 # The sentence has one attention map, which cannot answer two questions; CDAM gives each its own words and signs. The
-# share above says how often the map of the last attention is on the word that a person would name. Where it is not, the
-# map need not be wrong: this model has two layers, and its first may have moved what an adjective says into another
-# token, from where the last attention reads it.
+# shares above say how often the largest score is on the word that a person would name, and they differ by what is
+# explained. Where a map is not on that word it need not be wrong: this model has two layers, and its first may have moved
+# what an adjective says into another token, from where the last attention reads it.

@@ -69,7 +69,7 @@ def enlarged(heat):
 maps = {
     "CDAM": enlarged(CDAM(model).attribute(images, targets)),
     "attention": enlarged(AttentionMap(model).attribute(images)),
-    "Integrated Gradients": IntegratedGradients(model).attribute(images, target=targets, n_steps=10).detach(),
+    "Integrated Gradients": IntegratedGradients(model).attribute(images, target=targets, n_steps=8).detach(),
     "random": torch.randn(images.shape),
 }
 ranks = {name: heat.flatten(1).argsort(1).argsort(1).view(images.shape).float() for name, heat in maps.items()}

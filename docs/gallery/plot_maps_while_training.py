@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
-from captum_ext import IntegratedCDAM, signed_overlay
+from captum_ext import TokenAblation, signed_overlay
 
 torch.manual_seed(0)
 SIDE, SHAPE, NAMES = 48, 16, ["circle", "square", "cross"]
@@ -58,13 +58,14 @@ for slot in range(2):
 # Explain in the loop
 # -------------------
 #
-# An explainer runs the model in evaluation mode, puts its mode back, and touches neither weights nor gradients, so it can be
-# called anywhere in a training loop.
+# `TokenAblation` says what the logit loses without a patch in the last attention, exactly and in about one pass. Like all
+# explainers it runs the model in evaluation mode and puts its mode back, and it touches neither weights nor gradients, so
+# that it can be called anywhere in a training loop.
 
 
 def watched(step):
     """The first image's map, the accuracy, and which part of what is on both shapes is on the one asked for."""
-    maps = IntegratedCDAM(model).attribute(test, target=shapes[:, 0])[:, 0]
+    maps = TokenAblation(model).attribute(test, target=shapes[:, 0])[:, 0]
     with torch.no_grad():
         best = model.eval()(test).topk(2).indices
     right = float((best.sort().values == shapes.sort().values).all(1).float().mean())

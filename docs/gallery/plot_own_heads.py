@@ -60,7 +60,7 @@ def questions(made):
     return F.one_hot(made.labels, 10).sum(1).float(), (made.labels.sum(1, keepdim=True) >= 10).float()
 
 
-train, test = make_scenes(500, "train", seed=0), make_scenes(200, "test", seed=1)
+train, test = make_scenes(500, "train", seed=0), make_scenes(100, "test", seed=1)
 digits = fit(WithHead(nn.Linear(96, 10)), train.images, questions(train)[0])
 large = fit(WithHead(nn.Sequential(nn.Linear(96, 64), nn.GELU(), nn.Linear(64, 1))), train.images, questions(train)[1])
 with torch.no_grad():

@@ -43,27 +43,35 @@ def looked_for(model):
     return direction / direction.norm()
 
 
-class Outliers(nn.Module):
-    """Adds a large vector to some patches, or puts it on registers in front of all patches."""
-
-    def __init__(self, vector, registers):
-        super().__init__()
-        self.vector, self.registers = nn.Parameter(vector), registers
+class Registers(nn.Module):
+    """Puts empty tokens behind the class token, which are no patches."""
 
     def forward(self, tokens):
-        """Tokens (batch, 1 + patches, channels), with registers behind the class token if there are some."""
-        if self.registers:
-            extra = self.vector.expand(len(tokens), len(chosen), -1)
-            return torch.cat([tokens[:, :1], extra, tokens[:, 1:]], 1)
-        where = torch.zeros(tokens.shape[1], 1).index_fill_(0, 1 + chosen, 1)
+        """Tokens (batch, 1 + patches, channels), with as many registers as there are outliers."""
+        return torch.cat([tokens[:, :1], torch.zeros_like(tokens[:, : len(chosen)]), tokens[:, 1:]], 1)
+
+
+class Outliers(nn.Module):
+    """Adds a large vector to some tokens."""
+
+    def __init__(self, vector, places):
+        super().__init__()
+        self.vector, self.places = nn.Parameter(vector), places
+
+    def forward(self, tokens):
+        """The same tokens, some of them of enormous norm."""
+        where = torch.zeros(tokens.shape[1], 1).index_fill_(0, self.places, 1)
         return tokens + where * self.vector
 
 
 def planted(registers):
-    """The digit model with outliers in front of its last block."""
+    """The digit model with outliers in front of its last block, on patches or on registers."""
     model = digit_vit.load()
-    size = 8 * model.forward_intermediates(image, [2], output_fmt="NLC")[1][0].norm(dim=-1).median().detach()
-    model.blocks.insert(len(model.blocks) - 1, Outliers(size * looked_for(model), registers))
+    size = 8 * model.forward_intermediates(image, indices=[2], output_fmt="NLC")[1][0].norm(dim=-1).median().detach()
+    places = 1 + torch.arange(len(chosen)) if registers else 1 + chosen
+    model.blocks.insert(len(model.blocks) - 1, Outliers(size * looked_for(model), places))
+    if registers:
+        model.norm_pre = Registers()
     return model.eval()
 
 

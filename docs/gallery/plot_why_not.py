@@ -47,7 +47,7 @@ contrasts = CDAM(model).attribute_contrasts(image, digits)[0]  # (3, 3, 12, 12)
 alone = CDAM(model).attribute_targets(image, digits)[0]  # (3, 12, 12)
 inside = [made.mask(number)[0, 0, 2::4, 2::4] for number in range(3)]  # the boxes of the digits, on the map's grid
 
-scale = float(contrasts.abs().max())
+scale = 0.6 * float(contrasts.abs().max())  # beyond it the colour is full
 paper = 1 - 0.5 * image[0].clamp(0, 1)  # grey ink on white paper, to see the colours over it
 figure, axes = plt.subplots(3, 3, figsize=(6.5, 6.9), layout="constrained")
 for row, a in enumerate(digits):

@@ -2,9 +2,9 @@
 Attention in place of average pooling
 =====================================
 
-A convolutional network averages its last map, so that every place counts the same. `CAStream` lets a learned query
-find the places that matter, on the frozen network: the class is then read from where the query looks. Its attention is
-a map that costs nothing, set here beside a CAM of the same network.
+A convolutional network averages its last map, so that every place counts the same. ``CAStream`` lets a learned query
+find the places that matter, on the frozen network: the class is then read from where the query looks. Its attention
+is a map that costs nothing, set here beside a CAM of the same network.
 """
 
 # %%
@@ -93,7 +93,9 @@ maps = {
 }
 shares = {name: (heat * boxes).sum((1, 2)) / heat.sum((1, 2)).clamp(min=1e-9) for name, heat in maps.items()}
 for name, share in shares.items():
-    print(f"{name}: {share.mean():.2f} of the map is in the digit's box, which has {boxes.float().mean():.2f} of the area")
+    print(
+        f"{name}: {share.mean():.2f} of the map is in the digit's box, which has {boxes.float().mean():.2f} of the area"
+    )
 
 figure, axes = plt.subplots(3, 4, figsize=(7, 5.6), layout="constrained")
 for row, (name, heat) in zip(axes, maps.items(), strict=True):

@@ -2,17 +2,19 @@
 A comparison and its statistics
 ===============================
 
-Which method is better, and is the difference more than chance? `compare` explains samples by several methods, scores
-each map by several metrics, and ends with intervals, paired tests and effect sizes: in tables, and in an HTML report.
+Which method is better, and is the difference more than chance? ``compare`` explains samples by several methods,
+scores each map by several metrics, and ends with intervals, paired tests and effect sizes: in tables, and in an HTML
+report.
 """
 
 # %%
 # Run it
 # ------
 #
-# Twelve scenes of handwritten digits, four methods, two metrics; a real comparison takes a hundred samples and more. The
+# 24 scenes of handwritten digits, four methods, two metrics; a real comparison takes a hundred samples and more. The
 # folder is the run: the same call again, with more methods or samples, computes only what is missing. On the command
-# line: `xai-compare --methods cdam,attention,ixg,random --metrics deletion,class-discrimination --limit 12 --out RUN`.
+# line: `xai-compare --methods cdam,attention,ixg,random --metrics token-faithfulness,removal-drop --limit 24 --out
+# RUN`.
 
 import tempfile
 from pathlib import Path
@@ -39,11 +41,13 @@ results = compare(
 # Of each metric and method the mean over the images with its 95 % bootstrap interval.
 
 summary = results.summary()
-print(summary[["metric", "direction", "method", "mean", "ci_low", "ci_high", "mean_rank"]].round(3).to_string(index=False))
+print(
+    summary[["metric", "direction", "method", "mean", "ci_low", "ci_high", "mean_rank"]].round(3).to_string(index=False)
+)
 
 # %%
 # Intervals say how sure a mean is. They must not be compared with each other: all methods were scored on the same
-# images, some of which are hard for all. The paired tests use that, and are corrected for their number (`p_holm`).
+# images, some of which are hard for all. The paired tests use that, and are corrected for their number (``p_holm``).
 
 tests = results.tests()
 columns = ["metric", "method_a", "method_b", "median_difference", "p_holm", "effect"]
@@ -61,7 +65,9 @@ for axis, metric in zip(axes, metrics, strict=True):
     rows = summary[summary.metric == metric].set_index("method")
     best = rows["mean"].idxmax()
     for place, (name, row) in enumerate(rows.iterrows()):
-        pairs = tests[(tests.metric == metric) & (tests.method_a.isin([name, best])) & (tests.method_b.isin([name, best]))]
+        pairs = tests[
+            (tests.metric == metric) & (tests.method_a.isin([name, best])) & (tests.method_b.isin([name, best]))
+        ]
         behind = name != best and bool((pairs.p_holm < 0.05).any())
         colour = "tab:blue" if name == best else "tab:orange" if behind else "tab:gray"
         axis.plot([row.ci_low, row.ci_high], [place, place], color=colour, linewidth=3)
@@ -77,8 +83,10 @@ plt.show()
 # What this shows, and what it does not
 # -------------------------------------
 #
-# It shows how to get from a model to a statement with its uncertainty, and `results.report()` is the page that shows all
-# of it. A method that is not significantly behind is not shown to be as good: with few images hardly anything is
-# significant. And a metric measures what it measures: two of them may well disagree about the winner.
+# It shows how to get from a model to a statement with its uncertainty, and ``results.report()`` is the page that
+# shows all of it. A method that is not significantly behind is not shown to be as good: with few images hardly
+# anything is significant. And a metric measures what it measures: two of them may well disagree about the winner.
+# Look at the random maps first: where they are not behind, the metric cannot tell an explanation from noise with so
+# few images.
 
 print(f"the report: {Path(results.report()).name}, {Path(results.report()).stat().st_size // 1024} KB")

@@ -2,9 +2,9 @@
 A concept instead of a class
 ============================
 
-The digit model has ten classes, and none of them means "has a closed loop". A handful of examples is enough to ask for
-it all the same: `ConceptTarget.from_examples` averages what the model's head reads of them, and CDAM explains how near
-an image is to that average.
+The digit model has ten classes, and none of them means "has a closed loop". A handful of examples is enough to ask
+for it all the same: ``ConceptTarget.from_examples`` averages what the model's head reads of them, and CDAM explains
+how near an image is to that average.
 """
 
 # %%
@@ -39,8 +39,8 @@ print(f"{int(has_loop.sum())} examples with a loop, {int(has_none.sum())} withou
 # Where is the loop?
 # ------------------
 #
-# New scenes show two digits, one with a loop and one without. The map is right if its sum on the digit with the loop is
-# larger than on the other one; a map that cannot tell is right in half of the scenes.
+# New scenes show two digits, one with a loop and one without. The map is right if its sum on the digit with the loop
+# is larger than on the other one; a map that cannot tell is right in half of the scenes.
 
 
 def measured(with_loop, without):
@@ -66,7 +66,9 @@ figure, axes = plt.subplots(2, 4, figsize=(7.5, 4.4), layout="constrained")
 for row, (images, labels, maps, right) in zip(axes, (known, new), strict=True):
     for number, axis in enumerate(row):
         axis.imshow(signed_overlay(1 - 0.5 * images[number].clamp(0, 1), maps[number]))
-        axis.set_title(f"{labels[number, 0]} and {labels[number, 1]}: {'right' if right[number] else 'wrong'}", fontsize=12)
+        axis.set_title(
+            f"{labels[number, 0]} and {labels[number, 1]}: {'right' if right[number] else 'wrong'}", fontsize=12
+        )
         axis.set_xticks([])
         axis.set_yticks([])
 axes[0, 0].set_ylabel("digits of examples", fontsize=12)
@@ -78,7 +80,7 @@ plt.show()
 # What this shows, and what it does not
 # -------------------------------------
 #
-# A concept needs examples and no training, and its maps are those of a class: signed, from one pass. The second number
-# above is the test of the concept: the farther it is below the first, the more the vector means "one of the digits
-# 0, 6, 8" rather than "loop". A concept made of examples means whatever the examples share in the eyes of the model, as
-# here also what sets 1, 3 and 5 apart; always try it on things that the examples did not contain.
+# A concept needs examples and no training, and its maps are those of a class: signed, from one pass. The second
+# number above is the test of the concept: the farther it is below the first, the more the vector means "one of the
+# digits 0, 6, 8" rather than "loop". A concept made of examples means whatever the examples share in the eyes of the
+# model, as here also what sets 1, 3 and 5 apart; always try it on things that the examples did not contain.

@@ -2,8 +2,8 @@
 Scoring maps with a second model
 ================================
 
-A score that hides pixels asks the model that was explained how much it minds. It may mind for reasons of its own, such
-as the hole. A judge, a second model that was trained apart, minds only if what is hidden matters for the class.
+A score that hides pixels asks the model that was explained how much it minds. It may mind for reasons of its own,
+such as the hole. A judge, a second model that was trained apart, minds only if what is hidden matters for the class.
 """
 
 # %%
@@ -54,9 +54,9 @@ for name, one in {"model": model, "judge": judge}.items():
 # The same maps, scored twice
 # ---------------------------
 #
-# `removal_drop` hides pixels whose value is above a threshold, and says which part of the class's probability is lost.
-# Its first argument is whoever judges; the maps are the same. With ranks in place of values each map hides a tenth of
-# the pixels.
+# ``removal_drop`` hides pixels whose value is above a threshold, and says which part of the class's probability is
+# lost. Its first argument is whoever judges; the maps are the same. With ranks in place of values each map hides a
+# tenth of the pixels.
 
 images, targets = test.images, test.labels[:, 0]
 
@@ -81,7 +81,10 @@ for name, (own, others) in drops.items():
     print(f"{name}: {own.mean():.3f} by the model explained, {others.mean():.3f} by the judge")
 
 figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-for shift, colour, label, number in ((0.18, "tab:blue", "by the model explained", 0), (-0.18, "tab:orange", "by the judge", 1)):
+for shift, colour, label, number in (
+    (0.18, "tab:blue", "by the model explained", 0),
+    (-0.18, "tab:orange", "by the judge", 1),
+):
     means = [float(pair[number].mean()) for pair in drops.values()]
     errors = [1.96 * float(pair[number].std()) / len(images) ** 0.5 for pair in drops.values()]
     axis.barh([place + shift for place in range(len(drops))], means, 0.34, xerr=errors, color=colour, label=label)
@@ -95,7 +98,7 @@ plt.show()
 # What this shows, and what it does not
 # -------------------------------------
 #
-# Where both bars of a method differ much, what was hidden mattered to one model more than to the other: either it is no
-# evidence for the class at all, or the two read the class from other places. A judge cannot tell these apart. It does
-# not say whether a map is true to the model it explains, either; that is what the blue bars are for. The bars have 95 %
-# intervals of the mean over 60 scenes, by the normal approximation.
+# Where both bars of a method differ much, what was hidden mattered to one model more than to the other: either it is
+# no evidence for the class at all, or the two read the class from other places. A judge cannot tell these apart. It
+# does not say whether a map is true to the model it explains, either; that is what the blue bars are for. The bars
+# have 95 % intervals of the mean over 60 scenes, by the normal approximation.

@@ -2,9 +2,9 @@
 Maps from one pass: gates and heads
 ===================================
 
-`MHEX` puts a gate and a classifier at each residual addition of a network. Each block then predicts the class itself,
-and the product of its two weight matrices says what each channel contributes to each class: a map for any class from
-one forward pass, without gradients.
+``MHEX`` puts a gate and a classifier at each residual addition of a network. Each block then predicts the class
+itself, and the product of its two weight matrices says what each channel contributes to each class: a map for any
+class from one forward pass, without gradients.
 """
 
 # %%
@@ -47,7 +47,8 @@ with torch.no_grad():
 # What each block says
 # --------------------
 #
-# `MHEXCAM` adds the maps of all blocks, later ones with more weight. With a tiny `alpha` only the last block is left.
+# ``MHEXCAM`` adds the maps of all blocks, later ones with more weight. With a tiny ``alpha`` only the last block is
+# left.
 
 images, labels, boxes = test.images, test.labels[:, 0], test.mask(0)
 maps = {
@@ -59,10 +60,16 @@ shares = {}
 for name, heat in maps.items():
     positive = heat.clamp(min=0)
     shares[name] = (positive * boxes).sum((1, 2, 3)) / positive.sum((1, 2, 3)).clamp(min=1e-9)
-    print(f"{name}: {shares[name].mean():.2f} of the positive evidence is in the digit's box, "
-          f"which has {boxes.float().mean():.2f} of the area")
+    print(
+        f"{name}: {shares[name].mean():.2f} of the positive evidence is in the digit's box, "
+        f"which has {boxes.float().mean():.2f} of the area"
+    )
 
-rows = {"for its class,\nall blocks": maps["all blocks"], "last block\nalone": maps["last block"], "for the next\ndigit": other}
+rows = {
+    "for its class,\nall blocks": maps["all blocks"],
+    "last block\nalone": maps["last block"],
+    "for the next\ndigit": other,
+}
 figure, axes = plt.subplots(3, 4, figsize=(7, 5.4), layout="constrained")
 for line, (name, heat) in zip(axes, rows.items(), strict=True):
     for number, axis in enumerate(line):

@@ -3,8 +3,8 @@ Which nodes make a graph what it is
 ===================================
 
 A random graph has a motif attached, a house or a ring of five nodes, and the motif is its class. A graph network with
-`MHEX` scores all nodes of a batch of graphs in one forward pass. The nodes of the motif are known, so the scores can be
-checked.
+``MHEX`` scores all nodes of a batch of graphs in one forward pass. The nodes of the motif are known, so the scores
+can be checked.
 """
 
 # %%
@@ -95,7 +95,7 @@ plt.show()
 # What this shows, and what it does not
 # -------------------------------------
 #
-# One pass scores the nodes of all graphs. A layer of a graph network sees one step further, so after three layers a node
-# beside the motif knows of it, and may rightly be scored: the motif is where the answer comes from, not the only place
-# where the network may read it. One seed of a small network is shown; the page on MHEX of graphs has three, and other
-# explainers beside it.
+# One pass scores the nodes of all graphs. A layer of a graph network sees one step further, so after three layers a
+# node beside the motif knows of it, and may rightly be scored: the motif is where the answer comes from, not the only
+# place where the network may read it. One seed of a small network is shown; the page on MHEX of graphs has three, and
+# other explainers beside it.

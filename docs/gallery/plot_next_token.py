@@ -10,8 +10,8 @@ prompt does it read that? The right place is known here, so the maps of its answ
 # A task of recall
 # ----------------
 #
-# A prompt has a word of each of six kinds in random order, a question mark, and the kind that is asked for. A Llama of
-# two layers is trained for seconds to say the word of that kind.
+# A prompt has a word of each of six kinds in random order, a question mark, and the kind that is asked for. A Llama
+# of two layers is trained for seconds to say the word of that kind.
 
 import matplotlib.pyplot as plt
 import torch
@@ -30,7 +30,7 @@ KINDS = {
     "number": ["two", "five", "six", "nine"],
     "tool": ["saw", "file", "drill", "rake"],
 }
-NAMES = ["?", *KINDS, *sum(KINDS.values(), [])]
+NAMES = ["?", *KINDS, *(word for words in KINDS.values() for word in words)]
 MANY = len(KINDS)
 
 
@@ -63,8 +63,8 @@ print(f"{(said == answers).float().mean():.1%} of 200 new questions are answered
 # Maps of the answer
 # ------------------
 #
-# `attribute_answer` explains given answers, and `explain_generation` what the model generates. Both return a score for
-# each token of the prompt.
+# ``attribute_answer`` explains given answers, and ``explain_generation`` what the model generates. Both return a
+# score for each token of the prompt.
 
 methods = {
     "CDAM, last attention": CDAM(model),
@@ -72,12 +72,16 @@ methods = {
     "Integrated CDAM, first attention": IntegratedCDAM(model, attention=0),
     "attention weights, last layer": AttentionMap(model),
 }
-maps = {name: one.attribute_answer({"input_ids": ids}, answer=answers[:, None].tolist()) for name, one in methods.items()}
+maps = {
+    name: one.attribute_answer({"input_ids": ids}, answer=answers[:, None].tolist()) for name, one in methods.items()
+}
 for name, found in maps.items():
     words = found.scores[:, :MANY]  # the question itself is not what the answer is copied from
     highest, strongest = (one.argmax(1) == where for one in (words, words.abs()))
-    print(f"{name}: of the six words the right one has the highest score in {highest.float().mean():.0%}, "
-          f"the largest absolute score in {strongest.float().mean():.0%}")
+    print(
+        f"{name}: of the six words the right one has the highest score in {highest.float().mean():.0%}, "
+        f"the largest absolute score in {strongest.float().mean():.0%}"
+    )
 
 # %%
 # One prompt
@@ -102,9 +106,9 @@ plt.show()
 # What this shows, and what it does not
 # -------------------------------------
 #
-# The right word is known for each prompt, so the shares above say which map finds it. In this model the first attention
-# copies the word: maps of the last one, which is what most methods look at, are late. And plain CDAM finds the place
-# with the wrong sign: it is a linear estimate at the tokens as they are, and this attention is so sure of its word that
-# a small change moves it the other way. Integrated CDAM, which adds up the whole path from no tokens to these, has the
-# sign right. Both are about this task, in which the answer is copied from one place; in your model, look at more than
-# one attention, and let `check` compare a map with exact effects.
+# The right word is known for each prompt, so the shares above say which map finds it. In this model the first
+# attention copies the word: maps of the last one, which is what most methods look at, are late. And plain CDAM finds
+# the place with the wrong sign: it is a linear estimate at the tokens as they are, and this attention is so sure of
+# its word that a small change moves it the other way. Integrated CDAM, which adds up the whole path from no tokens to
+# these, has the sign right. Both are about this task, in which the answer is copied from one place; in your model,
+# look at more than one attention, and let ``check`` compare a map with exact effects.

@@ -3,16 +3,17 @@ A frozen backbone with a head of your own
 =========================================
 
 Often the backbone is given and only the head is yours: a linear layer on averaged patches, or a small network. CDAM
-explains such models without any adaptation, as it looks at the pass itself. An attention map explains the backbone, so
-it is the same for every class of every head.
+explains such models without any adaptation, as it looks at the pass itself. An attention map explains the backbone,
+so it is the same for every class of every head.
 """
 
 # %%
 # One backbone, two heads
 # -----------------------
 #
-# The bundled digit model without its head is the backbone. Its patches are averaged. The first head is linear and says
-# which digits are there; the second, a network of two layers, says whether the sum of both digits is large (10 or more).
+# The bundled digit model without its head is the backbone. Its patches are averaged. The first head is linear and
+# says which digits are there; the second, a network of two layers, says whether the sum of both digits is large (10
+# or more).
 
 import matplotlib.pyplot as plt
 import torch
@@ -66,13 +67,14 @@ large = fit(WithHead(nn.Sequential(nn.Linear(96, 64), nn.GELU(), nn.Linear(64, 1
 with torch.no_grad():
     top = digits(test.images).topk(2).indices.sort().values == test.labels.sort().values
     right = (large(test.images) > 0) == questions(test)[1].bool()
-print(f"both digits on top in {top.all(1).float().mean():.0%} of test scenes; sum rightly judged in {right.float().mean():.0%}")
+print(f"both digits on top in {top.all(1).float().mean():.0%} of test scenes")
+print(f"the sum rightly judged in {right.float().mean():.0%}")
 
 # %%
 # What CDAM says of both heads
 # ----------------------------
 #
-# `path` says how the maps are computed. Averaged patches read all rows of the attention, so what follows the tokens
+# ``path`` says how the maps are computed. Averaged patches read all rows of the attention, so what follows the tokens
 # runs forward and backward; with a class token a closed form would do.
 
 print(CDAM(digits).path(test.images[:1]))
@@ -84,9 +86,9 @@ shown = {
     f"linear head: {a}": maps[0],
     f"linear head: {b}": maps[1],
     "two layers: large sum": CDAM(large).attribute(image, target=0)[0, 0],
-    "attention, all of them": AttentionMap(digits).attribute(image)[0, 0],
+    "attention: the same for all": AttentionMap(digits).attribute(image)[0, 0],
 }
-same = torch.equal(shown["attention, all of them"], AttentionMap(large).attribute(image)[0, 0])
+same = torch.equal(shown["attention: the same for all"], AttentionMap(large).attribute(image)[0, 0])
 print(f"the attention maps of both models are {'the same' if same else 'different'}")
 
 figure, axes = plt.subplots(2, 2, figsize=(6.5, 7), layout="constrained")
@@ -101,16 +103,18 @@ plt.show()
 
 maps = torch.cat([CDAM(digits).attribute(test.images, target=test.labels[:, slot]) for slot in range(2)])[:, 0]
 boxes = torch.cat([test.mask(slot)[:, 0, 2::4, 2::4] for slot in range(2)])
-shares = [(m.clamp(min=0) * boxes).sum((1, 2)) / m.clamp(min=0).sum((1, 2)) for m in (maps,)][0]
+shares = (maps.clamp(min=0) * boxes).sum((1, 2)) / maps.clamp(min=0).sum((1, 2))
 attention = AttentionMap(digits).attribute(test.images)[:, 0].repeat(2, 1, 1)
-print(f"positive share in the box of the digit asked for: CDAM {shares.mean():.2f}, attention "
-      f"{((attention * boxes).sum((1, 2)) / attention.sum((1, 2))).mean():.2f}, by chance {boxes.float().mean():.2f}")
+print(
+    f"positive share in the box of the digit asked for: CDAM {shares.mean():.2f}, attention "
+    f"{((attention * boxes).sum((1, 2)) / attention.sum((1, 2))).mean():.2f}, by chance {boxes.float().mean():.2f}"
+)
 
 # %%
 # What this shows, and what it does not
 # -------------------------------------
 #
-# Pooling and head need no registration, no layer name and no reshape: the pass shows them. With an average, each patch
-# also reaches the head along its own residual path, and CDAM counts only what goes through the last attention. So the
-# map of an average-pooled model leaves more out than that of a class token. A map for "large sum" shows which patches
-# push that logit, not how the network adds: nothing here tells addition from a table of pairs.
+# Pooling and head need no registration, no layer name and no reshape: the pass shows them. With an average, each
+# patch also reaches the head along its own residual path, and CDAM counts only what goes through the last attention.
+# So the map of an average-pooled model leaves more out than that of a class token. A map for "large sum" shows which
+# patches push that logit, not how the network adds: nothing here tells addition from a table of pairs.

@@ -2,16 +2,17 @@
 Your own model, method and metric
 =================================
 
-`compare` takes any model of yours, any function that explains, and any metric of Quantus. This page writes one of each:
-a network, a method that slides a grey square over the image, and a metric that asks whether a map lies on the mask.
+``compare`` takes any model of yours, any function that explains, and any metric of Quantus. This page writes one of
+each: a network, a method that slides a grey square over the image, and a metric that asks whether a map lies on the
+mask.
 """
 
 # %%
 # A model
 # -------
 #
-# Any module from images to logits will do. This one sees which of two patterns is there, stripes or dots, somewhere in
-# noise; where it is, is the mask.
+# Any module from images to logits will do. This one sees which of two patterns is there, stripes or dots, somewhere
+# in noise; where it is, is the mask.
 
 import tempfile
 
@@ -43,9 +44,8 @@ def pictures(count):
     return images.clamp(0, 1), labels, masks
 
 
-model = nn.Sequential(
-    nn.Conv2d(1, 16, 5, 2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(32, 2)
-)  # fmt: skip
+features = [nn.Conv2d(1, 16, 5, 2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU()]
+model = nn.Sequential(*features, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(32, 2))
 optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
 for _ in range(150):
     images, labels, _ = pictures(32)
@@ -61,7 +61,7 @@ print(f"{(model(images).argmax(1) == labels).float().mean():.0%} of new images a
 # A method
 # --------
 #
-# A class with `attribute(inputs, target)`, as Captum's are: made with the model, called with images and classes.
+# A class with ``attribute(inputs, target)``, as Captum's are: made with the model, called with images and classes.
 
 
 class GreySquare:
@@ -91,8 +91,8 @@ class GreySquare:
 # A metric
 # --------
 #
-# A class of Quantus, here made from its pointing game, whose arguments it keeps. `evaluate_batch` gets maps and masks,
-# and returns a number for each sample.
+# A class of Quantus, here made from its pointing game, whose arguments it keeps. ``evaluate_batch`` gets maps and
+# masks, and returns a number for each sample.
 
 
 class TopInside(quantus.PointingGame):
@@ -111,12 +111,20 @@ class TopInside(quantus.PointingGame):
 # All three together
 # ------------------
 
-data = [{"image": image, "label": int(label), "mask": mask} for image, label, mask in zip(images, labels, masks, strict=True)]
+data = [
+    {"image": image, "label": int(label), "mask": mask}
+    for image, label, mask in zip(images, labels, masks, strict=True)
+]
 results = compare(
     model,
     data,
     out=tempfile.mkdtemp() + "/run",
-    methods={"grey square": GreySquare, "smaller square": lambda model: GreySquare(model, 4, 2), "saliency": "saliency", "random": "random"},
+    methods={
+        "grey square": GreySquare,
+        "smaller square": lambda model: GreySquare(model, 4, 2),
+        "saliency": "saliency",
+        "random": "random",
+    },
     metrics={"top inside": TopInside(disable_warnings=True)},
     targets="label",
     resamples=200,
@@ -139,7 +147,7 @@ plt.show()
 # On the command line
 # -------------------
 #
-# A package of yours offers both by entry points, in its `pyproject.toml`, and `xai-compare --list` shows them:
+# A package of yours offers both by entry points, in its ``pyproject.toml``, and ``xai-compare --list`` shows them:
 #
 # .. code-block:: toml
 #
@@ -148,11 +156,11 @@ plt.show()
 #     [project.entry-points."xai_compare.metrics"]
 #     top-inside = "my_package:TopInside"
 #
-# A model needs no package: `--model python:my_file.py:make_model` calls a function of a file.
+# A model needs no package: ``--model python:my_file.py:make_model`` calls a function of a file.
 #
 # What this shows, and what it does not
 # -------------------------------------
 #
-# What you bring is treated as what is built in: tried on one sample before the work, resumable, and tested against the
-# others. The numbers are of one small network and sixteen images. That a map lies on the mask is not what the model
-# used: here we know that nothing else tells the classes apart, on photographs we do not.
+# What you bring is treated as what is built in: tried on one sample before the work, resumable, and tested against
+# the others. The numbers are of one small network and sixteen images. That a map lies on the mask is not what the
+# model used: here we know that nothing else tells the classes apart, on photographs we do not.

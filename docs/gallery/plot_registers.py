@@ -3,8 +3,9 @@ Outlier tokens and registers
 ============================
 
 Large Vision Transformers come to use a few patches of plain background as scratch paper: their tokens get enormous
-norms, and attention maps light up where there is nothing (Darcet et al. 2023, arXiv:2309.16588). Registers, extra tokens
-that are no patches, take over that role. This page plants such tokens by hand and shows what `check` says of the maps.
+norms, and attention maps light up where there is nothing (Darcet et al. 2023, arXiv:2309.16588). Registers, extra
+tokens that are no patches, take over that role. This page plants such tokens by hand and shows what ``check`` says of
+the maps.
 """
 
 # %%
@@ -12,9 +13,9 @@ that are no patches, take over that role. This page plants such tokens by hand a
 # -------------------------------------
 #
 # .. note::
-#    The outliers of this page are constructed. The bundled digit model is small and has none; in front of its last block
-#    a large vector is added to five background patches. It points to where the last attention looks, as the artefacts of
-#    large models do.
+#    The outliers of this page are constructed. The bundled digit model is small and has none; in front of its last
+#    block a large vector is added to five background patches. It points to where the last attention looks, as the
+#    artefacts of large models do.
 
 import matplotlib.pyplot as plt
 import torch
@@ -81,8 +82,8 @@ models = {"as it is": digit_vit.load(), "outliers": planted(False), "registers":
 # Norms, attention, and CDAM
 # --------------------------
 #
-# `check` takes the norms of the tokens on the residual path: `outlier_tokens` is the share of patches whose norm is
-# above three times the median, `outlier_relevance` the share of the map that lies on them.
+# ``check`` takes the norms of the tokens on the residual path: ``outlier_tokens`` is the share of patches whose norm
+# is above three times the median, ``outlier_relevance`` the share of the map that lies on them.
 
 test = make_scenes(200, seed=3)
 figure, axes = plt.subplots(2, 3, figsize=(7, 5.6), layout="constrained")
@@ -93,11 +94,15 @@ for column, (name, model) in zip(axes.T, models.items(), strict=True):
         heat = method.attribute(image, target=digit)
         trust = check(method, image, digit)
         relevance = float(trust.outlier_relevance[0])
-        print(f"  {title}: {float(trust.outlier_tokens[0]):.3f} of the patches are outliers, with {relevance:.2f} of the "
-              f"map; {float(trust.prefix_relevance[0]):.2f} is on tokens that are no patches; {trust.verdicts[0]}")
+        print(
+            f"  {title}: {float(trust.outlier_tokens[0]):.3f} of the patches are outliers, with {relevance:.2f} of the "
+            f"map; {float(trust.prefix_relevance[0]):.2f} is on tokens that are no patches; {trust.verdicts[0]}"
+        )
         axis.imshow(signed_overlay(1 - 0.5 * image[0].clamp(0, 1), heat[0, 0]))
         for patch in chosen.tolist() if name == "outliers" else []:
-            axis.add_patch(plt.Rectangle((4 * (patch % 12) - 0.5, 4 * (patch // 12) - 0.5), 4, 4, fill=False, linewidth=2))
+            axis.add_patch(
+                plt.Rectangle((4 * (patch % 12) - 0.5, 4 * (patch // 12) - 0.5), 4, 4, fill=False, linewidth=2)
+            )
         axis.set_title(f"{name}: {relevance:.2f}", fontsize=12)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -110,7 +115,7 @@ plt.show()
 # What this shows, and what it does not
 # -------------------------------------
 #
-# Outliers draw attention to places where nothing is, and `outlier_relevance` counts how much of a map lies there. With
-# registers the same vectors sit on tokens that are no patches, and the patches are clean. As they were planted, this
-# says nothing about whether your model has outliers, and how it reacts to them: run `check` on it, or look at
-# `CDAM(model).tokens(images)`.
+# Outliers draw attention to places where nothing is, and ``outlier_relevance`` counts how much of a map lies there.
+# With registers the same vectors sit on tokens that are no patches, and the patches are clean. As they were planted,
+# this says nothing about whether your model has outliers, and how it reacts to them: run ``check`` on it, or look at
+# ``CDAM(model).tokens(images)``.

@@ -2,17 +2,18 @@
 A text as the question
 ======================
 
-Models such as CLIP compare images with texts, and have no classes. `TextTarget` makes the similarity of an image to a
-text the thing that is explained: which part of this image is "a seven"?
+Models such as CLIP compare images with texts, and have no classes. ``TextTarget`` makes the similarity of an image to
+a text the thing that is explained: which part of this image is "a seven"?
 """
 
 # %%
 # An image side that is locked
 # ----------------------------
 #
-# A CLIP takes weeks to train. Here the image side is the bundled digit model without its head, which stays as it is, and
-# only a text side is learned, until captions lie near their images (locked-image tuning, Zhai et al. 2022). With a CLIP
-# or SigLIP of transformers you skip this: `CDAM(clip.get_image_features)` and `TextTarget(clip, processor, "a dog")`.
+# A CLIP takes weeks to train. Here the image side is the bundled digit model without its head, which stays as it is,
+# and only a text side is learned, until captions lie near their images (locked-image tuning, Zhai et al. 2022). With
+# a CLIP or SigLIP of transformers you skip this: ``CDAM(clip.get_image_features)`` and `TextTarget(clip, processor,
+# "a dog")`.
 
 import matplotlib.pyplot as plt
 import torch
@@ -26,7 +27,7 @@ from xai_compare.digit_scenes import make_scenes
 torch.manual_seed(0)
 image_side = digit_vit.load().requires_grad_(False)
 image_side.reset_classifier(0)  # returns the embedding (images, 96)
-DIGITS = "zero one two three four five six seven eight nine".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WORDS = ["a", "and", *DIGITS]
 
 
@@ -102,6 +103,6 @@ plt.show()
 # What this shows, and what it does not
 # -------------------------------------
 #
-# It shows that a similarity to a text is a target like any other: signed, from the same pass, and `against=` says why
-# one text and not another. The image side never learned to read texts, and this text side knows twelve words; a real
-# CLIP is less tidy, and its similarity to a text may come from what usually surrounds the thing.
+# It shows that a similarity to a text is a target like any other: signed, from the same pass, and ``against=`` says
+# why one text and not another. The image side never learned to read texts, and this text side knows twelve words; a
+# real CLIP is less tidy, and its similarity to a text may come from what usually surrounds the thing.

@@ -2,14 +2,14 @@
 Can this map be trusted?
 ========================
 
-A map always looks like an explanation. `check` explains the same image again in other ways, with other seeds and with
-random weights, and says in numbers and words what speaks against the map. This page checks three methods, one of which
-explains nothing.
+A map always looks like an explanation. ``check`` explains the same image again in other ways, with other seeds and
+with random weights, and says in numbers and words what speaks against the map. This page checks four maps, one of
+which explains nothing.
 """
 
 # %%
-# A scene and three maps
-# ----------------------
+# A scene and four maps
+# ---------------------
 #
 # The scene shows two handwritten digits; the first of them is asked for, so that its box is the right place.
 
@@ -49,7 +49,7 @@ methods = {
 # The checks
 # ----------
 #
-# Each verdict comes with its reasons. `print(trust)` shows all of the numbers.
+# Each verdict comes with its reasons. ``print(trust)`` shows all of the numbers.
 
 trusts = {name: check(method, image, digit) for name, method in methods.items()}
 for name, trust in trusts.items():
@@ -65,7 +65,7 @@ for axis, (name, method) in zip(axes.flat, methods.items(), strict=True):
     heat = method.attribute(image, target=digit)[0, 0]
     positive = heat.clamp(min=0)
     share = float(positive[inside].sum() / positive.sum())
-    axis.imshow(signed_overlay(1 - 0.5 * image[0].clamp(0, 1), heat))
+    axis.imshow(signed_overlay(1 - 0.5 * image[0].clamp(0, 1), heat, 0.5 * float(heat.abs().max())))
     top, left = made.boxes[0, 0].tolist()
     axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), 16, 16, fill=False, linewidth=2))
     verdict, reasons = trusts[name].verdicts[0], trusts[name].reasons[0]
@@ -81,6 +81,6 @@ plt.show()
 # -------------------------------------
 #
 # The check finds maps that depend on no model, on no question, or on a seed alone. A map that passes can still be
-# wrong: agreement is measured with the exact effects of tokens in the last attention, and what earlier layers moved from
-# one patch to another stays unseen. That the attention map does not depend on the question is a fault only because a
-# question was asked. One scene is an anecdote; the page on trust has the numbers of 100 maps.
+# wrong: agreement is measured with the exact effects of tokens in the last attention, and what earlier layers moved
+# from one patch to another stays unseen. That the attention map does not depend on the question is a fault only
+# because a question was asked. One scene is an anecdote; the page on trust has the numbers of 100 maps.

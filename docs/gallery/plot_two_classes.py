@@ -2,17 +2,17 @@
 Two classes in one photograph
 =============================
 
-A photograph shows a cat and a cup of coffee. Which part of it speaks for "cat", and which for "coffee"? `CDAM` answers
-both questions from one forward pass, with signs: red speaks for the class, blue against it.
+A photograph shows a cat and a cup of coffee. Which part of it speaks for "cat", and which for "coffee"? ``CDAM``
+answers both questions from one forward pass, with signs: red speaks for the class, blue against it.
 """
 
 # %%
 # Four photographs, cut into scenes
 # ---------------------------------
 #
-# The photographs come with scikit-image: Chelsea the cat by Stefan van der Walt (CC0), coffee by Rachel Michetti (CC0),
-# a rocket by SpaceX (CC0), and Eileen Collins by NASA (public domain). A training scene is two random crops of two
-# different photographs, side by side.
+# The photographs come with scikit-image: Chelsea the cat by Stefan van der Walt (CC0), coffee by Rachel Michetti
+# (CC0), a rocket by SpaceX (CC0), and Eileen Collins by NASA (public domain). A training scene is two random crops of
+# two different photographs, side by side.
 #
 # .. warning::
 #    A model that has only seen four photographs tells these four apart, and nothing else. It does not know cats. It is
@@ -34,7 +34,9 @@ from captum_ext import CDAM, AttentionMap, overlay_figure
 
 torch.manual_seed(0)
 SIDE, NAMES = 48, ["cat", "coffee", "rocket", "astronaut"]
-photos = [torch.tensor(photo()).movedim(2, 0) / 255 for photo in (data.chelsea, data.coffee, data.rocket, data.astronaut)]
+photos = [
+    torch.tensor(photo()).movedim(2, 0) / 255 for photo in (data.chelsea, data.coffee, data.rocket, data.astronaut)
+]
 smaller = [resize(photo, 96) for photo in photos]
 crop = RandomResizedCrop(SIDE, scale=(0.3, 1.0), ratio=(0.9, 1.1))
 pieces = torch.stack([torch.stack([crop(photo) for _ in range(100)]) for photo in smaller])  # (4, 100, 3, 48, 48)
@@ -77,7 +79,7 @@ print(f"both photographs named in {right.float().mean():.0%} of new scenes")
 # Two maps from one pass
 # ----------------------
 #
-# `attribute_targets` takes a list of classes. The maps share one colour scale, so that they can be compared.
+# ``attribute_targets`` takes a list of classes. The maps share one colour scale, so that they can be compared.
 
 
 def scene(side):
@@ -103,6 +105,6 @@ plt.show()
 # What this shows, and what it does not
 # -------------------------------------
 #
-# It shows what signed maps look like: the two classes exchange their colours, where an attention map would be the same
-# for both. It does not show that the model sees a cat: it was trained on one photograph of one cat, and any part of
-# that photograph, also its background, tells it apart from the three others.
+# It shows what signed maps look like: the two classes exchange their colours, where an attention map would be the
+# same for both. It does not show that the model sees a cat: it was trained on one photograph of one cat, and any part
+# of that photograph, also its background, tells it apart from the three others.

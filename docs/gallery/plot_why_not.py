@@ -2,8 +2,8 @@
 Why this class, and not that one
 ================================
 
-"Why 3?" is often meant as "why 3 and not 8?". `ContrastTarget` explains the difference of two logits, and
-`attribute_contrasts` explains all pairs of classes from one forward pass.
+"Why 3?" is often meant as "why 3 and not 8?". ``ContrastTarget`` explains the difference of two logits, and
+``attribute_contrasts`` explains all pairs of classes from one forward pass.
 """
 
 # %%
@@ -13,7 +13,6 @@ Why this class, and not that one
 # The bundled Vision Transformer reads scenes of real handwritten digits. This one shows three.
 
 import matplotlib.pyplot as plt
-import torch
 
 from captum_ext import CDAM, ContrastTarget, signed_overlay
 from xai_compare import digit_vit
@@ -29,8 +28,8 @@ print(f"shown: {digits}; the likeliest: {probabilities.topk(3).indices.tolist()}
 # One contrast
 # ------------
 #
-# Red is what makes the first digit more likely than the second, blue what makes the second more likely. CDAM is linear
-# in the score it explains, so the map is exactly the difference of the maps of both classes.
+# Red is what makes the first digit more likely than the second, blue what makes the second more likely. CDAM is
+# linear in the score it explains, so the map is exactly the difference of the maps of both classes.
 
 a, b = digits[:2]
 contrast = CDAM(model).attribute(image, ContrastTarget(a, b))[0, 0]
@@ -41,7 +40,7 @@ print(f"largest deviation from the difference of two maps: {(contrast - (one - o
 # All pairs
 # ---------
 #
-# In row `a` and column `b` stands why `a` and not `b`. The diagonal shows why `a`, without a comparison.
+# In row ``a`` and column ``b`` stands why ``a`` and not ``b``. The diagonal shows why ``a``, without a comparison.
 
 contrasts = CDAM(model).attribute_contrasts(image, digits)[0]  # (3, 3, 12, 12)
 alone = CDAM(model).attribute_targets(image, digits)[0]  # (3, 12, 12)
@@ -60,13 +59,15 @@ figure.suptitle("red: for the first digit   ·   blue: for the second, or agains
 plt.show()
 
 # %%
-# Does each contrast lie where it should? On the digit that it is for there should be more than on the digit that it is
-# against, and the third should matter little.
+# Does each contrast lie where it should? On the digit that it is for there should be more than on the digit that it
+# is against, and the third should matter little.
 
 for row, a in enumerate(digits):
     for column, b in enumerate(digits):
         if row < column:
-            sums = {digit: float(contrasts[row, column][where].sum()) for digit, where in zip(digits, inside, strict=True)}
+            sums = {
+                digit: float(contrasts[row, column][where].sum()) for digit, where in zip(digits, inside, strict=True)
+            }
             print(f"why {a}, not {b}: " + ", ".join(f"{value:+.1f} on the {digit}" for digit, value in sums.items()))
 
 # %%
@@ -74,6 +75,6 @@ for row, a in enumerate(digits):
 # -------------------------------------
 #
 # A contrast takes away what speaks for both classes alike, and what is left is what decides between them. It is a
-# difference of logits, so it says nothing about a third class that may be likelier than both;
-# `ContrastTarget(a, b, probabilities=True)` explains the difference of probabilities, which third classes do affect.
-# As all maps of CDAM, this one is about the tokens that enter the last attention, which may have mixed before.
+# difference of logits, so it says nothing about a third class that may be likelier than both; `ContrastTarget(a, b,
+# probabilities=True)` explains the difference of probabilities, which third classes do affect. As all maps of CDAM,
+# this one is about the tokens that enter the last attention, which may have mixed before.

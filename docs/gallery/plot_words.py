@@ -3,16 +3,18 @@ Words of a text
 ===============
 
 A review praises the food and complains about the service. A text model with an output for each of them can be asked
-twice, and the same words get other colours: this page colours the words of a sentence by `CDAM` for both questions.
+twice, and the same words get other colours: this page colours the words of a sentence by ``IntegratedCDAM`` for both
+questions.
 """
 
 # %%
 # Sentences whose answer is known
 # -------------------------------
 #
-# Each sentence says something about two of four things, in either order: good or bad. The model has an output for each
-# thing: 1 for good, -1 for bad, 0 if nothing is said of it. The words that decide are known: each thing has adjectives of its own, so that "tasty" always speaks for the
-# food, "bland" against it, and neither says anything of the service.
+# Each sentence says something about two of four things, in either order: good or bad. The model has an output for
+# each thing: 1 for good, -1 for bad, 0 if nothing is said of it. The words that decide are known: each thing has
+# adjectives of its own, so that "tasty" always speaks for the food, "bland" against it, and neither says anything of
+# the service.
 
 import random
 
@@ -30,8 +32,9 @@ THINGS = ["food", "service", "music", "room"]
 GOOD = [["tasty", "fresh"], ["friendly", "prompt"], ["tuneful", "moving"], ["cosy", "bright"]]
 BAD = [["bland", "stale"], ["rude", "slow"], ["loud", "shrill"], ["cramped", "dark"]]
 OWN = [good + bad for good, bad in zip(GOOD, BAD, strict=True)]  # the adjectives of each thing
+ADJECTIVES = [word for words in OWN for word in words]
 PARTS = ["[CLS]", "the", "was", "but", "and", "really", "[SEP]"]
-WORDS = [*PARTS, *THINGS, *sum(OWN, [])]
+WORDS = [*PARTS, *THINGS, *ADJECTIVES]
 
 
 def review():
@@ -59,7 +62,8 @@ def batch(reviews):
 # A small BERT
 # ------------
 #
-# It has a single layer: what its one attention reads is the words themselves, and not what another layer made of them.
+# It has a single layer: what its one attention reads is the words themselves, and not what another layer made of
+# them.
 
 sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128}
 config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, num_labels=4, **sizes)
@@ -83,11 +87,13 @@ print(f"{right.float().mean():.1%} of the outputs are right, rounded")
 # Two questions about one sentence
 # --------------------------------
 
-words = ["[CLS]", *"the food was really tasty but the service was slow".split(), "[SEP]"]
+sentence = "[CLS] the food was really tasty but the service was slow [SEP]"
+words = sentence.split(" ")
 ids, mask = batch([words])
-maps = CDAM(model).attribute_targets(ids, [0, 1], additional_forward_args=mask)[0]  # (2, words)
+maps = IntegratedCDAM(model).attribute_targets(ids, [0, 1], additional_forward_args=mask)[0]  # (2, words)
 attention = AttentionMap(model).attribute(ids, additional_forward_args=mask)[0]
-print(f"outputs for “{words[2]}” and “{words[8]}”: {model(ids, attention_mask=mask).logits[0, :2].detach().numpy().round(2)}")
+outputs = model(ids, attention_mask=mask).logits[0].tolist()
+print(f"the food: {outputs[0]:+.2f}, the service: {outputs[1]:+.2f}")
 
 rows = {"how good is the food?": maps[0], "how good is the service?": maps[1], "attention (both)": attention}
 figure, axes = plt.subplots(3, 1, figsize=(7.5, 2.7), layout="constrained")
@@ -114,7 +120,7 @@ for _ in range(60):
     words, _ = review()
     ids, mask = batch([words])
     things = [WORDS.index(word) - len(PARTS) for word in words if word in THINGS]
-    places = [place for place, word in enumerate(words) if word in sum(OWN, [])]
+    places = [place for place, word in enumerate(words) if word in ADJECTIVES]
     for name, method in methods.items():
         scores = method.attribute_targets(ids, things, additional_forward_args=mask)[0, :, 1:-1]
         found = (1 + scores.abs().argmax(1)).tolist()
@@ -126,7 +132,8 @@ for name, found in hits.items():
 # What this shows, and what it does not
 # -------------------------------------
 #
-# The sentence has one attention map, which cannot answer two questions; CDAM gives each its own words and signs. The
-# shares above say how often the largest score is on the word that decides. They hold for a model of one layer. In a BERT
-# of twelve the last attention reads tokens that have already read each other, and what an adjective says may have moved
-# to another word: a map is then about tokens, and only in part about words.
+# The sentence has one attention map, which cannot answer two questions; Integrated CDAM gives each its own word and
+# sign. Plain CDAM is a linear estimate of it, and cheaper by little: the list above says what that costs here. The
+# shares above say how often the largest score is on the word that decides. They hold for a model of one layer. In a
+# BERT of twelve the last attention reads tokens that have already read each other, and what an adjective says may
+# have moved to another word: a map is then about tokens, and only in part about words.

@@ -1,5 +1,6 @@
 import ast
 import json
+import os
 import re
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_photographs_are_named_with_their_licence(script):
 
 
 def as_notebook(script):
-    """What sphinx-gallery offers for download."""
+    """What sphinx-gallery offers for download, with a cell in front that forgets the names of the page before."""
     gallery = pytest.importorskip("sphinx_gallery.gen_gallery", reason="sphinx-gallery is not installed")
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
     from sphinx_gallery.notebook import jupyter_notebook
@@ -67,20 +68,32 @@ def as_notebook(script):
 
     _, blocks = split_code_and_text_blocks(str(script))
     notebook = jupyter_notebook(blocks, gallery.DEFAULT_GALLERY_CONF, str(script.parent))
-    return nbformat.reads(json.dumps(notebook), as_version=4)
+    notebook = nbformat.reads(json.dumps(notebook), as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """One for all pages, as most of their time would be that of the same imports."""
+    client = pytest.importorskip("jupyter_client", reason="jupyter_client is not installed")
+    pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    folder = tmp_path_factory.mktemp("kernel")
+    ours = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    manager = client.KernelManager(kernel_name="python3")
+    manager.start_kernel(env={**os.environ, **ours}, cwd=str(folder))
+    yield manager
+    manager.shutdown_kernel(now=True)
 
 
 @pytest.mark.slow
 @each_script
-def test_a_page_runs_as_a_notebook_and_ends_with_a_picture(script, tmp_path, monkeypatch):
+def test_a_page_runs_as_a_notebook_and_has_a_picture(script, kernel):
     notebook = as_notebook(script)
-    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
-    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
-    for name, value in {"PYTHONPATH": ROOT, "IPYTHONDIR": tmp_path / "ipython", "OMP_NUM_THREADS": 1}.items():
-        monkeypatch.setenv(name, str(value))
-    nbclient.NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
+    import nbclient
+
+    nbclient.NotebookClient(notebook, km=kernel, timeout=240).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     errors = "".join(output.text for output in outputs if output.get("name") == "stderr")

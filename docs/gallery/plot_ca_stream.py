@@ -114,5 +114,6 @@ plt.show()
 #
 # The classifier of the stream reads the digit from where the query looks, so its attention is a part of the model and
 # not a guess about it. It has no sign and no class: if the scene had two digits, it could not say which belongs to
-# which answer. A share in the box says where a map is, not whether it is faithful. Three epochs on tiny scenes are no
-# benchmark; the page on CA-Stream has tables with seeds, on which the stream's maps are not always better.
+# which answer. Here it has less in the box than both CAMs. A share in the box says where a map is, not whether it is
+# faithful. A few epochs on tiny scenes are no benchmark; the page on CA-Stream has tables with seeds, on which the
+# stream's maps are not always better.

@@ -73,10 +73,12 @@ for axis, metric in zip(axes, metrics, strict=True):
         axis.plot([row.ci_low, row.ci_high], [place, place], color=colour, linewidth=3)
         axis.plot(row["mean"], place, "o", color=colour, markersize=9)
     axis.set_title(metric, fontsize=13)
+    axis.set_xlabel("mean and 95 % interval", fontsize=11)
     axis.set_yticks(range(len(rows)), rows.index, fontsize=12)
     axis.grid(axis="x", alpha=0.3)
 axes[0].invert_yaxis()
 figure.suptitle("blue: the highest mean · orange: significantly behind it · grey: not", fontsize=12)
+print(f"the report: {Path(results.report()).name}, {Path(results.report()).stat().st_size // 1024} KB")
 plt.show()
 
 # %%
@@ -88,5 +90,3 @@ plt.show()
 # anything is significant. And a metric measures what it measures: two of them may well disagree about the winner.
 # Look at the random maps first: where they are not behind, the metric cannot tell an explanation from noise with so
 # few images.
-
-print(f"the report: {Path(results.report()).name}, {Path(results.report()).stat().st_size // 1024} KB")

@@ -33,8 +33,8 @@ def block(entering, channels, stride):
     return nn.Sequential(nn.Conv2d(entering, channels, 3, stride, 1), nn.BatchNorm2d(channels), nn.ReLU())
 
 
-features = [block(1, 24, 2), block(24, 48, 2), block(48, 96, 1)]
-judge = nn.Sequential(*features, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(96, 10))
+features = [block(1, 16, 2), block(16, 32, 2), block(32, 64, 1)]
+judge = nn.Sequential(*features, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 train, test = make_scenes(960, "train", seed=0), make_scenes(60, "test", seed=1)
 optimizer = torch.optim.AdamW(judge.parameters(), 1e-2)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, epochs=6, steps_per_epoch=30)

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import networkx
 import torch
 from sklearn.metrics import roc_auc_score
+from torch_geometric import seed_everything
 from torch_geometric.data import Data
 from torch_geometric.datasets import ExplainerDataset
 from torch_geometric.datasets.motif_generator import CycleMotif
@@ -28,7 +29,7 @@ from torch_geometric.utils import to_networkx
 from adapters import MHEX, deep_supervision_loss
 from captum_ext import MHEXCAM
 
-torch.manual_seed(0)
+seed_everything(0)  # torch_geometric draws graphs by several random generators
 
 
 def graphs(count):

@@ -28,7 +28,7 @@ class AnswerMaps:
         tokens: The text of each sample's prompt, token by token; their numbers without a tokenizer.
         answer_tokens: The same of its answer: how the tokenizer divided it.
         answer_ids: The token ids of each sample's answer.
-        first_share: (batch,), which part of the sum of |scores| lies on the first real token, before anything is
+        first_share: (batch,), which part of the sum of `|scores|` lies on the first real token, before anything is
             excluded: attention sinks there, whatever is asked.
         special_share: (batch,), which part lies on special tokens (beginning, ends of turns), images not counted.
         excluded: (batch, tokens of the prompt), True where `exclude` set scores to 0.

@@ -13,7 +13,7 @@ from entries import substitutions  # noqa: E402 - from the folder above
 
 project = "xai-discern"
 author = "The xai-discern authors"
-copyright = author  # noqa: A001 - Sphinx names it so
+copyright = author
 version = release = version_of("xai-discern")
 
 extensions = [
@@ -38,6 +38,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"
 myst_heading_anchors = 4
 myst_substitutions = substitutions(HERE)  # costs and metrics in pages that are written by hand
 default_role = "code"  # docstrings write `code` with single backticks
+napoleon_use_ivar = True
 autodoc_typehints = "none"  # the signatures have them
 autodoc_member_order = "bysource"
 bibtex_bibfiles = ["references.bib"]
@@ -48,13 +49,14 @@ html_theme = "furo"
 html_title = f"xai-discern {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True, "light_css_variables": {}, "dark_css_variables": {}}
 pygments_style, pygments_dark_style = "a11y-light", "a11y-dark"
 
 llms_txt_summary = (
-    "Shows which parts of an image or text speak for, and against, each class that a model can predict: CDAM, CA-Stream "
-    "and MHEX for Captum and pytorch-grad-cam, metrics for Quantus, and comparisons with statistics."
+    "Shows which parts of an image or text speak for, and against, each class that a model can predict: CDAM, "
+    "CA-Stream and MHEX for Captum and pytorch-grad-cam, metrics for Quantus, and comparisons with statistics."
 )
 
 sphinx_gallery_conf = {
@@ -66,6 +68,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "remove_config_comments": True,
     "show_signature": False,
+    "write_computation_times": False,
     "min_reported_time": 30,
     "default_thumb_file": str(HERE / "two-classes.jpg"),
     "matplotlib_animations": False,

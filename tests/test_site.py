@@ -1,4 +1,4 @@
-"""What the documentation says of errors, methods, metrics and packages, against the code; the site itself: `make docs`."""
+"""What the documentation says of errors, methods and metrics, against the code; `make docs` tests the site itself."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ def texts(tree):
 
 def messages_of(page):
     """The messages that the page explains, each as parts between what depends on the call."""
-    for line in re.findall(r"^(?:### |Also: )(`.+)$", page, re.M):
+    for line in re.findall(r"^(?:## |Also: )(`.+)$", page, re.M):
         code = re.fullmatch(r"`` (.+) ``|`([^`]+)`", line)
         yield [part.strip() for part in re.split(r"\.\.\.|\bN\b", code[1] or code[2]) if part.strip()]
 
@@ -40,7 +40,7 @@ def in_order(parts, text):
 
 
 def test_a_message_that_no_code_has_is_found():
-    assert list(messages_of("### `No such ... message`\n\nAlso: `` A `b` c ``")) == [["No such", "message"], ["A `b` c"]]
+    assert list(messages_of("## `No such ... message`\n\nAlso: `` A `b` c ``")) == [["No such", "message"], ["A `b` c"]]
     assert not in_order(["No such", "message"], "no such message")
 
 
@@ -64,9 +64,9 @@ def test_each_citation_is_in_the_bibliography(file):
 
 
 def test_each_function_of_a_metric_is_that_of_its_class():
-    import quantus_metrics
     from entries import entries
 
+    import quantus_metrics
     from xai_compare._metrics import metrics
 
     for name, entry in entries(DOCS / "metrics.toml").items():

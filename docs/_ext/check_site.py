@@ -1,6 +1,6 @@
-"""Looks at the built site in a headless Chromium: links, console, narrow windows, search, and what axe finds (contrast AA).
+"""Looks at the built site in a headless Chromium: links, console, narrow windows, keyboard, search, contrast.
 
-    python docs/_ext/check_site.py build/site      # needs chromium and chromium-driver
+Run as `python docs/_ext/check_site.py build/site`; needs chromium and chromium-driver.
 """
 
 import sys
@@ -41,6 +41,7 @@ def main(site: Path) -> int:
     options.binary_location = "/usr/bin/chromium"
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+    browser.set_script_timeout(120)
     count = 0
     try:
         for fault in faults(browser, site, root):
@@ -78,9 +79,9 @@ def faults(browser: Any, site: Path, root: str) -> Iterator[str]:
 
 def seen_by_axe(browser: Any, page: str) -> Iterator[str]:
     """What axe finds wrong, contrast of AA among it."""
-    axe = Axe(browser)
-    axe.inject()
-    found = axe.run(options={"runOnly": {"type": "rule", "values": RULES}})
+    Axe(browser).inject()
+    run = "const done = arguments[1]; axe.run(document, {runOnly: {type: 'rule', values: arguments[0]}}).then(done)"
+    found = browser.execute_async_script(run, RULES)
     for rule in found["violations"]:
         node = rule["nodes"][0]
         yield f"{page}: {rule['id']} x {len(rule['nodes'])}: {node['html'][:140]} {node['failureSummary'][:160]!r}"

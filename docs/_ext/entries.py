@@ -17,6 +17,7 @@ PACKAGES = {
     "quantus_metrics": "Scores, as Quantus classes and as functions of tensors.",
     "xai_compare": "Comparison of methods on models and data.",
 }
+HOSTS = "Module, object, Metric, Attribution, BaseCAM, Explanation, ExplainerAlgorithm"  # whose members are not ours
 SAMPLES = 8
 COMPARED = ("cdam", "token-ablation", "attention", "gradcam", "ixg", "random")
 
@@ -98,8 +99,8 @@ def metric_page(name: str, entry: dict[str, Any], metric: Any, better: str, func
 
 ![Means of {SAMPLES} scenes with their intervals, for {len(COMPARED)} methods]({name}.png)
 
-{SAMPLES} test scenes of digits, the bundled ViT, 95 % bootstrap intervals; computed when this page was built, with 20 steps and boxes of
-each size in place of 100. On other models and data the order can be another one.
+{SAMPLES} test scenes of digits, the bundled ViT, 95 % bootstrap intervals; computed when this page was built, with
+20 steps and boxes of each size in place of 100. On other models and data the order can be another one.
 """
 
 
@@ -113,7 +114,7 @@ def index_page(title: str, intro: str, rows: list[tuple[str, str, str]], header:
 def reference_page(full: str, thing: Any) -> str:
     """What a public name does, and the examples that use it."""
     kind = "autoclass" if inspect.isclass(thing) else "autofunction" if callable(thing) else "autodata"
-    members = "\n   :members:\n   :inherited-members: Module, object" if inspect.isclass(thing) else ""
+    members = f"\n   :members:\n   :inherited-members: {HOSTS}" if inspect.isclass(thing) else ""
     title = full.partition(".")[2]
     body = f"""
     {title}
@@ -139,11 +140,12 @@ def write_if_changed(file: Path, text: str) -> None:
 def write_methods(docs: Path) -> None:
     """The pages of methods."""
     from entry_pictures import draw_methods
+
     from xai_compare._methods import methods
 
     known, found = methods(), entries(docs / "methods.toml")
     rows = [(name, known[name].title, f"{entry['question']} | {known[name].cost}") for name, entry in found.items()]
-    intro = "Each method of this project: equation, source, cost in forward passes, limits. How to choose: [choose](../choose.md)."
+    intro = "Equation, source, cost in forward passes and limits of each method. How to [choose](../choose.md)."
     write_if_changed(docs / "methods/index.md", _three(index_page("Methods", intro, rows, "question | cost")))
     for name, entry in found.items():
         write_if_changed(docs / f"methods/{name}.md", method_page(name, entry, known[name]))
@@ -152,17 +154,18 @@ def write_methods(docs: Path) -> None:
 
 def write_metrics(docs: Path) -> None:
     """The pages of metrics."""
-    import quantus_metrics
     from entry_pictures import draw_metrics
+
+    import quantus_metrics
     from xai_compare._metrics import direction_of, metrics
 
     known, found = metrics(), entries(docs / "metrics.toml")
     rows = [(name, known[name].name, f"{entry['says']} | {direction_of(known[name])}") for name, entry in found.items()]
-    intro = "Each metric of this project: equation, source, what it can and cannot say. All use: [scores](../scores.md)."
+    intro = "Equation, source, what it can and cannot say of each metric. How to use them: [scores](../scores.md)."
     write_if_changed(docs / "metrics/index.md", _three(index_page("Metrics", intro, rows, "what it says | better")))
     for name, entry in found.items():
-        function = getattr(quantus_metrics, entry["function"])
-        write_if_changed(docs / f"metrics/{name}.md", metric_page(name, entry, known[name], direction_of(known[name]), function))
+        function, better = getattr(quantus_metrics, entry["function"]), direction_of(known[name])
+        write_if_changed(docs / f"metrics/{name}.md", metric_page(name, entry, known[name], better, function))
     draw_metrics(docs / "metrics", docs.parent / "build" / "documented-scores", list(found), COMPARED, SAMPLES)
 
 

@@ -24,7 +24,7 @@ def draw_methods(folder: Path, methods: Mapping[str, Any]) -> None:
 
 
 def draw_metrics(folder: Path, run: Path, metrics: Sequence[str], methods: Sequence[str], samples: int) -> None:
-    """The mean scores of methods with their intervals, by each metric; what was computed for an earlier build is kept."""
+    """The mean scores of methods with their intervals, by each metric; what an earlier build computed is kept."""
     from xai_compare import Comparison
     from xai_compare.cli import main as compare
 

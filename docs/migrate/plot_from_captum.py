@@ -2,8 +2,8 @@
 From Captum
 ===========
 
-A script that explains a Vision Transformer with Captum's layer attribution: you name the layer, drop the class token and
-fold the patches into a grid. Below it the same map by `CDAM`, which finds all three by running the model.
+A script that explains a Vision Transformer with Captum's layer attribution: you name the layer, drop the class token
+and fold the patches into a grid. Below it the same map by `CDAM`, which finds all three by running the model.
 """
 
 import torch
@@ -50,4 +50,4 @@ print("of the score is missing from the sum of Integrated CDAM:", delta.item())
 titles = (f"CDAM, {left}", f"CDAM, {right}", f"CDAM, {left}, not {right}")
 named = dict(zip(titles, maps, strict=True)) | {f"Integrated CDAM, {left}": integrated[0, 0]}
 figure = overlay_figure(images.clamp(0, 1), named)
-figure
+figure  # noqa: B018 - the picture of this page

@@ -2,8 +2,8 @@
 From pytorch-grad-cam
 =====================
 
-A script that runs GradCAM on a Vision Transformer: you write a `reshape_transform` and choose `target_layers`. Below it the
-same map with both found by running the model, and CDAM, which needs neither.
+A script that runs GradCAM on a Vision Transformer: you write a `reshape_transform` and choose `target_layers`. Below it
+the same map with both found by running the model, and CDAM, which needs neither.
 """
 
 import numpy as np
@@ -47,9 +47,9 @@ print("largest difference:", np.abs(after - before).max())
 # %%
 # What you gain
 # -------------
-# GradCAM cuts off what speaks against the class, and scales each map to [0, 1], so maps of two classes cannot be compared.
-# CDAM keeps sign and unit, and costs one forward pass for both.
+# GradCAM cuts off what speaks against the class, and scales each map to [0, 1], so maps of two classes cannot be
+# compared. CDAM keeps sign and unit, and costs one forward pass for both.
 
 maps = CDAM(model).attribute_targets(images, [left, right])[0]
 figure = overlay_figure(images.clamp(0, 1), {f"CDAM, {left}": maps[0], f"CDAM, {right}": maps[1]})
-figure
+figure  # noqa: B018 - the picture of this page

@@ -2,8 +2,8 @@
 From Quantus
 ============
 
-A benchmark with Quantus: explanations by Captum, two metrics, one table. Below it the same benchmark with this project's metrics
-and methods in it; the scores that were there before do not change.
+A benchmark with Quantus: explanations by Captum, two metrics, one table. Below it the same benchmark with this
+project's metrics and methods in it; the scores that were there before do not change.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ import quantus
 from captum.attr import InputXGradient
 from matplotlib.figure import Figure
 
-import quantus_metrics  # registers thirteen metrics
+import quantus_metrics  # noqa: F401 - registers thirteen metrics
 from captum_ext import CDAM
 from quantus_metrics import explain_func
 from xai_compare import digit_scenes, digit_vit
@@ -48,8 +48,8 @@ before = quantus.evaluate(
 # %%
 # After
 # -----
-# `import quantus_metrics` adds metrics to `quantus`; `explain_func` makes any class of Captum or pytorch-grad-cam an explanation
-# function.
+# `import quantus_metrics` adds metrics to `quantus`; `explain_func` makes any class of Captum or pytorch-grad-cam an
+# explanation function.
 
 after = quantus.evaluate(
     metrics={
@@ -74,12 +74,12 @@ print(table.round(3).to_string())
 # %%
 # What you gain
 # -------------
-# Scores of the map's sign and of the exact effects of tokens, with the predictions of perturbed images shared by all maps. For
-# intervals and paired tests use `xai_compare.compare`.
+# Scores of the map's sign and of the exact effects of tokens, with the predictions of perturbed images shared by all
+# maps. For intervals and paired tests use `xai_compare.compare`.
 
 figure = Figure(figsize=(6.4, 2.4), layout="constrained")
 for axes, name in zip(figure.subplots(1, 2), ("Box sensitivity", "Token faithfulness"), strict=True):
     axes.barh(table.index, table[name], color="#0b5394")
     axes.set_title(name, fontsize=10)
     axes.axvline(0, color="black", linewidth=0.8)
-figure
+figure  # noqa: B018 - the picture of this page

@@ -14,6 +14,8 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ._notebook_figure import NotebookFigure
+
 _TITLE = 24  # letters of a line above a picture
 BLUE, RED = (0.1, 0.3, 0.95), (0.9, 0.1, 0.1)
 SIGNED = LinearSegmentedColormap.from_list(
@@ -76,7 +78,7 @@ def overlay_figure(
         path: Where to save the picture, too.
 
     Returns:
-        A matplotlib figure of its own, which pyplot does not know of: `figure.savefig("maps.png")`.
+        A matplotlib figure of its own, which pyplot does not know of: `figure.savefig("maps.png")`. Notebooks show it.
 
     Raises:
         TypeError: as for `signed_overlay`.
@@ -100,7 +102,7 @@ def overlay_figure(
     own = {title: f"{title}\n(full colour: {scales[title]:.2g})" if scale == "each" else title for title in named}
     pictures = {"image": rgb_of(image)}
     pictures |= {own[title]: signed_overlay(image, heat, scales[title]) for title, heat in named.items()}
-    figure = Figure(figsize=(2.4 * len(pictures) + 0.8, 2.7), layout="constrained")
+    figure = NotebookFigure(figsize=(2.4 * len(pictures) + 0.8, 2.7), layout="constrained")
     row = figure.subplots(1, len(pictures), squeeze=False)[0]
     for axes, (title, picture) in zip(row, pictures.items(), strict=True):
         axes.imshow(picture)

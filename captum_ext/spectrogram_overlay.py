@@ -10,6 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ._notebook_figure import NotebookFigure
 from .signed_overlay import SIGNED, rgb_of, scale_of, signed_overlay
 
 
@@ -79,7 +80,7 @@ def spectrogram_figure(
         title: spectrogram_overlay(spectrogram, heat, scale) for title, heat in maps.items()
     }
     bins, frames = brightness.shape
-    figure = Figure(figsize=(7.0, 1.9 * len(pictures) + 0.4), layout="constrained")
+    figure = NotebookFigure(figsize=(7.0, 1.9 * len(pictures) + 0.4), layout="constrained")
     column = figure.subplots(len(pictures), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, picture) in zip(column, pictures.items(), strict=True):
         axes.imshow(picture, aspect="auto", extent=(0, frames if seconds is None else seconds, 0, bins))

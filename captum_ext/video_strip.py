@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from torch import Tensor
 
+from ._notebook_figure import NotebookFigure
 from .signed_overlay import BLUE, RED, SIGNED, rgb_of, scale_of
 from .video_overlay import check_video, frames_of, video_overlay
 
@@ -56,7 +57,7 @@ def video_strip(
     shown = _shown(frames, len(video))
     spread = {title: _spread(heat, len(video), title) for title, heat in maps.items()}
     scale = max(scale_of(heat, None) for heat in maps.values()) if scale is None else scale
-    figure = Figure(figsize=(1.3 * len(shown) + 1.6, 1.4 + 2.6 * len(maps)), layout="constrained")
+    figure = NotebookFigure(figsize=(1.3 * len(shown) + 1.6, 1.4 + 2.6 * len(maps)), layout="constrained")
     grid = figure.add_gridspec(1 + 2 * len(maps), len(shown), height_ratios=[1.3] + [1.3, 1.0] * len(maps))
     labels = [f"frame {k}" if fps is None else f"{k / fps:.2f} s" for k in shown]
     _draw_row(figure, grid, 0, [rgb_of(video[k]) for k in shown], "video")

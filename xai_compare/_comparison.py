@@ -1,5 +1,6 @@
 """A finished run: its tables and its report."""
 
+import html
 import io
 from collections.abc import Hashable
 from pathlib import Path
@@ -93,6 +94,11 @@ class Comparison:
         """
         name = f"report-{model}.html" if model else "report.html"
         return self.folder / name if isinstance(self.folder, Path) else self._files.files.place(name)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the summary, and where the report is."""
+        table = self.summary().to_html(index=False, float_format="{:.4g}".format, border=0)
+        return f"<p>Report: {html.escape(str(self.report()))}</p>{table}"
 
     def finish(self, resamples: int) -> None:
         """Write the statistics and the report.

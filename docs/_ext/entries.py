@@ -58,7 +58,7 @@ def method_page(name: str, entry: dict[str, Any], method: Any) -> str:
 |---|---|
 | class | {{py:class}}`{full}` |
 | in `xai-compare` | `{name}` |
-| cost | {method.cost} forward passes, as measured for `xai-compare --list` ([other models](../performance-cpu.md)) |
+| cost in forward passes | {method.cost}, as measured for `xai-compare --list` ([other models](../performance-cpu.md)) |
 
 ## What it looks like
 

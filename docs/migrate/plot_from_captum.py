@@ -45,9 +45,9 @@ print("largest difference:", (after - before).abs().max().item())
 
 maps = CDAM(model).attribute_targets(images, [left, right, ContrastTarget(left, right)])[0]
 integrated, delta = IntegratedCDAM(model).attribute(images, target=left, return_convergence_delta=True)
-print("of the score is missing from the sum of Integrated CDAM:", delta.item())
+print("convergence delta of Integrated CDAM:", delta.item())
 
 titles = (f"CDAM, {left}", f"CDAM, {right}", f"CDAM, {left}, not {right}")
 named = dict(zip(titles, maps, strict=True)) | {f"Integrated CDAM, {left}": integrated[0, 0]}
 figure = overlay_figure(images.clamp(0, 1), named)
-figure  # noqa: B018 - the picture of this page
+figure

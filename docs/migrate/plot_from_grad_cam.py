@@ -52,4 +52,4 @@ print("largest difference:", np.abs(after - before).max())
 
 maps = CDAM(model).attribute_targets(images, [left, right])[0]
 figure = overlay_figure(images.clamp(0, 1), {f"CDAM, {left}": maps[0], f"CDAM, {right}": maps[1]})
-figure  # noqa: B018 - the picture of this page
+figure

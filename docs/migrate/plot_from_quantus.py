@@ -12,7 +12,7 @@ import quantus
 from captum.attr import InputXGradient
 from matplotlib.figure import Figure
 
-import quantus_metrics  # noqa: F401 - registers thirteen metrics
+import quantus_metrics  # registers thirteen metrics
 from captum_ext import CDAM
 from quantus_metrics import explain_func
 from xai_compare import digit_scenes, digit_vit
@@ -82,4 +82,4 @@ for axes, name in zip(figure.subplots(1, 2), ("Box sensitivity", "Token faithful
     axes.barh(table.index, table[name], color="#0b5394")
     axes.set_title(name, fontsize=10)
     axes.axvline(0, color="black", linewidth=0.8)
-figure  # noqa: B018 - the picture of this page
+figure

@@ -99,7 +99,7 @@ def _controls(models: Models, first: Loaded) -> dict[str, Any]:
         label="Samples",
         columns=4,
         height="auto",
-        object_fit="cover",
+        object_fit="contain",
         allow_preview=False,
         buttons=[],
         elem_id="xd-samples",

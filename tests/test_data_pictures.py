@@ -102,6 +102,14 @@ def test_numbers_without_a_known_white_are_skipped(tmp_path, pixels, said):
 RGB = np.random.default_rng(1).integers(0, 256, (12, 12, 3), dtype=np.uint8)
 
 
+def readable(path):
+    try:
+        Image.open(path).load()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"])
@@ -111,6 +119,9 @@ def test_eight_bits_are_grey_or_rgb_as_the_model_takes(tmp_path, mode, channels)
     picture = Image.fromarray(RGB).convert(mode)
     picture.save(path)
     found = read(path, tmp_path / "run", channels=channels)
+    if not readable(path):  # by some versions of Pillow, which save YCbCr as none of them can read
+        assert "its colours are YCbCr: save it as RGB" in found
+        return
     colours = np.asarray(picture.convert("RGB")).transpose(2, 0, 1) / 255
     wanted = colours if channels == 3 else (colours * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(0)[None]
     assert found.shape == (channels, 12, 12)

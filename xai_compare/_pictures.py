@@ -79,6 +79,8 @@ def _tiff(path: Path, why: str) -> Array:
     with library.TiffFile(path) as file:
         if len(file.series) != 1:
             raise ValueError(f"it holds {len(file.series)} images: save one picture in each file")
+        if file.pages[0].photometric.name == "YCBCR":  # which tifffile gives as they are, and nobody can tell from RGB
+            raise ValueError(f"{why}, and its colours are YCbCr: save it as RGB")
         array, axes = file.series[0].asarray(), file.series[0].axes
     array = np.moveaxis(array, [axes.index("Y"), axes.index("X")], [-2, -1])
     return np.asarray(array.reshape(-1, *array.shape[-2:]))

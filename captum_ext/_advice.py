@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from adapters.models import root_module, uncompiled
+from adapters.recording import TokenPass
 
 
 def on_inputs(given: Any) -> str:
@@ -73,6 +74,18 @@ def warn_of_features(forward: Callable[..., Any], targets: list[Any]) -> None:
         warnings.warn(
             f"This {type(root).__name__} has no head (num_classes=0), so {numbers[0]} is the number of a feature, not "
             "of a class. Explain the model with its head, or a ConceptTarget.",
+            stacklevel=_level_of_caller(),
+        )
+
+
+def warn_of_others(run: TokenPass) -> None:
+    """Say that the prediction depends on attentions that the map does not show."""
+    count, known = len(run.watched.beside), len(run.watched.finder.calls)
+    if count:
+        warnings.warn(
+            f"The prediction also depends on {count} of this model's {known} attentions that do not lead to the last "
+            "one (an ensemble, several views, branches or towers). What reaches it through them is not in this map. "
+            "Explain one of these parts alone; `CDAM(model, attention=-1)` says that the last one is meant.",
             stacklevel=_level_of_caller(),
         )
 

@@ -22,7 +22,7 @@ from adapters.recording import (
     weights_and_gradients,
 )
 
-from ._advice import check_model
+from ._advice import check_model, warn_of_others
 from ._answer_attribution import AnswerAttribution, Asked
 from ._answers import place
 from ._checks import Failures, OnError, checked_inputs, further_arguments
@@ -102,6 +102,7 @@ class AttentionAttribution(AnswerAttribution, Attribution):  # type: ignore[misc
                 found = self._relevances(given, question.targets, arguments, failures, options)
             else:
                 found = mean_weights(self.forward_func, arguments, len(given), **options)
+            warn_of_others(found.run)
             if score is not None:
                 score.check(found.run.prediction)
                 found = replace(found, row=rows_of_score(found.run, found.matrices[-1].shape[1], score))

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from adapters.models import OutputChoice
 from adapters.recording import Grid, HookPoint, LastAttention, NotInClosedFormError, TokenPass
 
-from ._advice import check_model
+from ._advice import check_model, warn_of_others
 from ._answer_attribution import AnswerAttribution
 from ._checks import Failures, OnError, checked_inputs, further_arguments
 from ._closed_form import check_closed_form
@@ -294,6 +294,7 @@ class TokenAttribution(AnswerAttribution, LayerAttribution, GradientAttribution)
             latent=latent_of(scores),
             question=question,
         )
+        warn_of_others(run)
         for score in scores:
             score.check(run.prediction)  # a target the output cannot answer is an error before any gradient
         predictions = torch.atleast_1d(run.prediction.outputs).shape[0]

@@ -1,13 +1,11 @@
 """Settings of the documentation site: `make docs` builds it offline, runs every example, and stops at any warning."""
 
-import os
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 from entries import substitutions  # noqa: E402 - from the folder above
 
@@ -30,9 +28,7 @@ extensions = [
     "docstrings",
     "entries",
 ]
-exclude_patterns = ["gallery", "migrate", "README.md", "auto_*/*.py.md5", "auto_*/*.codeobj.json"]
-suppress_warnings = ["config.cache"]  # the settings of the gallery hold a function
-nitpicky = False
+exclude_patterns = ["gallery", "migrate"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
 myst_heading_anchors = 4
@@ -51,7 +47,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_favicon = "_static/favicon.svg"
 html_show_sourcelink = False
-html_theme_options = {"navigation_with_keys": True, "light_css_variables": {}, "dark_css_variables": {}}
+html_theme_options = {"navigation_with_keys": True}
 pygments_style, pygments_dark_style = "a11y-light", "a11y-dark"
 
 llms_txt_summary = (
@@ -64,7 +60,6 @@ sphinx_gallery_conf = {
     "gallery_dirs": ["auto_gallery", "auto_migrate"],
     "backreferences_dir": "backreferences",
     "doc_module": ("captum_ext", "adapters", "quantus_metrics", "xai_compare"),
-    "prefer_full_module": {r"$^"},
     "abort_on_example_error": True,
     "remove_config_comments": True,
     "show_signature": False,

@@ -70,10 +70,14 @@ def values(browser):
 
 def point_at(browser, method, x, y):
     """Move the mouse to fractions of a method's canvas."""
-    canvas = js(browser, "document.querySelector(`.tile[data-method='${arguments[0]}'] canvas`)", method)
-    js(browser, "arguments[0].scrollIntoView({block: 'center'})", canvas)
+    move_to(browser, js(browser, "document.querySelector(`.tile[data-method='${arguments[0]}'] canvas`)", method), x, y)
+
+
+def move_to(browser, element, x, y):
+    """Move the mouse to fractions of an element."""
+    js(browser, "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
     left, top, width, height = js(
-        browser, "(({x, y, width, height}) => [x, y, width, height])(arguments[0].getBoundingClientRect())", canvas
+        browser, "(({x, y, width, height}) => [x, y, width, height])(arguments[0].getBoundingClientRect())", element
     )
     event = {"type": "mouseMoved", "x": left + x * width, "y": top + y * height}
     browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)

@@ -96,6 +96,12 @@ def test_texts_are_compared_by_models_that_do(tmp_path):
     assert [row["name"] for row in found.maps.top] == ['"the cat", not "a dog"']
     (verdict,) = checked(found)
     assert verdict["verdict"] in ("passes", "doubtful", "fails"), verdict
+    several = explain(seen, Wanted(texts=("the cat", "a dog", "the Cat!"), contrast=True))
+    _, arrays = download(several, "arrays")
+    with zipfile.ZipFile(io.BytesIO(arrays)) as archive:
+        saved = [np.load(io.BytesIO(archive.read(name))) for name in sorted(archive.namelist())]
+    assert len(saved) == 2  # two contrasts of one text
+    np.testing.assert_allclose(saved, several.maps.maps["cdam"])
     with pytest.raises(ValueError, match="Write a text"):
         explain(seen, Wanted())
 

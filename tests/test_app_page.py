@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from apps import files_below, png, scene_png, served
-from browsing import each, js, press
+from browsing import each, js, move_to, press
 from PIL import Image
 
 from captum_ext import CDAM
@@ -90,12 +90,7 @@ def maps_of(browser, *wanted):
 def point(browser, at, x, y):
     """Move the mouse to parts of a map; the value that is shown."""
     frame = js(browser, "document.querySelectorAll('.xd-frame')[arguments[0]]", at)
-    js(browser, "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", frame)
-    left, top, width, height = js(
-        browser, "(({x, y, width, height}) => [x, y, width, height])(arguments[0].getBoundingClientRect())", frame
-    )
-    event = {"type": "mouseMoved", "x": left + x * width, "y": top + y * height}
-    browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+    move_to(browser, frame, x, y)
     at = "Math.abs(arguments[0].dataset.x - arguments[1]) + Math.abs(arguments[0].dataset.y - arguments[2]) < .01"
     until(browser, at, frame, x, y)
     return [float(one) for one in each(browser, ".xd-value", "e.dataset.value")]

@@ -12,8 +12,11 @@ sys.path.append(str(DOCS / "_ext"))
 
 
 def texts(tree):
-    """All strings of a file, parts that are filled in as one letter that no message has."""
+    """All strings of a file but docstrings; parts that are filled in are one letter that no message has."""
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
     for node in ast.walk(tree):
+        if id(node) in said:
+            continue
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.JoinedStr):

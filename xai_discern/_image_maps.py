@@ -79,27 +79,37 @@ class ImageMaps:
             "seen": list(self.image.shape[1:]),
             "top": list(self.top),
             "maps": [
-                self._saved(out, name, key, one, found[at])
-                for key, found in self.maps.items()
-                for at, one in enumerate(self.asked)
+                self._saved(out / f"{name}.{method}.{key}.npy", method, one, heat)
+                for method, found in self.maps.items()
+                for key, one, heat in zip(numbered([one.key for one in self.asked]), self.asked, found, strict=True)
             ],
             "picture": picture,
         }
 
-    def _saved(self, out: Path, name: str, method: str, asked: Asked, found: Tensor) -> dict[str, Any]:
-        array = f"{name}.{method}.{asked.key}.npy"
-        np.save(out / array, found.numpy())
+    def _saved(self, file: Path, method: str, asked: Asked, found: Tensor) -> dict[str, Any]:
+        np.save(file, found.numpy())
         positive, absolute = float(found.clamp(min=0).sum()), float(found.abs().sum())
         return {
             "method": method,
             "target": asked.facts,
-            "array": array,
+            "array": file.name,
             "shape": list(found.shape),
             "sum": float(found.sum()),
             "positive_share": positive / absolute if absolute else None,
             "largest": [int(i) for i in np.unravel_index(int(found.argmax()), found.shape)],
             "scale": self.scales[method],
         }
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names of which no two are alike: a number is added to those that were there."""
+    found: list[str] = []
+    for name in names:
+        free, number = name, 2
+        while free in found:
+            free, number = f"{name}-{number}", number + 1
+        found.append(free)
+    return found
 
 
 def method_maps(model: ImageModel, name: str, method: Method, x: Tensor, asked: Sequence[Asked], seed: int) -> Tensor:

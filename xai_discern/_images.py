@@ -1,7 +1,7 @@
 """Explaining images: what a model says of each, maps of it, a picture."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from xai_compare._methods import methods_named
 from xai_compare._pictures import extensions, opened
 
 from ._facts import plain, shown, write_facts
-from ._image_maps import RANDOM, ImageMaps, about_model, method_maps, top_rows
+from ._image_maps import RANDOM, ImageMaps, about_model, method_maps, numbered, top_rows
 from ._request import Request
 from ._subject import ImageModel, image_model
 from ._targets import Asked, asked_classes, of_concept, of_text
@@ -74,8 +74,7 @@ def _fixed(request: Request, model: ImageModel) -> list[Asked]:
     found = [of_text(text, request.vs, model.model, model.processor) for text in request.texts]
     with evaluation_mode(model.model):
         found += [of_concept(folder.name, _examples(folder, model), model.run) for folder in request.concepts]
-    keys = numbered([one.key for one in found])
-    return [replace(one, key=key) for one, key in zip(found, keys, strict=True)]
+    return found
 
 
 def _examples(folder: Path, model: ImageModel) -> Tensor:
@@ -131,14 +130,3 @@ def _files(given: Sequence[Path]) -> list[Path]:
             raise ValueError(f"There is no image in the folder {path}.")
         files += inside
     return files
-
-
-def numbered(names: Sequence[str]) -> list[str]:
-    """Names of which no two are alike: a number is added to those that were there."""
-    found: list[str] = []
-    for name in names:
-        free, number = name, 2
-        while free in found:
-            free, number = f"{name}-{number}", number + 1
-        found.append(free)
-    return found

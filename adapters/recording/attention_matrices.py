@@ -325,6 +325,12 @@ def _check_fit(matrices: list[LayerMatrix], run: TokenPass) -> None:
             f"The last attention has weights of shape {matrices[-1].weights.shape} for {run.count} tokens: it looks at "
             "parts of them alone, or pools them. Take CDAM, which needs no attention weights."
         )
+    if len(matrices) > 1 and run.watched.beside:
+        raise UnreadableAttentionError(
+            f"{len(run.watched.beside)} of the attentions of this model do not lead to the last one (an ensemble, "
+            "several views or branches), so their weights cannot be followed from layer to layer. Take AttentionMap or "
+            "CDAM, which explain the last one only, or explain one of these parts alone."
+        )
     for _, *shape in (matrix.shape for matrix in matrices[:-1]):
         if shape != [tokens, tokens]:
             raise UnreadableAttentionError(

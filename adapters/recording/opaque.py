@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .attention_calls import AttentionCall
+from .beside import operations_leading_to
 from .operations import Operation, Slot
 from .recorder import Recorder
 
@@ -46,7 +47,7 @@ def check_last_is_seen(
     """
     if last is None or not opaque:
         return
-    leading = _leading_to(recorder, output, last.operation.index)
+    leading = operations_leading_to(recorder, output, after=last.operation.index)
     hiding = next((operation for operation in reversed(opaque) if operation in leading), None)
     if hiding is None:
         return
@@ -58,17 +59,6 @@ def check_last_is_seen(
         "would be that of an earlier one. Load the model with another attention (of transformers: "
         '`attn_implementation="sdpa"`), or, if it is none, say that the last one seen is meant: `attention=-1`.'
     )
-
-
-def _leading_to(recorder: Recorder, output: Slot, after: int) -> set[Operation]:
-    """The operations behind one that lead to the output."""
-    waiting, found = [output], set()
-    while waiting:
-        for operation in recorder.writers[waiting.pop()]:
-            if operation.index > after and operation not in found:
-                found.add(operation)
-                waiting.extend(operation.inputs)
-    return found
 
 
 def _of_packet(func: object) -> str | None:

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..models.hooks import watch_outputs
 from .attention_calls import AttentionCall, AttentionFinder, projected
+from .beside import attentions_beside, operations_leading_to
 from .continuation import Continuation
 from .hook_point import HookPoint, exchanged_at
 from .opaque import check_last_is_seen, may_hold_attention
@@ -54,6 +55,7 @@ class WatchedPass:
         output: The tensor to explain, with its graph if that is kept.
         output_slot: Its slot; None if it does not depend on the inputs.
         continuation: How the pass continues from the tokens; None if there is no attention.
+        beside: The attentions that the output depends on, but not by the tokens; where the last one is wanted.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class WatchedPass:
         self._on_attention = on_attention
         self.continuation: Continuation | None = None
         self.finder = AttentionFinder()
+        self.beside: list[AttentionCall] = []
         self._point = point
         self._by_queries = by_queries
         self._ordinal = ordinal
@@ -125,6 +128,9 @@ class WatchedPass:
         """
         if last and self.continuation is not None and self.output_slot is not None:
             check_last_is_seen(self.recorder, self.continuation.attention, self.output_slot, self._opaque)
+            if self.continuation.attention is not None:
+                found = self.continuation.slot, self.output_slot
+                self.beside = attentions_beside(self.recorder, self.finder.calls, *found)
         wanted = [slot for slot in (self.output_slot, self.latent_slot) if slot is not None]
         if self.continuation is not None:
             self.continuation.finish(wanted)
@@ -160,14 +166,8 @@ class WatchedPass:
 
     def attentions_reaching(self, output: Slot) -> list[AttentionCall]:
         """The attentions that the output depends on, in order."""
-        attentions = {call.operation: call for call in self.finder.calls}
-        waiting, known = [output], set()
-        while waiting:
-            for operation in self.recorder.writers[waiting.pop()]:
-                if operation not in known:
-                    known.add(operation)
-                    waiting.extend(operation.inputs)
-        return [call for operation, call in attentions.items() if operation in known]
+        known = operations_leading_to(self.recorder, output)
+        return [call for call in self.finder.calls if call.operation in known]
 
     def _latent(self, slot: Slot) -> Slot:
         """What the head reads: the module of the model that made the output, or the linear layer; else the output.

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+SECTIONS = ("Args:", "Returns:", "Raises:", "Example:", "Attributes:", "Yields:")
+
 
 def as_literal_blocks(lines: list[str]) -> list[str]:
     """Announces each indented block that follows a line of text as code, up to the first section such as `Args:`."""
     found: list[str] = []
     for i, line in enumerate(lines):
-        if line.rstrip() in ("Args:", "Returns:", "Raises:", "Example:", "Attributes:", "Yields:"):
+        if line.rstrip() in SECTIONS:
             return found + lines[i:]
         starts = line.startswith("    ") and i > 0 and not lines[i - 1].strip()
         if starts and not any(part.startswith("    ") for part in found[-2:]):

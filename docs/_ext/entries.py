@@ -7,10 +7,12 @@ scores and pictures are computed at each build.
 import inspect
 import textwrap
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("Args:", "Example:", "Attributes:", "Raises:", "Returns:")
+from docstrings import SECTIONS
+
 PACKAGES = {
     "captum_ext": "Attribution classes, targets and drawing.",
     "adapters": "Wrappers of models, and what pytorch-grad-cam needs.",
@@ -104,16 +106,18 @@ def metric_page(name: str, entry: dict[str, Any], metric: Any, better: str, func
 """
 
 
-def index_page(title: str, intro: str, rows: list[tuple[str, str, str]], header: str) -> str:
-    """A table of pages, with what distinguishes them."""
-    lines = "\n".join(f"| [{shown}]({page}.md) | {text} |" for page, shown, text in rows)
-    tree = "\n".join(page for page, _, _ in rows)
-    return f"# {title}\n\n{intro}\n\n| | {header} |\n|---|---|\n{lines}\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
+def index_page(title: str, intro: str, header: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A table of pages: for each its name and what distinguishes it."""
+    table = [["", *header], ["---"] * (1 + len(header))]
+    table += [[f"{{doc}}`{shown} <{page}>`", *cells] for page, (shown, *cells) in rows.items()]
+    lines = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+    tree = "\n".join(rows)
+    return f"# {title}\n\n{intro}\n\n{lines}\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
 
 
 def reference_page(full: str, thing: Any) -> str:
     """What a public name does, and the examples that use it."""
-    kind = "autoclass" if inspect.isclass(thing) else "autofunction" if callable(thing) else "autodata"
+    kind = "autoclass" if inspect.isclass(thing) else "autofunction"
     members = f"\n   :members:\n   :inherited-members: {HOSTS}" if inspect.isclass(thing) else ""
     title = full.partition(".")[2]
     body = f"""
@@ -144,9 +148,9 @@ def write_methods(docs: Path) -> None:
     from xai_compare._methods import methods
 
     known, found = methods(), entries(docs / "methods.toml")
-    rows = [(name, known[name].title, f"{entry['question']} | {known[name].cost}") for name, entry in found.items()]
+    rows = {name: (known[name].title, entry["question"], known[name].cost) for name, entry in found.items()}
     intro = "Equation, source, cost in forward passes and limits of each method. How to [choose](../choose.md)."
-    write_if_changed(docs / "methods/index.md", _three(index_page("Methods", intro, rows, "question | cost")))
+    write_if_changed(docs / "methods/index.md", index_page("Methods", intro, ("question", "cost"), rows))
     for name, entry in found.items():
         write_if_changed(docs / f"methods/{name}.md", method_page(name, entry, known[name]))
     draw_methods(docs / "methods", {name: known[name] for name, entry in found.items() if "example" not in entry})
@@ -160,18 +164,13 @@ def write_metrics(docs: Path) -> None:
     from xai_compare._metrics import direction_of, metrics
 
     known, found = metrics(), entries(docs / "metrics.toml")
-    rows = [(name, known[name].name, f"{entry['says']} | {direction_of(known[name])}") for name, entry in found.items()]
+    rows = {name: (known[name].name, entry["says"], direction_of(known[name])) for name, entry in found.items()}
     intro = "Equation, source, what it can and cannot say of each metric. How to use them: [scores](../scores.md)."
-    write_if_changed(docs / "metrics/index.md", _three(index_page("Metrics", intro, rows, "what it says | better")))
+    write_if_changed(docs / "metrics/index.md", index_page("Metrics", intro, ("what it says", "better"), rows))
     for name, entry in found.items():
         function, better = getattr(quantus_metrics, entry["function"]), direction_of(known[name])
         write_if_changed(docs / f"metrics/{name}.md", metric_page(name, entry, known[name], better, function))
     draw_metrics(docs / "metrics", docs.parent / "build" / "documented-scores", list(found), COMPARED, SAMPLES)
-
-
-def _three(page: str) -> str:
-    """A table of three columns in place of two."""
-    return page.replace("|---|---|", "|---|---|---|", 1)
 
 
 def public_names(module: Any) -> list[str]:
@@ -191,10 +190,9 @@ def write_reference(docs: Path) -> None:
         for name in names:
             full = f"{package}.{name}"
             write_if_changed(docs / f"reference/{full}.rst", reference_page(full, getattr(module, name)))
-        firsts = [about(getattr(module, name)).partition("\n\n")[0].replace("\n", " ") for name in names]
-        rows = [(f"{package}.{name}", f"`{name}`", first) for name, first in zip(names, firsts, strict=True)]
-        page = index_page(package, intro, rows, "what it is").replace(".md)", ".rst)")
-        write_if_changed(docs / f"reference/{package}.md", page)
+        firsts = {name: about(getattr(module, name)).partition("\n\n")[0].replace("\n", " ") for name in names}
+        rows = {f"{package}.{name}": (name, first) for name, first in firsts.items()}
+        write_if_changed(docs / f"reference/{package}.md", index_page(package, intro, ("what it is",), rows))
 
 
 def substitutions(docs: Path) -> dict[str, str]:

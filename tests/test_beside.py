@@ -1,0 +1,90 @@
+"""Models with several streams: a map of the last attention says that it does not show the others."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from toy_models import tiny_vit
+
+from captum_ext import CDAM, AttentionMap, AttentionRollout, IntegratedCDAM, RelevancePropagation, TokenAblation
+
+OTHERS = r"depends on 2 of this model's 4 attentions that do not lead to the last one"
+
+
+class Members(nn.Module):
+    """Two networks whose logits are added."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.first, self.second, self.share = tiny_vit(depth=2), tiny_vit(depth=2), share
+
+    def forward(self, x):
+        return self.first(x) + self.share * self.second(x)
+
+
+class Views(nn.Module):
+    """An image and its mirror image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_vit(depth=2)
+
+    def forward(self, x):
+        return self.net(x) + self.net(x.flip(-1))
+
+
+def noted(call):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        result = call()
+    return result, [one for one in found if "do not lead to the last one" in str(one.message)]
+
+
+@pytest.mark.parametrize("method", [CDAM, IntegratedCDAM, TokenAblation, AttentionMap])
+@pytest.mark.parametrize("make", [lambda: Members(0.01), Views])
+def test_a_map_says_that_it_does_not_show_the_other_members_or_views(method, make):
+    x = torch.randn(1, 3, 32, 32)
+    _, (note,) = noted(lambda: method(make().eval()).attribute(x, 1))
+    assert re.search(OTHERS, str(note.message))
+    assert note.filename == __file__
+
+
+def test_what_the_message_advises_works():
+    model, x = Members(0.5).eval(), torch.randn(2, 3, 32, 32)
+    meant, notes = noted(lambda: CDAM(model, attention=-1).attribute(x, 1))
+    assert not notes
+    alone, notes = noted(lambda: CDAM(model.second).attribute(x, 1))
+    assert not notes
+    torch.testing.assert_close(meant, 0.5 * alone)  # of the other member nothing is in the map, as the warning says
+    first, notes = noted(lambda: CDAM(model.first).attribute(x, 1))
+    assert not notes
+    assert (first - alone).abs().max() > 0.1 * alone.abs().max()
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, RelevancePropagation])
+def test_weights_of_other_members_are_no_layers_of_one_network(method):
+    with pytest.raises(ValueError, match="2 of the attentions of this model do not lead to the last one"):
+        method(Members(0.5).eval()).attribute(torch.randn(1, 3, 32, 32), 1)
+
+
+def test_a_member_whose_prediction_is_read_by_the_other_one_leads_to_it():
+    class Cascade(Members):
+        def forward(self, x):
+            return self.second(x * self.first(x).sigmoid()[:, :1, None, None])
+
+    _, notes = noted(lambda: CDAM(Cascade(1.0).eval()).attribute(torch.randn(1, 3, 32, 32), 1))
+    assert not notes
+
+
+@pytest.mark.parametrize("options", [{}, {"global_pool": "avg"}, {"reg_tokens": 4}, {"block_fn": ParallelScalingBlock}])
+def test_of_a_plain_transformer_nothing_is_said(options):
+    _, notes = noted(lambda: CDAM(tiny_vit(**options)).attribute(torch.randn(1, 3, 32, 32), 1))
+    assert not notes
+
+
+def test_a_block_of_two_attentions_side_by_side_says_so():
+    model = tiny_vit(block_fn=ParallelThingsBlock, depth=2)
+    _, (note,) = noted(lambda: CDAM(model).attribute(torch.randn(1, 3, 32, 32), 1))
+    assert "depends on 1 of this model's 4 attentions" in str(note.message)

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from torch import nn
 from toy_models import tiny_vit
 

@@ -27,6 +27,7 @@ if typing.TYPE_CHECKING:
     from .mhex_cam import MHEXCAM as MHEXCAM
     from .mhex_explainer import MHEXExplainer as MHEXExplainer
     from .partial_lrp import PartialLRP as PartialLRP
+    from .partial_map_warning import PartialMapWarning as PartialMapWarning
     from .raw_attention import RawAttention as RawAttention
     from .relevance_propagation import RelevancePropagation as RelevancePropagation
     from .smooth_cdam import SmoothCDAM as SmoothCDAM
@@ -51,6 +52,7 @@ _WHERE = {
     "MHEXCAM": ".mhex_cam",
     "MHEXExplainer": ".mhex_explainer",
     "PartialLRP": ".partial_lrp",
+    "PartialMapWarning": ".partial_map_warning",
     "RawAttention": ".raw_attention",
     "RelevancePropagation": ".relevance_propagation",
     "SmoothCDAM": ".smooth_cdam",

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from adapters.models import root_module, uncompiled
 from adapters.recording import TokenPass
 
+from .partial_map_warning import PartialMapWarning
+
 
 def on_inputs(given: Any) -> str:
     """The message about inputs that are no tensors, with the line to write."""
@@ -86,6 +88,7 @@ def warn_of_others(run: TokenPass) -> None:
             f"The prediction also depends on {count} of this model's {known} attentions that do not lead to the last "
             "one (an ensemble, several views, branches or towers). What reaches it through them is not in this map. "
             "Explain one of these parts alone; `CDAM(model, attention=-1)` says that the last one is meant.",
+            PartialMapWarning,
             stacklevel=_level_of_caller(),
         )
 

@@ -1,5 +1,6 @@
 """What the page explains, without the page: numbers, limits, files; and the command that serves it."""
 
+import html
 import io
 import json
 import re
@@ -97,13 +98,23 @@ def test_texts_are_compared_by_models_that_do(tmp_path):
     (verdict,) = checked(found)
     assert verdict["verdict"] in ("passes", "doubtful", "fails"), verdict
     several = explain(seen, Wanted(texts=("the cat", "a dog", "the Cat!"), contrast=True))
-    _, arrays = download(several, "arrays")
-    with zipfile.ZipFile(io.BytesIO(arrays)) as archive:
-        saved = [np.load(io.BytesIO(archive.read(name))) for name in sorted(archive.namelist())]
-    assert len(saved) == 2  # two contrasts of one text
+    rows = json.loads(download(several, "json")[1])["images"][0]["maps"]
+    with zipfile.ZipFile(io.BytesIO(download(several, "arrays")[1])) as archive:
+        saved = [np.load(io.BytesIO(archive.read(row["array"]))) for row in rows]
+    assert len({row["array"] for row in rows}) == 2  # two contrasts of one text
     np.testing.assert_allclose(saved, several.maps.maps["cdam"])
     with pytest.raises(ValueError, match="Write a text"):
         explain(seen, Wanted())
+
+
+@pytest.mark.slow
+def test_a_map_of_one_of_two_branches_says_so():
+    loaded = Models(["timm:crossvit_tiny_240"])["timm:crossvit_tiny_240"]
+    found = explain(see(loaded, accepted("photo.png", png())), Wanted((1,), methods=("cdam", "integrated-cdam")))
+    (note,) = found.maps.notes  # one, of two methods
+    assert "also depends on 1 of this model's" in note
+    assert note in html.unescape(result_html(found))
+    assert found.maps.notes == json.loads(download(found, "json")[1])["images"][0]["notes"]
 
 
 def test_what_is_asked_wrongly_is_said(digits, scene):

@@ -1,5 +1,8 @@
 """`xai-discern explain --text-file`: scores against the classes called by hand, what is cut off, and failures."""
 
+import html
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +35,7 @@ def test_texts_of_a_file_are_explained_token_by_token(classifier, tmp_path, caps
         *("--method", "cdam,attention,relevance"),
     )
     first, second = facts["texts"]
+    assert first["notes"] == []
     ids = word_tokenizer()("the cat sat", return_tensors="pt")["input_ids"]
     maps = [CDAM(network).attribute(ids, number)[0] for number in (2, 0)]
     np.testing.assert_allclose(first["maps"][0]["scores"], maps[0] - maps[1], rtol=1e-3, atol=1e-8)
@@ -68,7 +72,7 @@ def test_a_text_longer_than_the_model_reads_is_cut_and_one_that_fails_costs_itse
     assert "Skipped: ZeroDivisionError" in page
 
 
-def test_a_model_that_says_no_limit_reads_whole_texts(tmp_path):
+def test_a_model_that_says_no_limit_reads_whole_texts(tmp_path, capsys):
     torch.manual_seed(0)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     special = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
@@ -82,3 +86,7 @@ def test_a_model_that_says_no_limit_reads_whole_texts(tmp_path):
     ids = word_tokenizer()("the cat " * 300 + "[EOS]", return_tensors="pt")["input_ids"]
     scores = CDAM(network).attribute(ids, best)[0]
     np.testing.assert_allclose(text["maps"][0]["scores"], scores, rtol=1e-3, atol=1e-8)
+    (note,) = text["notes"]  # the decoder reads the same words beside the encoder
+    assert re.match(r"The prediction also depends on \d+ of this model's", note)
+    assert note in html.unescape((tmp_path / "out" / "texts.html").read_text())
+    assert f"  Note: {note}" in capsys.readouterr().out

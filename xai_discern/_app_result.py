@@ -50,6 +50,7 @@ def result_html(explained: Explained) -> str:
         size=f"{maps.image.shape[2]} \u00d7 {maps.image.shape[1]} pixels",
         rows=rows,
         failed=failed,
+        notes=maps.notes,
     )
 
 

@@ -23,7 +23,7 @@ from ._app_picture import Upload
 from ._facts import plain, write_facts
 from ._image_maps import ImageMaps, about_model, method_maps, top_rows
 from ._subject import top
-from ._targets import Asked, explains_tokens, of_class, of_concept, of_text
+from ._targets import Asked, explains_tokens, notes_on_maps, of_class, of_concept, of_text
 
 TOP = 5
 TARGETS = 6  # explained at once
@@ -147,16 +147,18 @@ def explain(seen: Seen, wanted: Wanted) -> Explained:
     with _one_at_a_time, evaluation_mode(model.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are for those who write code
         asked = _asked(seen, wanted)
-        for name in wanted.methods:
-            try:
-                maps[name] = method_maps(model, name, loaded.methods[name], seen.x, asked, wanted.seed)
-            except Exception as error:
-                failed[name] = _said_on_page(error)
+        with notes_on_maps() as notes:
+            for name in wanted.methods:
+                try:
+                    maps[name] = method_maps(model, name, loaded.methods[name], seen.x, asked, wanted.seed)
+                except Exception as error:
+                    failed[name] = _said_on_page(error)
     if not maps:
         raise ValueError(" ".join(failed.values()))
     rows = top_rows(model, seen.outputs, asked, TOP)
     chosen = {name: loaded.methods[name] for name in maps}
-    return Explained(seen, wanted, ImageMaps(model.seen(seen.x), rows, asked, chosen, maps, loaded.random), failed)
+    found = ImageMaps(model.seen(seen.x), rows, asked, chosen, maps, loaded.random, notes)
+    return Explained(seen, wanted, found, failed)
 
 
 def _said_on_page(error: Exception) -> str:

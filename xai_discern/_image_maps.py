@@ -35,6 +35,7 @@ class ImageMaps:
         methods: By which methods.
         maps: Of each method that was asked (targets, h, w).
         random: Whether the weights are random.
+        notes: What the methods say of their maps.
     """
 
     image: Tensor
@@ -43,6 +44,7 @@ class ImageMaps:
     methods: Mapping[str, Method]
     maps: Mapping[str, Tensor]
     random: bool
+    notes: Sequence[str] = ()
 
     @cached_property
     def scales(self) -> dict[str, float]:
@@ -83,6 +85,7 @@ class ImageMaps:
                 for method, found in self.maps.items()
                 for key, one, heat in zip(numbered([one.key for one in self.asked]), self.asked, found, strict=True)
             ],
+            "notes": list(self.notes),
             "picture": picture,
         }
 

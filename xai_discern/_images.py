@@ -18,7 +18,7 @@ from ._facts import plain, shown, write_facts
 from ._image_maps import RANDOM, ImageMaps, about_model, method_maps, numbered, top_rows
 from ._request import Request
 from ._subject import ImageModel, image_model
-from ._targets import Asked, asked_classes, of_concept, of_text
+from ._targets import Asked, asked_classes, notes_on_maps, of_concept, of_text
 
 
 def explained_images(request: Request, say: Callable[[str], None]) -> Iterator[str]:
@@ -66,6 +66,7 @@ def _said(facts: Mapping[str, Any]) -> Iterator[str]:
     for row in facts["top"]:
         number = f"  ({row['class']})" if "class" in row else ""
         yield f"  {shown(row):>7}  {row['name']}{number}"
+    yield from (f"  Note: {note}" for note in facts["notes"])
     yield f"  Picture: {facts['picture']}"
 
 
@@ -98,8 +99,9 @@ class _Session:
             outputs = model.class_outputs(x)
             asked = self._asked(outputs)
             rows = top_rows(model, outputs, asked, request.top)
-            maps = {key: method_maps(model, key, one, x, asked, request.seed) for key, one in self.methods.items()}
-        found = ImageMaps(model.seen(x), rows, asked, self.methods, maps, model.subject.weights == "random")
+            with notes_on_maps() as notes:
+                maps = {key: method_maps(model, key, one, x, asked, request.seed) for key, one in self.methods.items()}
+        found = ImageMaps(model.seen(x), rows, asked, self.methods, maps, model.subject.weights == "random", notes)
         facts = found.save(request.out, name, str(file))
         return facts | {"picture": str(request.out / facts["picture"])}
 
@@ -125,7 +127,9 @@ def _files(given: Sequence[Path]) -> list[Path]:
     known = extensions()
     files: list[Path] = []
     for path in given:
-        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in known) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in known and not one.is_dir())
         if not inside:
             raise ValueError(f"There is no image in the folder {path}.")
         files += inside

@@ -1,13 +1,15 @@
 """From the names of classes, concepts and texts to what is explained."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_ext import ConceptTarget, ContrastTarget, TextTarget
+from captum_ext import ConceptTarget, ContrastTarget, PartialMapWarning, TextTarget
 from captum_ext._attention_attribution import AttentionAttribution
 from xai_compare._classes import matches
 from xai_compare._names import close_names, slug
@@ -113,6 +115,20 @@ def of_text(text: str, against: str | None, model: Any, processor: Any) -> Asked
 def explains_tokens(make: Any) -> bool:
     """Whether a method explains the tokens of a transformer, of texts too: those of captum_ext."""
     return hasattr(make, "attribute_targets") or (isinstance(make, type) and issubclass(make, AttentionAttribution))
+
+
+@contextmanager
+def notes_on_maps() -> Iterator[list[str]]:
+    """What methods say of the maps that they make meanwhile; other warnings go their way."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PartialMapWarning)
+        yield notes
+    for one in caught:
+        if issubclass(one.category, PartialMapWarning):
+            notes += [str(one.message)] * (str(one.message) not in notes)
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def maps_of_tokens(explainer: Any, inputs: Tensor, asked: Sequence[Asked]) -> Tensor:

@@ -17,7 +17,7 @@ from ._facts import plain, shown, write_facts
 from ._picture import robust_scale
 from ._request import Request
 from ._subject import text_model, top
-from ._targets import asked_classes, explains_tokens, maps_of_tokens
+from ._targets import asked_classes, explains_tokens, maps_of_tokens, notes_on_maps
 
 _LETTERS = 100  # of a text, in what is printed
 _NO_LIMIT = 10**9  # what tokenizers have in place of a limit is larger
@@ -55,6 +55,7 @@ def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[st
                 found.append(_explained(text, model, tokenizer, labels, request, methods))
                 best = found[-1]["top"][0]
                 yield f"{shown(best):>7}  {best['name']}: {shorten(text, _LETTERS)}"
+                yield from (f"  Note: {note}" for note in found[-1]["notes"])
             except Exception as error:
                 if len(texts) == 1:
                     raise plain(error) from error
@@ -82,20 +83,22 @@ def _explained(text: str, model: Any, tokenizer: Any, labels: Any, request: Requ
         outputs = output_tensor(model(ids)).float()
     asked = asked_classes(request, outputs, labels)
     maps = []
-    for name, method in methods.items():
-        with seeded_for(request.seed, "explain", 0):
-            scores = maps_of_tokens(method.make(model), ids, asked)
-        scale = robust_scale(scores)
-        maps += [
-            {"method": name, "target": one.facts, "scores": row.tolist(), "scale": scale}
-            for one, row in zip(asked, scores, strict=True)
-        ]
+    with notes_on_maps() as notes:
+        for name, method in methods.items():
+            with seeded_for(request.seed, "explain", 0):
+                scores = maps_of_tokens(method.make(model), ids, asked)
+            scale = robust_scale(scores)
+            maps += [
+                {"method": name, "target": one.facts, "scores": row.tolist(), "scale": scale}
+                for one, row in zip(asked, scores, strict=True)
+            ]
     return {
         "text": text,
         "top": top(model, outputs, labels, request.top),
         "tokens": _pieces(text, tokenizer, encoded),
         "cut": len(tokenizer(text)["input_ids"]) - len(encoded["input_ids"]),
         "maps": maps,
+        "notes": notes,
     }
 
 

@@ -1,0 +1,14 @@
+"""The warning about maps that show a part of what a prediction depends on."""
+
+
+class PartialMapWarning(UserWarning):
+    """The prediction also depends on attentions that do not lead to the one that is explained.
+
+    So of an ensemble, several views of an image, or branches side by side: what reaches the prediction through the
+    others is not in the map.
+
+    Example:
+        >>> import warnings
+        >>> from captum_ext import PartialMapWarning
+        >>> warnings.simplefilter("error", PartialMapWarning)  # to refuse such maps
+    """

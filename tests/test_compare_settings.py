@@ -14,7 +14,7 @@ from torch import nn
 
 import quantus_metrics
 from xai_compare import METHODS, METRICS, Settings, _command, compare
-from xai_compare._settings import from_mapping
+from xai_compare._settings import from_mapping, read_file
 from xai_compare.cli import main
 
 TOY = """
@@ -265,6 +265,14 @@ out: from-file
 options:
   box-sensitivity: {num_boxes: 9, box_sizes: [1, 2]}
 """
+
+
+def test_config_files_are_utf_8_wherever_they_are_read_also_with_a_mark(tmp_path):
+    (tmp_path / "run.toml").write_bytes('\ufeffdata = "Straße"'.encode())
+    assert read_file(tmp_path / "run.toml") == {"data": "Straße"}
+    (tmp_path / "run.toml").write_bytes('data = "Straße"'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"run\.toml is not in UTF-8"):
+        read_file(tmp_path / "run.toml")
 
 
 @pytest.mark.parametrize(("name", "text"), [("run.toml", TOML), ("run.yaml", YAML), ("run.yml", YAML)])

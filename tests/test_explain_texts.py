@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from explaining import explain
+from explaining import explain, stopped
 from tiny_tokenizer import WORDS, word_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, T5Config, T5ForSequenceClassification
 
@@ -90,3 +90,16 @@ def test_a_model_that_says_no_limit_reads_whole_texts(tmp_path, capsys):
     assert re.match(r"The prediction also depends on \d+ of this model's", note)
     assert note in html.unescape((tmp_path / "out" / "texts.html").read_text())
     assert f"  Note: {note}" in capsys.readouterr().out
+
+
+def test_lines_are_those_of_an_editor_and_marks_of_encodings_are_no_tokens(classifier, tmp_path, capsys):
+    file = tmp_path / "texts.txt"
+    file.write_bytes("\ufeffthe cat\r\na\x0cdog\u2028sat\r\n \r\n".encode())
+    given = ("--text-file", file, "--model", classifier[1])
+    texts = explain(tmp_path / "out", *given)["texts"]
+    assert [text["text"] for text in texts] == ["the cat", "a\x0cdog\u2028sat"]
+    assert texts[0]["tokens"] == ["the", "cat"]
+    file.write_bytes("caf\u00e9".encode("latin-1"))
+    code, said = stopped(capsys, "explain", *given, "--out", tmp_path / "latin")
+    assert code == 1
+    assert f"{file} is not in UTF-8 (at byte 3): save it as UTF-8." in said

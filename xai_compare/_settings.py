@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ._names import by_slug, parse_aliases, slug
+from ._text_file import text_of
 
 METHODS = (
     "cdam",
@@ -214,7 +215,7 @@ def read_file(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = path.read_text()
+        text = text_of(path)
         if path.suffix == ".toml":
             return underscored(tomllib.loads(text))
         if path.suffix in (".yaml", ".yml"):
@@ -222,6 +223,6 @@ def read_file(path: Path) -> dict[str, Any]:
             if isinstance(found, dict):
                 return underscored(found)
             raise ValueError(f"Expected {path} to hold settings, e.g. `methods: [cdam, ixg]`, got {type(found)}.")
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+    except (OSError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     raise ValueError(f"Expected a .toml or .yaml config file, got {path}.")

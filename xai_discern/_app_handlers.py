@@ -9,6 +9,8 @@ from typing import Any
 
 import gradio as gr
 
+from xai_compare._text_file import lines_of
+
 from ._app_models import FIRST, Loaded, Models, forwards, is_slow
 from ._app_picture import BYTES, Upload, accepted
 from ._app_result import checks_html, message_html, result_html
@@ -179,7 +181,7 @@ class Handlers:
         seed: Any,
     ) -> _Updates:
         numbers = tuple(dict.fromkeys(int(one) for one in [*(classes or ()), *(others or ())]))
-        lines = tuple(line.strip() for line in (texts or "").splitlines() if line.strip())
+        lines = tuple(lines_of(texts or ""))
         names = list(lines) if seen.loaded.compares_texts else [seen.classes[number] for number in numbers]
         two = len(names) > 1
         concept = None if session.concept is None else session.concept[1]

@@ -12,6 +12,7 @@ from adapters.models import output_tensor
 from xai_compare._isolation import said
 from xai_compare._methods import methods_named
 from xai_compare._seeding import seeded_for
+from xai_compare._text_file import lines_of, text_of
 
 from ._facts import plain, shown, write_facts
 from ._picture import robust_scale
@@ -37,7 +38,7 @@ def explained_texts(request: Request, say: Callable[[str], None]) -> Iterator[st
         ValueError: if the request does not fit the model, or the file has no texts.
     """
     assert request.text_file is not None  # noqa: S101 # the command has seen to it
-    texts = [line.strip() for line in request.text_file.read_text("utf-8").splitlines() if line.strip()]
+    texts = lines_of(text_of(request.text_file))
     if not texts:
         raise ValueError(f"Expected a text in each line of {request.text_file}, got none.")
     methods = methods_named(request.methods)

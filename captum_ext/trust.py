@@ -1,11 +1,13 @@
 """What speaks for and against trusting a map, in words and in numbers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from ._randomised import STAGES
 from ._trust_measures import measured
 
 Verdict = Literal["passes", "doubtful", "fails"]
@@ -26,9 +28,10 @@ class Limit(NamedTuple):
     value: float
     reason: str
 
-    def broken(self, value: float) -> bool:
-        """Does a value speak against the map?"""
-        return value >= self.value if self.above else value < self.value
+    def broken(self, value: float, chance: float) -> bool:
+        """Does a value speak against the map? A correlation with another map does if chance does not explain it."""
+        correlation = self.number in STAGES
+        return value >= max(self.value, chance * correlation) if self.above else value < self.value
 
 
 LIMITS = (
@@ -67,6 +70,8 @@ class Trust:
         prefix_relevance: Share of the sum of absolute scores on tokens that are no patches.
         completeness: The absolute convergence delta in parts of the sum of absolute scores.
         notes: What could not be measured, and why.
+        places: How many places the correlations compare. In fewer than 17 unrelated maps can have correlations above
+            0.5: one with a map of random weights then speaks against a map from 1.96 / sqrt(places - 1) on.
     """
 
     agreement: Tensor | None
@@ -80,6 +85,7 @@ class Trust:
     prefix_relevance: Tensor | None
     completeness: Tensor | None
     notes: tuple[str, ...] = ()
+    places: int | None = None
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -101,7 +107,8 @@ class Trust:
     def to_dict(self) -> dict[str, Any]:
         """All of it as lists and words, for JSON."""
         numbers = {name: None if x is None else x.tolist() for name, x in self._numbers().items()}
-        return {"verdicts": self.verdicts, "reasons": self.reasons, **numbers, "notes": list(self.notes)}
+        words = {"notes": list(self.notes), "places": self.places}
+        return {"verdicts": self.verdicts, "reasons": self.reasons, **numbers, **words}
 
     def __str__(self) -> str:
         """A few lines for each map."""
@@ -113,10 +120,11 @@ class Trust:
         return "\n".join([*lines, *(f"not measured: {note}" for note in self.notes)])
 
     def _numbers(self) -> Mapping[str, Tensor | None]:
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "notes"}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("notes", "places")}
 
     def _broken(self, limit: Limit, sample: int) -> bool:
-        return self._numbers()[limit.number] is not None and limit.broken(self._value(limit, sample))
+        chance = 0.0 if self.places is None else 1.96 / math.sqrt(max(self.places - 1, 1))
+        return self._numbers()[limit.number] is not None and limit.broken(self._value(limit, sample), chance)
 
     def _value(self, limit: Limit, sample: int) -> float:
         return float(getattr(self, limit.number)[sample])

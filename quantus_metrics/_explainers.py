@@ -1,7 +1,7 @@
 """Maps of one batch by an object of Captum or of pytorch-grad-cam."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,21 @@ class _Class:
                 f"{self.category}."
             )
         return output[self.category]
+
+
+class Bound:
+    """An explanation function and a model as an attribution with Captum's interface.
+
+    A class, so that a copy explains the copy of the model.
+    """
+
+    def __init__(self, explain: Callable[..., Any], model: nn.Module) -> None:
+        self.explain, self.forward_func = explain, model
+
+    def attribute(self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None) -> Tensor:
+        """Maps (batch, channels, ...) of the inputs' size; models that need further arguments are not explained."""
+        del additional_forward_args
+        return torch.as_tensor(self.explain(self.forward_func, inputs, target))
 
 
 def by_cam(explainer: Any, asked: Asked, x: Tensor, **options: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from adapters.checks import positive_int
 from adapters.models import OutputChoice, channels_first, evaluation_mode, placement_of
 
-from ._explainers import Asked, as_images, by_cam, read_as_images
+from ._explainers import Asked, Bound, as_images, by_cam, read_as_images
 from ._targets import functions_in
 
 Array = npt.NDArray[Any]
@@ -107,15 +107,36 @@ class _Explain:
             ]
         return np.concatenate(parts)
 
-    def _maps(self, model: nn.Module, x: Tensor, asked: Asked) -> Tensor:
+    def attribution(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Tensor, Any, Mapping[str, Any]]:
+        """The method as an attribution with Captum's interface, and the inputs, target and options of its `attribute`.
+
+        This project's are what they are; others are wrapped, so that a copy explains its own copy of the model.
+        """
+        x = _as_tensor(model, inputs, self.channel_first)
+        if "output" not in inspect.signature(self.method).parameters:
+            return Bound(self, model), x, targets, {}
+        functions, classes = functions_in(targets, len(x))
+        asked = Asked(torch.as_tensor(classes).to(x.device, torch.long), functions, self.output)
+        return self._ours(model, x, asked)
+
+    def _ours(self, model: nn.Module, x: Tensor, asked: Asked) -> tuple[Any, Tensor, Any, Mapping[str, Any]]:
+        """One of this project's attributions, which take functions as targets."""
+        made, rest = self._options(model)
+        of = self.output if asked.functions else partial(asked.of, inputs=x)
+        return self.method(model, output=of, **made), x, asked.each() if asked.functions else asked.classes, rest
+
+    def _options(self, model: nn.Module) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Those of the class, and those of its `attribute`."""
         accepted = inspect.signature(self.method).parameters
         made = {k: _found(model, k, v) for k, v in self.options.items() if k in accepted}
-        rest = {k: v for k, v in self.options.items() if k not in accepted}
+        return made, {k: v for k, v in self.options.items() if k not in accepted}
+
+    def _maps(self, model: nn.Module, x: Tensor, asked: Asked) -> Tensor:
         pixels = x.clone().requires_grad_() if x.is_floating_point() else x  # or Captum warns as it does so itself
-        if "output" in accepted:  # this project's: they take functions as targets
-            of = self.output if asked.functions else partial(asked.of, inputs=x)
-            target = asked.each() if asked.functions else asked.classes
-            return _only(self.method(model, output=of, **made).attribute(pixels, target=target, **rest))
+        if "output" in inspect.signature(self.method).parameters:
+            ours, _, target, rest = self._ours(model, x, asked)
+            return _only(ours.attribute(pixels, target=target, **rest))
+        made, rest = self._options(model)
         explainer = self.method(asked.module(model), **made)
         if hasattr(explainer, "attribute"):
             if asked.functions:

@@ -13,6 +13,7 @@ from captum.attr import LayerIntegratedGradients, Saliency
 from scipy.stats import spearmanr
 from transformers import BertConfig, BertForSequenceClassification
 
+from adapters.models import with_output
 from captum_ext import (
     CDAM,
     AttentionMap,
@@ -236,6 +237,23 @@ def test_what_cannot_be_measured_is_said_and_the_advice_works(model):
     assert found.agreement is None
     assert "No attention was seen" in found.notes[0]
     assert found.all is not None
+
+
+def test_a_copy_that_keeps_the_original_weights_is_told(model):
+    inside = with_output(model, None)
+    found = check(CDAM(inside), IMAGES, TARGETS)
+    assert (found.head, found.half, found.all) == (None, None, None)
+    assert "still runs the weights of the original" in found.notes[0]
+    assert check(CDAM(model), IMAGES, TARGETS).notes == ()  # as it advises
+
+
+def test_few_places_are_alike_by_chance(model):
+    numbers = {name: torch.tensor([0.6, 0.6]) for name in ("agreement", "stability", "head", "half", "all")}
+    others = ("steps", "outlier_tokens", "outlier_relevance", "prefix_relevance", "completeness")
+    numbers["stability"] = torch.ones(2)
+    verdicts = {n: Trust(**numbers, **dict.fromkeys(others), places=n).verdicts[0] for n in (4, 11, 12, 16, 200)}
+    assert verdicts == {4: "passes", 11: "passes", 12: "fails", 16: "fails", 200: "fails"}  # 1.96 / sqrt(11) = 0.591
+    assert check(CDAM(model), IMAGES, TARGETS).to_dict()["places"] == 16
 
 
 @pytest.mark.parametrize(

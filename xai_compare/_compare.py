@@ -73,7 +73,7 @@ def compare(
             other; "identity", where the outputs are probabilities or no classes; or a function of the outputs.
         command: The command shown in the report.
         **settings: As in `Settings`: split, options, limit, seed, device, dtype, batch_size, forward_batch, gallery,
-            resamples, pretrained, checkpoint, save_maps, retry_failed, log_with.
+            resamples, pretrained, checkpoint, check, save_maps, retry_failed, log_with.
 
     Returns:
         The results.

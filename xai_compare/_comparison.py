@@ -1,19 +1,13 @@
 """A finished run: its tables and its report."""
 
 import html
-import io
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ._finish import write_report, write_statistics
-from ._run_folder import RunFolder
-
-_TEXT = ("model", "model_a", "model_b", "metric", "direction", "method", "method_a", "method_b", "name")
-# Columns of names, which stay text: a method may be called "1" or "null".
-_NAMES: dict[Hashable, Any] = dict.fromkeys(_TEXT, str)
+from ._run_folder import CHECKED, RunFolder
 
 
 class Comparison:
@@ -68,23 +62,36 @@ class Comparison:
 
     def summary(self) -> pd.DataFrame:
         """As written to `summary.csv`: a row for each metric and method."""
-        return self._of_models(self._csv("summary.csv"))
+        return self._of_models(self._files.csv("summary.csv"))
 
     def tests(self) -> pd.DataFrame:
         """As written to `tests.csv`: paired tests of all pairs of methods."""
-        return self._of_models(self._csv("tests.csv"))
+        return self._of_models(self._files.csv("tests.csv"))
 
     def model_tests(self) -> pd.DataFrame:
         """As written to `model_tests.csv`: paired tests of all pairs of models; without rows if there is one model."""
-        return self._csv("model_tests.csv")
+        return self._files.csv("model_tests.csv")
 
     def agreement(self) -> pd.DataFrame:
         """As written to `agreement.csv`: how far each pair of methods agrees."""
-        return self._of_models(self._csv("agreement.csv"))
+        return self._of_models(self._files.csv("agreement.csv"))
 
     def agreement_by_sample(self) -> pd.DataFrame:
         """As written to `agreement-by-sample.csv`: how far the methods agree on each sample, the lowest first."""
-        return self._of_models(self._csv("agreement-by-sample.csv"))
+        return self._of_models(self._files.csv("agreement-by-sample.csv"))
+
+    def trust(self) -> pd.DataFrame:
+        """As written to `trust.csv`: what `captum_ext.check` says of each map that was checked.
+
+        A row for each sample and method: sample, name, target, method, verdict, reasons, the numbers of
+        `captum_ext.Trust`, notes; or an error.
+
+        Raises:
+            ValueError: if no map was checked.
+        """
+        if not self._files.files.exists(CHECKED):
+            raise ValueError("No map of this run was checked: repeat its command with --check 4, in Python check=4.")
+        return self._of_models(self._files.csv(CHECKED))
 
     def report(self, model: str = "") -> Path | str:
         """The path of the HTML report, or its URL if the run's folder is one.
@@ -107,12 +114,6 @@ class Comparison:
             resamples: Number of bootstrap resamples.
         """
         write_report(self._files, write_statistics(self._files, resamples))
-
-    def _csv(self, name: str) -> pd.DataFrame:
-        text = self._files.files.read(name)
-        numbers = [column for column in map(str, pd.read_csv(io.BytesIO(text), nrows=0)) if column not in _NAMES]
-        missing = {column: [""] for column in numbers}
-        return pd.read_csv(io.BytesIO(text), dtype=_NAMES, keep_default_na=False, na_values=missing)
 
     def _of_models(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table without its column `model` if there is one model."""

@@ -16,7 +16,7 @@ from ._display import flat, shown_map, small_map
 from ._isolation import free_memory, isolated, out_of_memory, said
 from ._methods import Explain
 from ._metrics import Metric, one_each
-from ._questioned import Question, for_quantus
+from ._questioned import Inside, Question, for_quantus
 from ._samples import Sample, stacked
 from ._seeding import seeded_for
 
@@ -88,7 +88,7 @@ class Evaluation:
     """
 
     model: nn.Module
-    explains: Mapping[str, Explain]
+    explains: Mapping[str, Inside]
     metrics: Mapping[str, Metric]
     question: Question
     outputs: int
@@ -137,6 +137,15 @@ class Evaluation:
                 self._score(batch, name, metric, samples, x, y, maps, others)
                 done[name].append(metric)
         yield Step("", batch, done)
+
+    def asked(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """A batch of one sample, and its class."""
+        x = placement_of(self.model).moved(sample.image[None])
+        return x, self.classes([sample], x)[0]
+
+    def attribution(self, name: str, x: Tensor, y: Tensor) -> tuple[Any, Tensor, Any, Mapping[str, Any]]:
+        """A method as an attribution with Captum's interface, with inputs, target and options of its `attribute`."""
+        return self.explains[name].attribution(self.model, x, self.question.targets(y))
 
     def classes(self, samples: Sequence[Sample], x: Tensor) -> tuple[Tensor, Tensor]:
         """The class that is explained of each sample, and the likeliest other one."""

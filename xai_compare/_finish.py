@@ -12,7 +12,7 @@ from ._critical_difference import Ranking, rankings
 from ._display import visible
 from ._report import Curve, Picture, render
 from ._report_models import overview
-from ._run_folder import RunFolder
+from ._run_folder import CHECKED, RunFolder
 from ._statistics import between_models, curve_means, pairwise, summarise
 
 
@@ -94,6 +94,7 @@ def write_report(folder: RunFolder, statistics: AllStatistics) -> None:
             rankings=found.rankings,
             by_pair=found.by_pair,
             by_sample=found.by_sample,
+            checked=_checked(folder, model),
         )
         folder.files.write("report.html" if len(models) == 1 else f"report-{model}.html", page)
     if len(models) > 1:
@@ -106,6 +107,14 @@ def curve_table(folder: RunFolder, model: str) -> pd.DataFrame:
     """The mean curves of a model, as `curve_means` returns them."""
     facts = folder.facts()
     return curve_means(_of(model, folder, "curves"), facts["settings"]["resamples"], facts["seed"])
+
+
+def _checked(folder: RunFolder, model: str) -> pd.DataFrame | None:
+    """What was checked of a model's maps, or None."""
+    if not folder.files.exists(CHECKED):
+        return None
+    found = folder.csv(CHECKED)
+    return found[found.model == model]
 
 
 def _of(model: str, folder: RunFolder, table: str) -> Iterator[pd.DataFrame]:

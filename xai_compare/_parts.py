@@ -110,9 +110,13 @@ class Parts:
             found[start] = {m: k for m, k in left.items() if k or (with_maps and m not in done.maps)}
         return {start: left for start, left in found.items() if left}
 
+    def name_of(self, sample: int) -> str:
+        """The name, without its ending, of files that are of this model and begin with a sample."""
+        return f"part-{sample:010d}{self._suffix}"
+
     def _part(self, table: str, start: int) -> str:
         kind = "gallery" if table == "gallery" else f"{table}.parquet"
-        return f"{kind}/part-{start:010d}{self._suffix}.{'npz' if table == 'gallery' else 'parquet'}"
+        return f"{kind}/{self.name_of(start)}.{'npz' if table == 'gallery' else 'parquet'}"
 
     def _table_of(self, table: str, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
         schema = TABLES[table]

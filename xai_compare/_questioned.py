@@ -1,7 +1,7 @@
 """What is asked of a model in a run, and the model as Quantus' own metrics can ask it."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +95,18 @@ class Inside:
         """The maps."""
         if isinstance(model, Columns):
             targets = self.question.targets(torch.as_tensor(targets))
-        while isinstance(model, Columns | PlainLogits):
-            model = model.model
-        return self.explain(model, inputs, targets, **options)
+        return self.explain(_inside(model), inputs, targets, **options)
+
+    def attribution(self, model: Any, inputs: Any, targets: Any) -> tuple[Any, Tensor, Any, Mapping[str, Any]]:
+        """As that of `explain_func`, of the user's model."""
+        found: tuple[Any, Tensor, Any, Mapping[str, Any]] = self.explain.attribution(_inside(model), inputs, targets)
+        return found
+
+
+def _inside(model: Any) -> Any:
+    while isinstance(model, Columns | PlainLogits):
+        model = model.model
+    return model
 
 
 def for_quantus(model: nn.Module, score: Any, question: Question, outputs: int) -> dict[str, Any]:

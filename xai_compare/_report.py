@@ -21,6 +21,7 @@ from ._report_agreement import matrix
 from ._report_plots import Curve, sections
 from ._report_ranks import diagrams
 from ._report_table import Records, Table, counted, decimals, entry, mean, number, score_columns, test_table, to_float
+from ._report_trust import trusted
 from ._report_words import findings, in_short, too_few
 
 __all__ = ["Curve", "Picture", "render"]
@@ -64,6 +65,7 @@ def render(
     rankings: Sequence[Ranking] = (),
     by_pair: pd.DataFrame | None = None,
     by_sample: pd.DataFrame | None = None,
+    checked: pd.DataFrame | None = None,
     models: Any = None,
     drawn: Mapping[str, str] | None = None,
 ) -> str:
@@ -83,6 +85,7 @@ def render(
         rankings: Mean ranks and groups of methods, one for each metric that has them.
         by_pair: How far each pair of methods agrees, as `agreement` returns it; without any the section is hidden.
         by_sample: The agreement on each sample, as `agreement` returns it, and its `name`.
+        checked: What `check` says of maps, as `Comparison.trust` returns it; without any the section is hidden.
         models: What the page says of several models; then there is no table of scores.
         drawn: What the gallery's maps are called, if not as the methods.
 
@@ -111,6 +114,7 @@ def render(
         too_few=too_few(pairs) if models is None else "",
         diagrams=diagrams(rankings, methods, metrics),
         agreement=matrix(by_pair, by_sample, methods, [picture.index for picture in pictures]),
+        trusted=trusted(checked, methods, [picture.index for picture in pictures]),
         sections=sections(curves, methods, _titles(run, "metrics", [curve.metric for curve in curves])),
         data={
             "methods": list((drawn or methods).items()),

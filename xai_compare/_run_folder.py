@@ -1,10 +1,11 @@
 """A run's folder: which run it holds, who works on it, and what is finished."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from ._lock import locked
 from ._parts import TABLES, Parts, pictures_in
 from ._storage import PART, Storage
 
+CHECKED = "trust.csv"  # what `check` says of maps
+_TEXT = (
+    *("model", "model_a", "model_b", "metric", "direction", "method", "method_a", "method_b", "name"),
+    *("verdict", "reasons", "notes", "error"),
+)
+# Columns of names and words, which stay text: a method may be called "1" or "null".
+_NAMES: dict[Hashable, Any] = dict.fromkeys(_TEXT, str)
 _GROWING = ("models", "methods", "metrics")
 _PROBE = 2**20  # bytes
 
@@ -121,6 +129,13 @@ class RunFolder:
         for part in self.files.names(f"{name}.parquet"):
             path, files = self.files.for_arrow(f"{name}.parquet/{part}")
             yield pd.read_parquet(path, filesystem=files, columns=columns)
+
+    def csv(self, name: str) -> pd.DataFrame:
+        """A table that was written at the end."""
+        text = self.files.read(name)
+        numbers = [column for column in map(str, pd.read_csv(io.BytesIO(text), nrows=0)) if column not in _NAMES]
+        missing = {column: [""] for column in numbers}
+        return pd.read_csv(io.BytesIO(text), dtype=_NAMES, keep_default_na=False, na_values=missing)
 
     def pictures(self) -> list[dict[str, Any]]:
         """What was kept for the gallery: model, index, name, classes, image and maps by method and class."""

@@ -14,7 +14,8 @@ import torch
 from adapters.models import OutputChoice, evaluation_mode
 
 from . import _disagreement as disagreement
-from ._candidate import listed
+from . import _trust as trust
+from ._candidate import Candidate, listed
 from ._compared import Checked, Compared, Scored
 from ._comparison import Comparison
 from ._estimate import estimate
@@ -276,6 +277,13 @@ class Run:
             raise
         parts.write(start, step.batch, todo)
 
+    def _check_maps(self, name: str) -> None:
+        """Say which maps can be trusted."""
+        unfit = self._found[name]["unfit"]
+        with self._model(name) as one:
+            if isinstance(one, Candidate):
+                trust.keep(self.files, one, [method for method in self.methods if method not in unfit])
+
     def _end(self) -> None:
         ended = datetime.now(UTC)
         if "ended" not in self._facts:
@@ -290,5 +298,8 @@ class Run:
             if samples is not None:
                 with self._model(name) as one:
                     disagreement.keep(self.files, one, samples)
+        if self.settings.check:
+            for name in self.models:
+                self._check_maps(name)
         write_report(self.files, statistics)
         log_run(Comparison(self.out), self.settings.log_with)

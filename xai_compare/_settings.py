@@ -109,6 +109,9 @@ class Settings:
     batch_size: int = _setting(16, "samples per batch", least=1, in_numbers=True)
     forward_batch: int = _setting(64, "batch size for perturbed images", least=1)
     gallery: int = _setting(12, "number of samples in the report's gallery", least=0, in_numbers=True)
+    check: int = _setting(
+        0, "number of samples whose maps are checked by captum_ext.check; as much as nine maps each", "none", least=0
+    )
     save_maps: bool = _setting(False, "keep whole maps, as maps/METHOD.npz", "no")
     retry_failed: bool = _setting(False, "compute again what failed in an earlier call", "no")
     resamples: int = _setting(2000, "number of bootstrap resamples", least=100)

@@ -55,6 +55,8 @@ def compare_answers(
     settings = replace(settings, targets="answer", batch_size=min(settings.batch_size, _AT_ONCE))
     if settings.save_maps:
         raise ValueError("Maps of answers are not kept: `save_maps` is for images. `xai-discern explain` writes one.")
+    if settings.check:
+        raise ValueError("Maps of answers are not checked: `check` is for images. `captum_ext.check` checks one.")
     scores = measures_named(measures, settings.options)
     check_options(settings, [*chosen, *scores], list(entries) if len(entries) > 1 else [])
     workers = workers_for(settings, entries)

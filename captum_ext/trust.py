@@ -107,8 +107,7 @@ class Trust:
     def to_dict(self) -> dict[str, Any]:
         """All of it as lists and words, for JSON."""
         numbers = {name: None if x is None else x.tolist() for name, x in self._numbers().items()}
-        words = {"notes": list(self.notes), "places": self.places}
-        return {"verdicts": self.verdicts, "reasons": self.reasons, **numbers, **words}
+        return {"verdicts": self.verdicts, "reasons": self.reasons, **numbers, "notes": list(self.notes)}
 
     def __str__(self) -> str:
         """A few lines for each map."""

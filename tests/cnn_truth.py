@@ -182,7 +182,8 @@ def check_ca_stream(model, images, plain):
     seen.append((plain.last, seen[-1][1]))
     *maps, entered = [(one if last else one.movedim(1, -1)).flatten(1, -2) for one, last in seen]
     found = []
-    for last in (maps[-1], maps[-1].relu(), entered):  # an activation may follow the last module, as a function
+    after = [maps[-1].relu(), *([entered] if entered.shape == maps[-1].shape else [])]
+    for last in (maps[-1], *after):  # an activation may follow the last module, as a function
         _, expected = derived_stream(stream.stream, [*maps[:-1], last], stream.stream.query.expand(len(images), -1))
         found.append(max(difference(a.flatten(1), b) for a, b in zip(attentions, expected, strict=True)))
     alone = CAStream(copy.deepcopy(model), start_stage=len(stream.stages) - 1).eval()

@@ -12,6 +12,12 @@ NO_BROWSER = "there is no browser"
 torch.set_num_threads(1)  # the models are so small that threads wait for one another, and each worker has a core
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Files of slow tests alone are not imported where these are left out."""
+    left_out = "not slow" in config.option.markexpr and collection_path.suffix == ".py"
+    return True if left_out and "\npytestmark = pytest.mark.slow\n" in collection_path.read_text("utf-8") else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` is applied
 def pytest_collection_modifyitems(items):
     """Marks as slow all but N cases, spread evenly, of each test that is marked `sampled(N)`."""

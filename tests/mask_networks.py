@@ -58,6 +58,7 @@ def unetr(size):
 
 RESIDUAL_UNET = {"channels": (4, 6, 8), "strides": (2, 2), "num_res_units": 2}
 NETS = {
+    "SegFormer": segformer,
     "FCN": fcn,
     "DeepLab": lambda: torchvision_net("deeplabv3_mobilenet_v3_large", aux_loss=True),
     "LR-ASPP": lambda: torchvision_net("lraspp_mobilenet_v3_large"),
@@ -76,7 +77,6 @@ NETS = {
     "MONAI SwinUNETR": lambda: monai_net(
         "SwinUNETR", spatial_dims=2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2)
     ),
-    "SegFormer": segformer,
 }
 QUICK = ("FCN", "LR-ASPP", "smp.Unet", "MONAI UNet, volumes", "SegFormer")
 HEADLESS = {"smp.Unet, VGG", "MONAI BasicUNet, volumes"}  # skips alone

@@ -74,6 +74,7 @@ def test_a_concept_is_what_its_pictures_share(digits, scene):
             concept_of(digits, name, given)
 
 
+@pytest.mark.slow
 def test_texts_are_compared_by_models_that_do(tmp_path):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -206,6 +207,7 @@ def test_the_check_is_that_of_captum_ext(scene):
     assert cam["error"] == "There is no check of this method."
 
 
+@pytest.mark.slow
 def test_two_users_at_once_get_what_each_gets_alone(scene):
     wanted = [Wanted((number,), methods=("smooth-cdam",), seed=7) for number in range(8)]
     alone = [explain(scene, one).maps.maps["smooth-cdam"] for one in wanted]
@@ -219,6 +221,7 @@ def test_two_users_at_once_get_what_each_gets_alone(scene):
         torch.testing.assert_close(found[i].maps.maps["smooth-cdam"], expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_methods_are_those_that_fit_and_take_no_minutes(digits, tmp_path):
     torch.manual_seed(0)
     assert list(digits.methods)[: len(FIRST)] == list(FIRST)
@@ -231,6 +234,7 @@ def test_methods_are_those_that_fit_and_take_no_minutes(digits, tmp_path):
     assert {"deep-lift", "fullgrad"} <= set(network.methods)
 
 
+@pytest.mark.slow
 def test_models_that_are_not_offered_are_refused():
     models = Models(["digits"])
     with pytest.raises(ValueError, match="This page offers digits, and no other models; got 'timm:vit_tiny"):
@@ -299,6 +303,7 @@ def test_without_gradio_it_is_said_what_to_install(monkeypatch, capsys):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_the_page_is_served_on_this_machine_unless_asked_and_its_folder_is_removed(monkeypatch):
     page = build()
     given = {}

@@ -74,6 +74,7 @@ def test_the_verdict_follows_the_paired_interval_against_random_maps():
     assert table.gain_low["better"] == pytest.approx(0.2)  # every paired difference is 0.2
 
 
+@pytest.mark.slow
 def test_finished_cells_are_kept_and_others_computed(tmp_path):
     Truthful.calls = 0
     first = arena("one-patch", {"a": Truthful}, out=tmp_path, limit=4)
@@ -89,6 +90,7 @@ def test_finished_cells_are_kept_and_others_computed(tmp_path):
     assert Truthful.calls == 3
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_sheet_and_leaves_random_numbers_alone(tmp_path):
     state = torch.get_rng_state()
     tables = [

@@ -131,6 +131,7 @@ def test_tables_show_each_row_once_and_a_dash_where_there_is_none():
     assert max(map(len, lines)) <= 120
 
 
+@pytest.mark.slow
 def test_a_single_row_is_rendered(tmp_path):
     import cost
     from cost_rows import write_rows

@@ -46,6 +46,7 @@ def test_modes_and_layouts_give_the_same(specific):
     torch.testing.assert_close(torch.cat([m[2] for _, m in singles]), maps[2])
 
 
+@pytest.mark.slow
 def test_inference_tensors_are_images_too():
     wrapper = stream_on(resnet())
     with torch.inference_mode():
@@ -142,6 +143,7 @@ def mixed():
     return model
 
 
+@pytest.mark.slow
 def test_unwrap_gives_the_backbone_back_as_it_was():
     model = mixed()
     state = torch.get_rng_state()

@@ -187,6 +187,7 @@ def test_raw_attention_cam_scales_as_pytorch_grad_cam():
     assert maps.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_raw_attention_cam_sits_in_a_list_of_cams():
     wrapper = stream_on(resnet()).float()
     for method in (GradCAM, RawAttentionCAM, LayerCAM):

@@ -46,6 +46,7 @@ def test_resnet50_with_its_stream_has_the_papers_parameters(specific, count):
     assert sum(p.numel() for p in CAStream(_resnet50(), class_specific=specific).parameters()) == count
 
 
+@pytest.mark.slow
 def test_initial_values_are_those_of_the_release():
     torch.manual_seed(0)
     stream = CAStream(_resnet50(), class_specific=True).stream
@@ -79,6 +80,7 @@ def test_gradients_are_finite_differences(options):
         assert torch.autograd.gradcheck(logits, values, fast_mode=True)
 
 
+@pytest.mark.slow
 def test_training_moves_only_the_stream():
     model = resnet()
     model.layer2.add_module("drop", nn.Dropout(0.5))

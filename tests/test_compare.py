@@ -131,6 +131,7 @@ def test_captums_methods_are_captums(run, name):
     assert found.between(0.01, 0.99).all()
 
 
+@pytest.mark.slow
 def test_a_transformers_cdam_and_quantus_own_scores(run):
     vit, x = tiny_vit(embed_dim=16, depth=2), torch.randn(3, 3, 32, 32)
     found = run(

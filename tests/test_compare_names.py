@@ -69,6 +69,7 @@ def test_own_names_have_options_of_their_own(tmp_path):
     assert forwards["twice"] == pytest.approx(2 * forwards["ig"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_methods_that_stand_for_the_same_have_titles_of_their_own(tmp_path):
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), torch.rand(3, 1, 6, 6)
     few = {"out": tmp_path / "run", "gallery": 1, "resamples": 100}

@@ -243,6 +243,7 @@ def test_what_is_no_question_is_refused(text_model, tmp_path, given, kind, said)
         compare(asked.pop("model"), asked.pop("data"), out=tmp_path / "run", **({"methods": ["cdam"]} | asked))
 
 
+@pytest.mark.slow
 def test_a_question_that_cannot_be_asked_costs_itself_only(text_model, tmp_path):
     rows = [{"question": "what is", "answer": "a"}, {"question": "what", "answer": "zebra"}]
     run = compare(f"transformers:{text_model}", rows, out=tmp_path / "run", methods=["cdam"], **FEW)

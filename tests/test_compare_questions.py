@@ -91,6 +91,7 @@ def test_a_function_is_an_activation_and_python_names_one(run, tmp_path):
     assert "the target function" in named.report().read_text()
 
 
+@pytest.mark.slow
 def test_probabilities_are_said_before_the_run(run):
     with pytest.warns(UserWarning, match=r"probabilities already.*activation=.identity.") as told:
         run(Net(lambda: lambda z: z.softmax(1)))
@@ -162,6 +163,7 @@ def test_functions_and_samples_must_be_as_many(run):
         run(Net(), ["class-discrimination"], targets=lambda out: out[0])
 
 
+@pytest.mark.slow
 def test_curves_count_as_their_mean_and_numbers_by_layer_too(run):
     names = ["pixel-flipping", "selectivity", "region-segmentation", "mprt", "random-logit"]
     model, few = Net(), {"pixel-flipping": {"features_in_step": 36}}
@@ -196,6 +198,7 @@ def test_a_first_sample_that_fails_alone_refuses_no_metric(run):
     assert found.scores().error.notna().tolist() == [True, False, False, False]
 
 
+@pytest.mark.slow
 def test_objects_take_no_options_and_no_other_activation(run):
     with pytest.raises(ValueError, match=r"metric 'box', num_boxes, which is an object.*BoxSensitivity\(...\)"):
         run(Net(), {"box": qm.BoxSensitivity()}, options={"box": {"num_boxes": 5}})

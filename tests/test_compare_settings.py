@@ -99,6 +99,7 @@ def refused(capsys):
     return refused
 
 
+@pytest.mark.slow
 def test_broken_images_are_listed_and_counted_and_the_others_compared(toy, folder, tmp_path, capsys):
     out = tmp_path / "run"
     main(command(toy, out, "--batch-size", "2", data=folder))
@@ -132,6 +133,7 @@ def test_folders_are_labels_and_images_without_one_are_skipped(toy, folder, tmp_
     assert found.skipped().set_index("name").error["loose.png"] == "it has no label"
 
 
+@pytest.mark.slow
 def test_a_limit_keeps_images_of_all_classes(toy, tmp_path):
     root = tmp_path / "images"
     for name in ("ant/1.png", "ant/2.png", "ant/deep/3.png", "bee/1.png", "cow/1.png", "cow/2.png"):
@@ -207,6 +209,7 @@ def test_a_model_that_does_not_fit_the_data_is_said(toy, tmp_path, refused):
     assert "cannot run on sample 0, of shape (1, 48, 48): RuntimeError: " in refused(command(toy, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_folders_of_something_else_or_that_cannot_be_written_are_refused(toy, folder, tmp_path, refused, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "other" / "deep").mkdir(parents=True)

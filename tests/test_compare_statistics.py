@@ -107,6 +107,7 @@ def test_the_interval_is_a_plain_percentile_bootstrap():
     assert (low, high) == pytest.approx(tuple(np.percentile(values[drawn].mean(1), [2.5, 97.5])), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_interval_of_many_normal_values_is_that_of_theory():
     values = np.random.default_rng(0).normal(2, 3, size=1000)
     low, high = interval(values, 10_000, seed=0)

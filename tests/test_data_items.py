@@ -69,6 +69,7 @@ def test_batches_and_loaders(tmp_path, data):
     assert explained(data, tmp_path) == Y
 
 
+@pytest.mark.slow
 def test_streams_are_read_up_to_the_limit(tmp_path):
     def stream():
         yield from ROWS["transformers"]

@@ -95,6 +95,7 @@ def test_parts_of_the_data_are_no_classes(tmp_path):
     assert set(targets(named).values()) == {1, 2}
 
 
+@pytest.mark.slow
 def test_labels_and_split_on_the_line(tmp_path, capsys):
     (tmp_path / "toy.py").write_text("from data_runs import net, plain\ndef model(): return net(), plain\n")
     root = folders(tmp_path / "data", "test/cat", "test/fox")

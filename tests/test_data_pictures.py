@@ -41,6 +41,7 @@ def test_sixteen_bits_keep_their_range_and_depth(tmp_path, transform, channels):
     assert len(found.unique()) == len(np.unique(DEEP)) > 80
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_nearly_black_is_said(tmp_path):
     dark = save(tmp_path / "dark" / "ct.png", (DEEP // 8).astype(np.uint16))
     with pytest.warns(UserWarning, match="nearly black, as its largest value is less than a sixteenth"):

@@ -22,6 +22,7 @@ def written(folder, rows, name="data.csv"):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["data.csv", "data.parquet", "data.tsv"])
 def test_files_labels_and_splits(tmp_path, name):
@@ -159,6 +160,7 @@ def test_tables_that_are_none_are_said_before_any_work(tmp_path, text, said):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_tables_of_spreadsheets_and_folders_of_parts(tmp_path):
     path = written(tmp_path, [{"file": "a.png", "label": 1}, {"file": "b.png", "label": 2}])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())

@@ -200,6 +200,7 @@ def test_handwriting_of_the_splits_is_disjoint():
     assert not any(left & right for left, right in itertools.combinations(seen, 2))
 
 
+@pytest.mark.slow
 def test_each_digits_map_stands_out_on_that_digit():
     """The share of positive relevance in the box of the digit asked for is larger than in the other digit's box."""
     from xai_compare import digit_vit

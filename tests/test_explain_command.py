@@ -88,6 +88,7 @@ def test_a_given_answer_is_explained_as_by_the_class(text_model, tmp_path, capsy
     assert "against" in (tmp_path / "out" / "answer.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_what_is_generated_is_explained_also_against_another_answer(text_model, tmp_path):
     given = ("--model", f"transformers:{text_model}", "--ask", "the cat sat", "--max-new-tokens", "3")
     facts = explain(tmp_path / "out", *given)
@@ -111,6 +112,7 @@ def test_a_chat_template_is_applied_once(tmp_path):
     assert facts["chat_template"]
 
 
+@pytest.mark.slow
 def test_an_image_is_shown_as_the_model_saw_it(image_model, tmp_path, photo, monkeypatch):
     path, pixels = photo
     shown = []

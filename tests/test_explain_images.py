@@ -225,6 +225,7 @@ def test_concepts_and_texts_are_made_once_for_all_images(model, photos, tmp_path
     assert len(made) == 1
 
 
+@pytest.mark.slow
 def test_a_single_output_has_no_probability(photos, tmp_path, capsys):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
@@ -265,6 +266,7 @@ def test_random_weights_are_said_loudly_and_names_are_those_of_imagenet(photos, 
     )
 
 
+@pytest.mark.slow
 def test_a_text_is_compared_with_an_image_and_with_another_text(photos, tmp_path):
     torch.manual_seed(0)
     tokenizer = word_tokenizer()

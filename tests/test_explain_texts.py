@@ -72,6 +72,7 @@ def test_a_text_longer_than_the_model_reads_is_cut_and_one_that_fails_costs_itse
     assert "Skipped: ZeroDivisionError" in page
 
 
+@pytest.mark.slow
 def test_a_model_that_says_no_limit_reads_whole_texts(tmp_path, capsys):
     torch.manual_seed(0)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}

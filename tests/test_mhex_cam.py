@@ -267,6 +267,7 @@ def test_target_layers_in_front_of_what_predicts_have_gradients(prediction, bloc
         assert cam.activations_and_grads.gradients[0].any()
 
 
+@pytest.mark.slow
 def test_captum_explains_and_scores_it():
     wrapper, (images,) = wrap(CNN), inputs_of(CNN)
     rows = derive(CNN, wrapper, (x := images.clone().requires_grad_(),))

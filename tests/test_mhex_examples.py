@@ -87,6 +87,7 @@ def test_pictures_and_masks_are_mirrored_together():
 CELLS = Path(__file__).parents[2] / "shared" / "data" / "bccd"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CELLS.is_dir(), reason="the blood cells of BCCD are not there")
 def test_of_blood_cells_the_rarest_kind_is_explained():
     pictures = mask_data.load_pictures(str(CELLS), "test", 20, seed=0)

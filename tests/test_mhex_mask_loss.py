@@ -125,6 +125,7 @@ def test_segformer_takes_labels_as_its_own_and_ignores_what_it_ignores():
     close(output.loss, deep_supervision_loss(wrapper.deep_forward(x), t, ignore_index=255))
 
 
+@pytest.mark.slow
 def test_it_learns_masks():
     torch.manual_seed(0)
     wrapper, x = MHEX(plain_unet(), num_classes=3, task="segmentation", kernel_size=3).train(), images(4)

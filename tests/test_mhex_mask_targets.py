@@ -111,6 +111,7 @@ def test_targets_say_what_is_wrong(target, error, words):
         MHEXCAM(small()).attribute(images(), target)
 
 
+@pytest.mark.slow
 def test_volumes_have_places_too():
     name = "MONAI UNet, volumes"
     wrapper, x = wrap(name), images_of(name)

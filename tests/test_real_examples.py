@@ -163,6 +163,7 @@ def run(example, tmp_path, *given):
     return written.read_text(), pd.read_csv(written.with_suffix(".csv"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of random models
 def test_streams_are_trained_and_scored(tmp_path, monkeypatch):
     monkeypatch.setattr(real_ca_stream, "load_network", small_network)

@@ -59,6 +59,7 @@ def test_sixteen_pictures_of_ten_methods_make_a_page_below_three_megabytes():
     assert len(render(fake_run(), *fake_scores(8), [], fake_pictures(16)).encode()) < 3e6
 
 
+@pytest.mark.slow
 def test_the_same_arguments_make_the_same_page_and_matplotlib_is_left_as_found():
     before = dict(matplotlib.rcParams)
     curves = fake_curves()[:4]

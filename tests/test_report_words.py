@@ -88,6 +88,7 @@ def test_in_short_each_winner_is_counted_the_most_frequent_first():
     assert in_short(won) == expected
 
 
+@pytest.mark.slow
 def test_what_is_said_of_plausible_scores_is_what_their_tests_say():
     summary, tests = fake_scores()
     titles = {name: title for name, (title, _) in METHODS.items()}

@@ -30,6 +30,7 @@ def messages_of(page):
         yield [part.strip() for part in re.split(r"\.\.\.|\bN\b", code[1] or code[2]) if part.strip()]
 
 
+@pytest.mark.slow
 def test_each_message_of_the_page_of_errors_is_raised_somewhere():
     known = [text for path in FILES for text in texts(ast.parse(path.read_text()))]
     wanted = list(messages_of((DOCS / "troubleshooting.md").read_text()))

@@ -150,6 +150,7 @@ def test_every_scalar_of_tensorboard_is_the_summarys(in_tensorboard):
         assert event.value == np.float32(expected[name])
 
 
+@pytest.mark.slow
 def test_curves_of_tensorboard_are_means_of_the_samples_by_step(in_tensorboard):
     found = events(in_tensorboard.folder / "tensorboard" / "mine")
     expected = expected_curves(in_tensorboard.folder)
@@ -160,6 +161,7 @@ def test_curves_of_tensorboard_are_means_of_the_samples_by_step(in_tensorboard):
         assert [one.value for one in found.Scalars(name)] == pytest.approx(values, rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_pictures_of_tensorboard_show_the_image_beside_each_map(in_tensorboard):
     found = events(in_tensorboard.folder / "tensorboard" / "mine")
     assert sorted(found.Tags()["images"])[:2] == ["gallery/0_0", "gallery/1_1"]

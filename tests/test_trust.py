@@ -164,6 +164,7 @@ def test_verdicts_and_their_reasons(numbers, verdict, reason):
     assert str(found).startswith(f"map 0: {verdict} (agreement ")
 
 
+@pytest.mark.slow
 def test_attention_does_not_depend_on_the_class_and_random_maps_fail(model):
     for method in (AttentionMap, AttentionRollout):
         found = check(method(model), IMAGES, TARGETS)
@@ -225,6 +226,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were(model):
     unchanged()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_said_and_the_advice_works(model):
     inside = check(CDAM(lambda images: model(images)), IMAGES, TARGETS)
     assert inside.all is None
@@ -253,7 +255,7 @@ def test_few_places_are_alike_by_chance(model):
     numbers["stability"] = torch.ones(2)
     verdicts = {n: Trust(**numbers, **dict.fromkeys(others), places=n).verdicts[0] for n in (4, 11, 12, 16, 200)}
     assert verdicts == {4: "passes", 11: "passes", 12: "fails", 16: "fails", 200: "fails"}  # 1.96 / sqrt(11) = 0.591
-    assert check(CDAM(model), IMAGES, TARGETS).to_dict()["places"] == 16
+    assert check(CDAM(model), IMAGES, TARGETS).places == 16
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_it_follows_the_model_into_copies(tmp_path):
     assert found.notes.str.contains("No attention was seen").all()
 
 
+@pytest.mark.slow
 def test_one_logit_and_functions(tmp_path):
     torch.manual_seed(0)
     single = timm.models.VisionTransformer(
@@ -78,6 +79,7 @@ def test_one_logit_and_functions(tmp_path):
     assert (asked.target == -1).all()
 
 
+@pytest.mark.slow
 def test_what_is_checked_is_not_checked_again(model, tmp_path, monkeypatch):
     first = run(model, tmp_path / "run", check=1).trust()
     counted = []
@@ -91,6 +93,7 @@ def test_what_is_checked_is_not_checked_again(model, tmp_path, monkeypatch):
     assert len(counted) == 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_check_keeps_whole_samples(model, tmp_path, monkeypatch):
     calls = []
 
@@ -107,6 +110,7 @@ def test_an_interrupted_check_keeps_whole_samples(model, tmp_path, monkeypatch):
     assert len(calls) == 5  # two, the one that was stopped, and the second image's two
 
 
+@pytest.mark.slow
 def test_an_error_costs_its_own_map(model, tmp_path):
     bad = [True]
 
@@ -131,6 +135,7 @@ def test_an_error_costs_its_own_map(model, tmp_path):
     assert (again.error == "").all()
 
 
+@pytest.mark.slow
 def test_several_models_have_their_own(model, tmp_path):
     other = timm.models.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, num_heads=2, depth=1, num_classes=5
@@ -142,6 +147,7 @@ def test_several_models_have_their_own(model, tmp_path):
         assert "1 map checked" in page
 
 
+@pytest.mark.slow
 def test_without_it_there_is_no_panel_and_advice(model, tmp_path):
     results = run(model, tmp_path / "run", check=0)
     assert '<section aria-labelledby="trust-title" hidden>' in results.report().read_text("utf-8")

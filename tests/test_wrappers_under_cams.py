@@ -126,6 +126,7 @@ def test_grad_cam_at_the_offered_layer_is_that_of_the_sum_that_the_last_head_rea
 BEHIND = r"does not depend on the target layer\(s\) \['layer4.0'\].*Pass `model.target_layers`"
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", [*GRADIENTS, "FinerCAM", "RefineCAM", "AblationCAM"])
 def test_the_line_that_everybody_writes_first_explains_itself(name, images):

@@ -59,7 +59,6 @@ def _of(trust: Trust) -> dict[str, Any]:
     """What is known of the one map."""
     found = trust.to_dict()
     notes = found.pop("notes")
-    del found["places"]
     one = {name.removesuffix("s") if name == "verdicts" else name: x and x[0] for name, x in found.items()}
     return one | {"reasons": " ".join(one["reasons"]), "notes": " ".join(notes)}
 

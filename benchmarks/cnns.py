@@ -173,8 +173,8 @@ def text(rows: Sequence[Row], seconds: float) -> str:
         "- MHEX is equal if without gates it returns the network's own logits, `y = E z`, each z is that of the last\n"
         "  such sum in the block, and x is not the branch with more convolutions; and if with gates its logits and\n"
         "  those of all heads are those of a run in which these sums are replaced below torch's functions.\n"
-        "- Where it says that z is of no sum, the reference could not judge: it sees no additions of maps of 1 x 1, and\n"
-        "  none of tokens.\n"
+        "- Where it says that z is of no sum, the reference could not judge: it sees no additions of maps of 1 x 1,\n"
+        "  and none of tokens.\n"
         f"- The limit of all differences is {cnn_truth.LIMIT:.0e}, relative to the largest value.",
         table(HEADER, [row.cells() for row in rows]),
         f"{datetime.date.today()}, {versions}, {seconds / 60:.0f} minutes on the CPU;\n`python benchmarks/cnns.py`.",

@@ -1,5 +1,7 @@
 """CNNs of kinds that the generated table of docs/cnns.md found wrong or refused, against hooks and dispatch."""
 
+import functools
+
 import cnn_truth
 import pytest
 import timm
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 
 from adapters import MHEX, CAStream
 
+SCALED = ("repvit_m0_9", "poolformerv2_s12")  # the second scales its identity branch
 SIZES = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "num_labels": 5}
 
 
@@ -130,10 +133,10 @@ def test_every_resolution_is_a_stage_where_modules_return_several_maps(name):
 class Mixes(nn.Module):
     """Two residual parts, as in PoolFormer and RepViT, where the second starts from the sum of the first."""
 
-    def __init__(self, channels, *, projects):
+    def __init__(self, channels, skip):
         super().__init__()
         self.mix, self.feed = (nn.Conv2d(channels, channels, 1) for _ in range(2))
-        self.skip = nn.Conv2d(channels, channels, 1) if projects else nn.Identity()
+        self.skip = skip
 
     def forward(self, x):
         x = x + self.mix(x)
@@ -141,13 +144,14 @@ class Mixes(nn.Module):
 
 
 def test_an_identity_branch_that_the_residual_branch_reads_is_not_projected():
-    parts = [Mixes(4, projects=False), Mixes(4, projects=True)]
+    projected = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    parts = [Mixes(4, skip) for skip in (nn.Identity(), projected, nn.BatchNorm2d(4), nn.AvgPool2d(3, 1, 1))]
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(*parts), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert MHEX(net, placement="all").names == ("1.0", "1.1")
+    assert MHEX(net, placement="all").names == ("1.0", "1.1", "1.2", "1.3")
     assert MHEX(net, placement="downsample").names == ("1.1",)
 
 
-@pytest.mark.parametrize("make", [poolformer, lambda: timm.create_model("repvit_m0_9", num_classes=5)])
+@pytest.mark.parametrize("make", [poolformer, *(functools.partial(timm.create_model, n) for n in SCALED)])
 def test_metaformers_have_no_block_with_a_down_sampling_identity_branch(make):
     with pytest.raises(ValueError, match="has no residual block with a down-sampling"):
         MHEX(make(), placement="downsample")

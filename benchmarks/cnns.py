@@ -56,7 +56,7 @@ def main() -> None:
     """Try the networks and write the page."""
     parser = argparse.ArgumentParser(description="Which CNNs CAStream and MHEX wrap.")
     parser.add_argument("--match", default="", help="only networks with this in library and name")
-    parser.add_argument("--timeout", type=float, default=90, help="seconds for each network")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for each network")
     parser.add_argument("--out", type=Path, default=Path("docs/cnns.md"), metavar="FILE")
     args = parser.parse_args()
     start = time.perf_counter()

@@ -51,6 +51,22 @@ def largest_is(values: Tensor, places: Tensor) -> Tensor:
     return top.gather(1, places[:, None])[:, 0] / top.sum(1)
 
 
+def ranked_above(values: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """How often a place of the first kind has a larger value than one of the second, ties count as half: the AUROC.
+
+    Args:
+        values: (samples, places).
+        first: Which places are of the first kind, (samples, places).
+        second: Which are of the second.
+
+    Returns:
+        (samples,), NaN where there are none of a kind.
+    """
+    above = torch.sign(values[:, :, None] - values[:, None]) / 2 + 0.5
+    pairs = first[:, :, None] & second[:, None]
+    return (above * pairs).sum((1, 2)) / pairs.sum((1, 2))
+
+
 def transported(maps: Tensor, masks: Tensor) -> Tensor:
     """The earth mover's distance between absolute values and mask, both with the sum 1, as a score.
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from . import analytic, digits, mosaics, tetrominoes, texts
+from . import analytic, digits, mosaics, tetrominoes, texts, treebank
 from .task import Task
 
-_ALL = [*analytic.TASKS, *digits.TASKS, *mosaics.TASKS, *texts.TASKS, *tetrominoes.TASKS]
+_ALL = [*analytic.TASKS, *digits.TASKS, *mosaics.TASKS, *texts.TASKS, *tetrominoes.TASKS, *treebank.TASKS]
 
 
 def tasks_named(wanted: str | Iterable[str] = "all") -> list[Task]:

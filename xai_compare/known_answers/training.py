@@ -5,7 +5,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +17,21 @@ from .._seeding import seeded_for
 from .task import Conditions
 
 _SAMPLES, _BATCH = 4096, 128
+M = TypeVar("M", bound=nn.Module)
 Draw = Callable[[int], tuple[Tensor, Tensor]]
 
 
 def trained(
     name: str,
-    build: Callable[[], nn.Module],
+    build: Callable[[], M],
     draw: Draw,
     conditions: Conditions,
     *,
     steps: int,
+    samples: int = _SAMPLES,
     code: Sequence[Any] = (),
-) -> nn.Module:
-    """A classifier trained on 4,096 samples, or its kept weights.
+) -> M:
+    """A classifier that was trained, or its kept weights.
 
     Args:
         name: Of the file of weights.
@@ -37,6 +39,7 @@ def trained(
         draw: Makes so many samples and classes, by torch's random numbers.
         conditions: Of the task.
         steps: How many batches of 128.
+        samples: How many samples these are drawn from.
         code: What the samples depend on: functions and settings; weights that others trained are not used.
 
     Returns:
@@ -51,7 +54,7 @@ def trained(
         if file.is_file():
             model.load_state_dict(load_file(file))
         else:
-            _train(model, draw, steps, name)
+            _train(model, draw(samples), steps, name)
             _save(model, file)
     return model.eval()
 
@@ -60,14 +63,14 @@ def _said(one: Any) -> str:
     return inspect.getsource(one) if inspect.isfunction(one) else str(getattr(one, "keywords", one))
 
 
-def _train(model: nn.Module, draw: Draw, steps: int, name: str) -> None:
+def _train(model: nn.Module, given: tuple[Tensor, Tensor], steps: int, name: str) -> None:
     model.train()
+    x, y = given
     with torch.enable_grad():
         optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-        x, y = draw(_SAMPLES)
         for _ in progress(range(steps), desc=f"training {name}", unit="batch"):
-            batch = torch.randint(_SAMPLES, (_BATCH,))
+            batch = torch.randint(len(x), (_BATCH,))
             loss = F.cross_entropy(model(x[batch]), y[batch])
             optimizer.zero_grad()
             loss.backward()

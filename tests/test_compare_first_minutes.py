@@ -53,13 +53,13 @@ def run(out, **settings):
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", ["stopped", "killed"])
 def test_a_stop_within_a_batch_keeps_its_finished_scores_and_the_rest_is_as_if_nothing_was(tmp_path, monkeypatch, ends):
-    Stopping.calls, Stopping.stops_at = 0, 3  # one of the check, then the second metric of each method
+    Stopping.calls, Stopping.stops_at = 0, 4  # two of the check, then the second metric of each method
     if ends == "killed":  # nothing is written at the end; but every step is, as if each took long
         monkeypatch.setattr(_runner, "_UNWRITTEN", -1.0)
         write = _runner.Parts.write
 
         def until_then(parts, *given):
-            if Stopping.calls < 3:
+            if Stopping.calls < 4:
                 write(parts, *given)
 
         monkeypatch.setattr(_runner.Parts, "write", until_then)
@@ -107,11 +107,25 @@ def test_before_the_work_it_says_how_much_it_is(tmp_path, capsys, monkeypatch, m
     assert count > 5 * 36 * maps  # occlusion passes the model once for each pixel
 
 
+@pytest.mark.slow
+def test_what_methods_share_is_estimated_once(tmp_path, capsys, monkeypatch):
+    model, images, before = Linear(), torch.randn(6, 1, 6, 6), []
+    said = _runner.estimate
+    monkeypatch.setattr(_runner, "estimate", lambda *given: before.append(model.passed) or said(*given))
+    methods = ["ixg", "saliency", "random", "ig"]
+    options = {"box-sensitivity": {"num_boxes": 40}}
+    settings = {"options": options, "gallery": 0, "resamples": 100}
+    compare(model, images, out=tmp_path, methods=methods, metrics=["box-sensitivity"], **settings)
+    count = re.search(r"about ([\d,]+) forward passes", capsys.readouterr().err)[1].replace(",", "")
+    # Those of the first sample are known from the trial; counted for each method they would be four times as many.
+    assert int(count) == pytest.approx((model.passed - before[0]) * 6 / 5, rel=0.25)
+
+
 def test_the_estimate_is_of_the_methods_that_fit_and_is_left_out_where_nothing_was_tried():
-    checked = Checked({"a": 2.0, "b": 3.0}, {"c": "unfit"}, 2, 10.0, 0.5)
+    checked = Checked({"a": 2.0, "b": 3.0}, {"c": "unfit"}, 2, 10.0, 4.0, 0.5)
     said = estimate(checked, 4, ["a", "b", "c"], ["m", "n"])
-    assert said.startswith("16 scores (4 samples, 2 methods, 2 metrics), about 120 forward passes: roughly 1 min")
-    assert estimate(Checked({"a": 2.0}, {}, 1, 10.0, 0.5), 4, ["a", "b"], ["m"]) == ""
+    assert said.startswith("16 scores (4 samples, 2 methods, 2 metrics), about 96 forward passes: roughly 48 s")
+    assert estimate(Checked({"a": 2.0}, {}, 1, 10.0, 4.0, 0.5), 4, ["a", "b"], ["m"]) == ""
     assert estimate(Checked(), 4, ["a"], ["m"]) == ""
 
 

@@ -100,7 +100,7 @@ class Candidate:
                 "them out, or set the options that they ask for:\n" + listed(unfit)
             )
         explains = {name: explain for name, explain in self.evaluate.explains.items() if name not in unfit}
-        cost = (math.nan, math.nan)
+        cost = (math.nan,) * 3
         if explains:
             fitting = replace(self.evaluate, explains=explains)
             readable = (one for one in map(self.read, range(self.count)) if isinstance(one, Sample))

@@ -40,6 +40,7 @@ class Checked:
         unfit: Why others do not fit.
         maps: How many maps of each sample are made: two where a metric compares classes.
         passes: What scoring a map by all metrics costs, in forward passes; NaN where it is not known.
+        further: What it costs for a further method's map of the same sample, as some passes are shared.
         seconds: What a pass takes for each sample of a batch.
     """
 
@@ -47,6 +48,7 @@ class Checked:
     unfit: Mapping[str, str] = field(default_factory=dict)
     maps: int = 1
     passes: float = math.nan
+    further: float = math.nan
     seconds: float = math.nan
 
 

@@ -15,7 +15,8 @@ def estimate(checked: Checked, samples: int, methods: Sized, metrics: Sized) -> 
     costs = [cost for cost in checked.forwards.values() if math.isfinite(cost)]
     if len(costs) < len(methods) - len(checked.unfit) or not costs or not math.isfinite(checked.passes):
         return ""
-    passes = samples * (checked.maps * sum(costs) + len(costs) * checked.passes)
+    scoring = checked.passes + (len(costs) - 1) * checked.further if len(costs) > 1 else checked.passes
+    passes = samples * (checked.maps * sum(costs) + scoring)
     seconds = passes * checked.seconds
     scores = samples * len(costs) * len(metrics)
     return (

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -76,31 +76,32 @@ def costs_of_methods(
 
 def check_metrics(
     evaluate: Evaluation, metrics: Mapping[str, Metric], samples: Iterable[Sample]
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Score maps of the first method by each of these metrics, on one sample or, where that fails, on each of these.
 
     Returns:
-        What scoring a map by all of them costs in forward passes, and how many seconds a pass takes for each sample
-        of a batch; NaN where a metric fails.
+        What scoring a map by all of them costs in forward passes, what it costs for the next method's map of the same
+        sample, and how many seconds a pass takes for each sample of a batch; NaN where a metric fails.
 
     Raises:
         ValueError: if metrics fail on all of them; the message says why for each.
     """
-    method = next(iter(evaluate.explains))
+    method, *others = evaluate.explains
     failing, said = dict(metrics), {}
     for sample in samples:
         trial = replace(evaluate, metrics=failing, gallery=0)
         bar = progress(total=1 + len(failing), desc="checking metrics", unit="metric")
         with warnings.catch_warnings(), bar:
             warnings.simplefilter("ignore")  # the run says them
-            passes, batch = _tried(trial, sample, method, bar)
+            passes, batch = _tried(trial, sample, method, bar.update)
+            further = _tried(trial, sample, others[0])[0] if others else math.nan
         if any(error for *_, error, _ in batch.explanations):
             continue
         said = {metric: error for _, _, _, metric, _, error, _ in batch.scores if error is not None}
         whole = len(failing) == len(metrics)
         failing = {name: metric for name, metric in failing.items() if name in said}
         if not failing:
-            return (passes, _seconds(trial, sample)) if whole else (math.nan, math.nan)
+            return (passes, further, _seconds(trial, sample)) if whole else (math.nan,) * 3
     misfits = tuple(kind.__name__ for kind in _MISFITS)
     refused = [f"- {name}: {error}" for name, error in said.items() if error.split(":")[0] in misfits]
     for name, error in said.items():
@@ -112,19 +113,21 @@ def check_metrics(
             f"{type(evaluate.model).__name__} and these data; leave them out, or set the options that they ask for:\n"
             + "\n".join(refused)
         )
-    return math.nan, math.nan
+    return (math.nan,) * 3
 
 
-def _tried(trial: Evaluation, sample: Sample, method: str, bar: Any) -> tuple[float, Batch]:
+def _tried(
+    trial: Evaluation, sample: Sample, method: str, step: Callable[[], object] = lambda: None
+) -> tuple[float, Batch]:
     """What scoring a map costs in forward passes, and the results."""
     steps = trial([sample], {method: list(trial.metrics)})
     next(steps)  # before the map is made
     batch = next(steps).batch  # of all steps the same
-    bar.update()
+    step()
 
     def score() -> None:
         for _ in steps:
-            bar.update()
+            step()
 
     x = placement_of(trial.model).moved(sample.image[None])
     return in_forwards(score, lambda: trial.model(x)), batch

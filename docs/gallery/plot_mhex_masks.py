@@ -104,9 +104,8 @@ maps = {
     "one pixel of it": explain(image, target=(1, row, column)),
 }
 inside = float(maps["one disc"][0, 0][one].clamp(min=0).sum() / maps["one disc"].clamp(min=0).sum())
-print(
-    f"{inside:.0%} of the positive evidence for the one disc is inside it, which has {one.float().mean():.0%} of the area"
-)
+area = float(one.float().mean())
+print(f"{inside:.0%} of the positive evidence for the one disc is inside it, which has {area:.0%} of the area")
 
 figure, axes = plt.subplots(1, 5, figsize=(10, 2.6), layout="constrained")
 grey = 1 - image[0].clamp(0, 1)

@@ -6,7 +6,10 @@ import socket
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from PIL import Image
+from tiny_tokenizer import WORDS, word_tokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 
 def png(array=None, kind="PNG", **options):
@@ -17,11 +20,11 @@ def png(array=None, kind="PNG", **options):
     return held.getvalue()
 
 
-def scene_png():
+def scene_png(seed=1):
     """A scene of two digits, and which."""
     from xai_compare.digit_scenes import make_scenes
 
-    scenes = make_scenes(1, seed=1)
+    scenes = make_scenes(1, seed=seed)
     pixels = (255 * scenes.images[0, 0].clamp(0, 1)).numpy().astype(np.uint8)
     return png(pixels), scenes.labels[0].tolist()
 
@@ -47,3 +50,17 @@ def files_below(folder):
         for name in names
         if os.path.getsize(os.path.join(where, name))
     ]
+
+
+def saved_clip(folder):
+    """A tiny CLIP and its processor, saved in a folder."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = sizes | {"vocab_size": len(WORDS), "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    vision = sizes | {"image_size": 24, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    pixels = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    processor = CLIPProcessor(pixels, word_tokenizer())
+    clip.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return clip, processor

@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from apps import png, scene_png
+from apps import png, saved_clip, scene_png
 from explaining import stopped
 from PIL import Image
 from timm.models import save_for_hf
-from tiny_tokenizer import WORDS, word_tokenizer
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from captum_ext import CDAM, ConceptTarget, ContrastTarget, IntegratedCDAM, TextTarget, check
 from xai_compare import digit_vit
@@ -76,15 +74,7 @@ def test_a_concept_is_what_its_pictures_share(digits, scene):
 
 @pytest.mark.slow
 def test_texts_are_compared_by_models_that_do(tmp_path):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = sizes | {"vocab_size": len(WORDS), "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
-    vision = sizes | {"image_size": 24, "patch_size": 8}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
-    pixels = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
-    processor = CLIPProcessor(pixels, word_tokenizer())
-    clip.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    clip, processor = saved_clip(tmp_path)
     loaded = Models([str(tmp_path)])[str(tmp_path)]
     assert loaded.compares_texts
     assert "gradcam" not in loaded.methods
@@ -92,7 +82,7 @@ def test_texts_are_compared_by_models_that_do(tmp_path):
     seen = see(loaded, upload)
     assert seen.classes == []
     found = explain(seen, Wanted(texts=("the cat", "a dog"), contrast=True))
-    x = pixels(images=upload.opened(), return_tensors="pt")["pixel_values"]
+    x = processor(images=upload.opened(), return_tensors="pt")["pixel_values"]
     expected = CDAM(clip.get_image_features).attribute(x, TextTarget(clip, processor, "the cat", "a dog"))[0, 0]
     torch.testing.assert_close(found.maps.maps["cdam"][0], expected, rtol=1e-3, atol=1e-7)
     assert [row["name"] for row in found.maps.top] == ['"the cat", not "a dog"']

@@ -1,17 +1,19 @@
 """The page of `xai-discern app` in a browser: what a user sees, does and downloads, and that nothing is kept."""
 
+import io
 import json
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from apps import files_below, png, scene_png, served
+from apps import files_below, png, saved_clip, scene_png, served
 from browsing import each, js, move_to, press
 from PIL import Image
 
-from captum_ext import CDAM
+from captum_ext import CDAM, ConceptTarget, TextTarget
 from xai_compare import digit_vit
 from xai_discern import _app_page
 from xai_discern._app_samples import samples
@@ -203,3 +205,57 @@ def test_another_model_sees_the_same_picture_and_random_weights_are_said(opened)
     loud = until(opened, "document.querySelector('.xd-loud')?.innerText")
     assert loud.startswith("RANDOM WEIGHTS: these maps say nothing of the image.")
     assert js(opened, "document.querySelector('.xd-frame').dataset.rows") == "14"
+
+
+def test_a_concept_by_uploaded_pictures_and_its_arrays(opened, tmp_path):
+    examples = [(tmp_path / f"{number}.png", *scene_png(seed=number)) for number in range(2)]
+    for path, data, _ in examples:
+        path.write_bytes(data)
+    sample(opened, samples(["digits"])[0].name)
+    maps_of(opened, "5", "4")
+    button(opened, "A concept, by example pictures")
+    field = until(opened, "document.querySelectorAll('input[type=file]')[1]")
+    field.send_keys("\n".join(str(path) for path, *_ in examples))
+    until(opened, "document.querySelectorAll('.xd-map').length === 3")
+    assert "concept" in titles(opened)[-1]
+    model = digit_vit.load()
+    inputs = [
+        torch.as_tensor(np.asarray(Image.open(path).convert("L").resize((48, 48))) / np.float32(255))[None]
+        for path, *_ in examples
+    ]
+    target = ConceptTarget.from_examples(model, torch.stack(inputs), similarity="cosine")
+    upload = samples(["digits"])[0]
+    x = torch.as_tensor(np.asarray(upload.opened().convert("L").resize((48, 48))) / np.float32(255))[None, None]
+    heat = CDAM(model).attribute(x, target)[0, 0]
+    button(opened, "Save arrays")
+    with zipfile.ZipFile(downloaded(tmp_path, "4-and-5.arrays.zip")) as archive:
+        saved = [np.load(io.BytesIO(archive.read(name))) for name in sorted(archive.namelist())]
+    assert len(saved) == 3
+    assert any(np.allclose(one, heat, rtol=1e-3, atol=1e-6) for one in saved)
+    button(opened, "Remove the concept")
+    maps_of(opened, "5", "4")
+
+
+def test_texts_are_written_and_compared(browser, tmp_path):
+    clip, processor = saved_clip(tmp_path / "clip")
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png())
+    with served(build([str(tmp_path / "clip")])) as url:
+        sized(browser, 1280)
+        browser.get(url)
+        until(browser, "document.querySelector('input[type=file]')")
+        browser.find_element("css selector", "input[type=file]").send_keys(str(photo))
+        until(browser, "document.querySelector('#xd-status').innerText.includes('text')")
+        field = browser.find_element("css selector", "textarea")
+        field.send_keys("the cat\ue007a dog")  # with enter between them
+        js(browser, "arguments[0].blur()", field)
+        maps_of(browser, '"the cat"', '"a dog"')
+        x = processor(images=Image.open(photo).convert("RGB"), return_tensors="pt")["pixel_values"]
+        for at, text in enumerate(("the cat", "a dog")):
+            heat = CDAM(clip.get_image_features).attribute(x, TextTarget(clip, processor, text))[0, 0]
+            shown = js(browser, "document.querySelectorAll('.xd-frame')[arguments[0]]", at)
+            move_to(browser, shown, 0.5, 0.5)
+            code = "Math.abs(document.querySelectorAll('.xd-value')[arguments[0]].dataset.value - arguments[1]) < 1e-5"
+            until(browser, code, at, float(heat[1, 1]))
+        browser.get("about:blank")
+    browser.get_log("browser")

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the source distribution and the wheel, checks them, and runs the fast tests of the unpacked source distribution
 # against the installed wheel: with the lowest versions that pyproject.toml allows on the oldest Python, and with the
-# newest on the newest Python that is found. `make release-check`.
+# newest on the newest Python that is found. `make release-check`. With REPOSITORY=https://github.com/OWNER/NAME the
+# last commit is built with links and project URLs of that address, at the tag of its version.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=$PWD/.venv/bin/uv
@@ -9,7 +10,15 @@ work=${RELEASE_WORK:-$PWD/build/release-check}
 rm -rf "$work"
 mkdir -p "$work"
 
-"$uv" build --quiet --out-dir "$work/dist"
+tree=$PWD
+if [ -n "${REPOSITORY:-}" ]; then
+  tree=$work/tree
+  mkdir "$tree"
+  git archive HEAD | tar -x -C "$tree"
+  version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+  .venv/bin/python release/addresses.py "$tree" "$REPOSITORY" "v$version"
+fi
+"$uv" build --quiet --out-dir "$work/dist" "$tree"
 "$uv" tool run --quiet twine check --strict "$work"/dist/*
 sdist=$(echo "$work"/dist/*.tar.gz)
 wheel=$(echo "$work"/dist/*.whl)

@@ -20,6 +20,12 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 RULES = ["color-contrast", "image-alt", "link-name", "button-name", "document-title", "label"]
+TEXTS = "article p, article td, article li, article .sphx-glr-script-out pre"
+# Tables, names, links and pictures that were not made of their source:
+RAW = f"""[...document.querySelectorAll('{TEXTS}')].filter(e => {{ const own = e.cloneNode(true);
+    own.querySelectorAll('code, .math').forEach(one => one.remove());
+    const raw = e.tagName === 'PRE' ? /<Figure size/ : /\\|\\s+\\||\\|-{{3}}|\\{{\\{{|\\]\\([^)\\s]+\\)/;
+    return raw.test(own.textContent); }}).map(e => e.textContent)"""
 LINKS = "[...document.querySelectorAll('a[href]')].map(a => a.href)"
 
 
@@ -71,6 +77,7 @@ def faults(browser: Any, site: Path, root: str) -> Iterator[str]:
         anchors[page] = set(browser.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)"))
         links[page] = browser.execute_script(f"return {LINKS}")
         yield from seen_by_axe(browser, page)
+        yield from (f"{page}: not rendered: {text[:140]!r}" for text in browser.execute_script(f"return {RAW}"))
     yield from broken(root, site, links, anchors)
     yield from by_keyboard(browser, root)
     yield from searched(browser, root)

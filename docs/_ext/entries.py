@@ -196,17 +196,18 @@ def write_reference(docs: Path) -> None:
 
 
 def substitutions(docs: Path) -> dict[str, str]:
-    """What pages written by hand take from the code: `{{ cost_NAME }}` of each method, and the rows of metrics."""
+    """What pages written by hand take from the code: `{{ cost_NAME }}` of each method, and the table of metrics."""
     from xai_compare._methods import methods
     from xai_compare._metrics import metrics
 
     costs = {f"cost_{name.replace('-', '_')}": method.cost for name, method in methods().items()}
     known = metrics()
-    rows = (
+    rows = ["| metric | says | cannot say |", "|---|---|---|"]
+    rows += [
         f"| [{known[name].name}](metrics/{name}.md) | {entry['says']} | {entry['cannot']} |"
         for name, entry in entries(docs / "metrics.toml").items()
-    )
-    return costs | {"metric_rows": "\n".join(rows)}
+    ]
+    return costs | {"metric_table": "\n".join(rows)}
 
 
 def _write(app: Any) -> None:

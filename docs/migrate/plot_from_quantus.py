@@ -6,11 +6,11 @@ A benchmark with Quantus: explanations by Captum, two metrics, one table. Below 
 project's metrics and methods in it; the scores that were there before do not change.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import quantus
 from captum.attr import InputXGradient
-from matplotlib.figure import Figure
 
 import quantus_metrics  # registers thirteen metrics
 from captum_ext import CDAM
@@ -77,9 +77,9 @@ print(table.round(3).to_string())
 # Scores of the map's sign and of the exact effects of tokens, with the predictions of perturbed images shared by all
 # maps. For intervals and paired tests use `xai_compare.compare`.
 
-figure = Figure(figsize=(6.4, 2.4), layout="constrained")
-for axes, name in zip(figure.subplots(1, 2), ("Box sensitivity", "Token faithfulness"), strict=True):
+figure, sides = plt.subplots(1, 2, figsize=(6.4, 2.4), layout="constrained")
+for axes, name in zip(sides, ("Box sensitivity", "Token faithfulness"), strict=True):
     axes.barh(table.index, table[name], color="#0b5394")
     axes.set_title(name, fontsize=10)
     axes.axvline(0, color="black", linewidth=0.8)
-figure
+plt.show()

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 WHERE, TAG = "https://example.org/someone/xai-discern", "v0.1.0"
 
-if not (ROOT / "release").is_dir():
-    pytest.skip("only in a clone", allow_module_level=True)
+if not (ROOT / "release").is_dir() or "[project.urls]" in (ROOT / "pyproject.toml").read_text("utf-8"):
+    pytest.skip("this is a release, which has its address", allow_module_level=True)
 
 spec = importlib.util.spec_from_file_location("addresses", ROOT / "release" / "addresses.py")
 addresses = importlib.util.module_from_spec(spec)

@@ -1,13 +1,15 @@
 """Copies of an attribution whose model has random weights, from the head down."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from adapters.models import root_module, uncompiled
+from adapters.models import evaluation_mode, root_module, uncompiled
 
 STAGES = ("head", "half", "all")
 
@@ -42,6 +44,36 @@ def randomised(explainer: Any) -> Iterator[tuple[str, Any]]:
             _randomise(layer, generator)
         waiting = layers[::-1][count:]
         yield stage, own
+
+
+class _Parameters(TorchFunctionMode):
+    """Inside, collects the parameters that torch's functions are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[nn.Parameter] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.seen += [one for one in tree_leaves((args, kwargs)) if isinstance(one, nn.Parameter)]
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def check_weights(copy: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise a ValueError if the model of a copy runs with parameters that are not its own, which stay as they are."""
+    root = root_module(uncompiled(copy.forward_func))
+    assert root is not None  # noqa: S101 # as it was made
+    used = _Parameters()
+    with evaluation_mode(root), used:
+        copy.forward_func(*arguments)
+    own = {id(one) for one in root.parameters()}
+    if any(id(one) not in own for one in used.seen):
+        raise ValueError(
+            "the model runs with weights that are not among its parameters, as a function or a list in it holds them, "
+            "so that a copy keeps them as they are. Pass the model that has them."
+        )
 
 
 @torch.no_grad()

@@ -4,30 +4,27 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from adapters.checks import integer
 from adapters.maps_on_grid import on_grid, spearman
-from adapters.models import evaluation_mode, root_module, uncompiled
 from adapters.recording import BY_QUERIES, Grid, HookPoint, NoTokensError, TokenPass, stream_norms
 
 from ._attention_attribution import AttentionAttribution
 from ._checks import Failures, checked_inputs, further_arguments
 from ._located import question_of
-from ._randomised import STAGES, randomised
+from ._randomised import STAGES, check_weights, randomised
 from ._token_attribution import TokenAttribution
 from .token_ablation import TokenAblation
 
 _OUTLIER = 3.0  # times the median norm
 _OURS = (TokenAttribution, AttentionAttribution)
-_ROUNDING = 1e-9  # of a correlation
 _AT_INPUT = "attribute_to_layer_input"
 _COUNTS = ("n_steps", "nt_samples", "n_samples")
 
@@ -209,31 +206,14 @@ def _randomisation(asked: _Asked, like: Callable[[Tensor], Tensor], notes: list[
     found: dict[str, Tensor | None] = dict.fromkeys(STAGES)
     try:
         for stage, copy in randomised(asked.explainer):
+            if stage == STAGES[0]:
+                given = checked_inputs(asked.inputs)
+                check_weights(copy, (*given, *further_arguments(copy.forward_func, asked.arguments[1])))
             _seed(0)
-            again = like(_plain(asked, asked.scores(copy))).abs()
-            found[stage] = again
-        if bool((again > 1 - _ROUNDING).all()) and _answers_alike(asked, copy):
-            notes.append(
-                "randomised weights: a copy of the model still runs the weights of the original, as a function in it "
-                "holds them. Pass the model itself."
-            )
-            return dict.fromkeys(STAGES)
+            found[stage] = like(_plain(asked, asked.scores(copy))).abs()
     except ValueError as error:
         notes.append(f"randomised weights: {error}")
     return found
-
-
-@torch.no_grad()
-def _answers_alike(asked: _Asked, copy: Any) -> bool:
-    """Does a model answer like its copy with random weights?"""
-    given = checked_inputs(asked.inputs)
-    answers = []
-    for forward in (asked.explainer.forward_func, copy.forward_func):
-        root = root_module(uncompiled(forward))
-        with evaluation_mode(root) if root is not None else nullcontext():
-            answers.append(tree_leaves(forward(*given, *further_arguments(forward, asked.arguments[1]))))
-    tensors = [(a, b) for a, b in zip(*answers, strict=True) if isinstance(a, Tensor)]
-    return all(torch.equal(a, b) for a, b in tensors)
 
 
 def _shares(scores: Tensor, places: _Places) -> dict[str, Tensor | None]:

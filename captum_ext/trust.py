@@ -30,8 +30,9 @@ class Limit(NamedTuple):
 
     def broken(self, value: float, chance: float) -> bool:
         """Does a value speak against the map? A correlation with another map does if chance does not explain it."""
-        correlation = self.number in STAGES
-        return value >= max(self.value, chance * correlation) if self.above else value < self.value
+        if not self.above:
+            return value < self.value
+        return value >= (max(self.value, chance) if self.number in STAGES else self.value)
 
 
 LIMITS = (

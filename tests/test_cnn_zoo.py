@@ -144,7 +144,7 @@ class Mixes(nn.Module):
 
 
 def test_an_identity_branch_that_the_residual_branch_reads_is_not_projected():
-    projected = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    projected = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
     parts = [Mixes(4, skip) for skip in (nn.Identity(), projected, nn.BatchNorm2d(4), nn.AvgPool2d(3, 1, 1))]
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(*parts), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert MHEX(net, placement="all").names == ("1.0", "1.1", "1.2", "1.3")

@@ -241,11 +241,27 @@ def test_what_cannot_be_measured_is_said_and_the_advice_works(model):
     assert found.all is not None
 
 
-def test_a_copy_that_keeps_the_original_weights_is_told(model):
-    inside = with_output(model, None)
+class Hides(torch.nn.Module):
+    """A head of its own behind a backbone that is no module of it."""
+
+    def __init__(self, backbone, how):
+        super().__init__()
+        self.head = torch.nn.Linear(32, 5).double()
+        self.hidden = [backbone] if how == "list" else lambda images: backbone(images)
+
+    def forward(self, images):
+        backbone = self.hidden[0] if isinstance(self.hidden, list) else self.hidden
+        return self.head(backbone(images))
+
+
+@pytest.mark.parametrize("how", ["stand-in", "list", "function"])
+def test_a_copy_that_keeps_weights_of_the_original_is_told(model, how):
+    backbone = copy.deepcopy(model)
+    backbone.head = torch.nn.Identity()
+    inside = with_output(model, None) if how == "stand-in" else Hides(backbone, how)
     found = check(CDAM(inside), IMAGES, TARGETS)
     assert (found.head, found.half, found.all) == (None, None, None)
-    assert "still runs the weights of the original" in found.notes[0]
+    assert "weights that are not among its parameters" in found.notes[0]
     assert check(CDAM(model), IMAGES, TARGETS).notes == ()  # as it advises
 
 

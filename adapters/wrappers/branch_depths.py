@@ -63,6 +63,7 @@ class Depths(TorchFunctionMode):
             alike = [source for source in given if source.numel() == one.numel()]
             if not layer and len(alike) == 1 and alike[0] is not one:
                 self._sources[one] = alike[0]
-        for one in given if made else ():  # not by what asks for a shape
-            self._reads[one] = self._reads.get(one, 0) + 1
+        changed = {id(one) for one in made}
+        for one in given if made else ():  # not by what asks for a shape, nor by what writes over it
+            self._reads[one] = self._reads.get(one, 0) + (id(one) not in changed)
         return result

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy import optimize, sparse
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 
@@ -56,15 +57,15 @@ def ranked_above(values: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         values: (samples, places).
-        first: Which places are of the first kind, (samples, places).
-        second: Which are of the second.
+        first: Which places are of the first kind, (samples, places), at least one of each sample.
+        second: Which are of the second, at least one.
 
     Returns:
-        (samples,), NaN where there are none of a kind.
+        (samples,).
     """
-    above = torch.sign(values[:, :, None] - values[:, None]) / 2 + 0.5
-    pairs = first[:, :, None] & second[:, None]
-    return (above * pairs).sum((1, 2)) / pairs.sum((1, 2))
+    either = first | second
+    rows = zip(values.numpy(force=True), first.numpy(), either.numpy(), strict=True)
+    return torch.tensor([roc_auc_score(one[told], heat[told]) for heat, one, told in rows])
 
 
 def transported(maps: Tensor, masks: Tensor) -> Tensor:

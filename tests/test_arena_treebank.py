@@ -99,6 +99,23 @@ def test_a_whole_task(folder, tmp_path):
     assert set(table.method) == {"cdam", "attention", "random"}
 
 
+@pytest.mark.parametrize(
+    ("name", "lines", "words"),
+    [
+        ("train", "", "None of the 0 trees of train.txt"),
+        ("train", "(2 (2 a) (2 film))", "None of the 1 trees of train.txt has a phrase"),
+        ("test", "", "None of the 0 sentences of test.txt"),
+        ("test", "(3 (2 a) (3 good))\n(2 (3 good) (1 bad))", "None of the 2 sentences of test.txt can be explained"),
+        ("test", "(3 (2 a) " * 45 + "(3 good)" + ")" * 45, "None of the 1 sentences of test.txt"),
+    ],
+)
+def test_trees_of_which_nothing_can_be_asked_are_refused(folder, name, lines, words):
+    (folder / f"{name}.txt").write_text(lines, "utf-8")
+    conditions = Conditions(5, 0, folder / "models", steps=3, options={"data": str(folder)})
+    with pytest.raises(ValueError, match=words):
+        treebank.problem(conditions)
+
+
 def test_it_needs_its_data_and_is_none_of_all(tmp_path):
     assert "sst" not in {task.name for task in tasks_named("all")}
     assert [task.name for task in tasks_named("treebank")] == ["sst"]

@@ -103,26 +103,46 @@ class PhraseReader(nn.Module):
 
 
 def problem(conditions: Conditions) -> Problem:
-    """Test sentences with words for and against their sentiment, first those that the model answers rightly."""
+    """Test sentences with words of all three kinds, first those that the model answers rightly.
+
+    Raises:
+        ValueError: if there are no trees, or none that can be learned from or asked.
+    """
     train, test = (_read(conditions, name) for name in ("train", "test"))
+    told = [one for one in test if one.whole.label != _NEUTRAL and len(one.labels) <= LENGTH]
+    y = _classes([one.whole for one in told])
+    truth = _truth(told, y)
+    all_kinds = torch.stack([one.any(1) for one in truth.values()]).all(0)
+    if not all_kinds.any():
+        raise ValueError(
+            f"None of the {len(test)} sentences of test.txt can be explained: expected at most {LENGTH} words, some "
+            "positive, some negative, some neutral."
+        )
+    model, numbers = _learned(train, conditions)
+    x = _numbered([one.whole.words for one in told], numbers)
+    order, accuracy = right_first(model, x, y)
+    order = order[all_kinds[order]][: conditions.samples]
+    with torch.no_grad():
+        words = model.embedded(x[order])
+    return Problem(model.reader, words, y[order], {name: one[order] for name, one in truth.items()}, accuracy)
+
+
+def _learned(train: Sequence[Tree], conditions: Conditions) -> tuple[PhraseReader, dict[str, int]]:
+    """A model of the phrases, and the numbers of its words."""
     counts = Counter(word for tree in train for word in tree.whole.words)
     numbers = {word: number for number, (word, count) in enumerate(counts.most_common(), 2) if count > 1}
     phrases = {tuple(one.words): one for tree in train for one in tree.phrases}.values()
     known = [one for one in phrases if one.label != _NEUTRAL and len(one.words) <= LENGTH]
+    if not known:
+        raise ValueError(
+            f"None of the {len(train)} trees of train.txt has a phrase of at most {LENGTH} words that is positive or "
+            "negative, of which a model could learn."
+        )
     digest = hashlib.sha256(repr(known).encode()).hexdigest()
     draw = partial(_drawn, _numbered([one.words for one in known], numbers), _classes(known))
-    code = (digest, PhraseReader, Reader)
     build = partial(PhraseReader, len(numbers) + 2)
-    model = trained("treebank", build, draw, conditions, steps=_STEPS, samples=_PHRASES, code=code)
-    told = [one for one in test if one.whole.label != _NEUTRAL and len(one.labels) <= LENGTH]
-    x, y = _numbered([one.whole.words for one in told], numbers), _classes([one.whole for one in told])
-    order, accuracy = right_first(model, x, y)
-    truth = _truth(told, y)
-    both = truth["for"].any(1) & truth["against"].any(1)
-    order = order[both[order]][: conditions.samples]
-    with torch.no_grad():
-        words = model.embedded(x[order])
-    return Problem(model.reader, words, y[order], {name: one[order] for name, one in truth.items()}, accuracy)
+    code = (digest, PhraseReader, Reader)
+    return trained("treebank", build, draw, conditions, steps=_STEPS, samples=_PHRASES, code=code), numbers
 
 
 def _read(conditions: Conditions, name: str) -> list[Tree]:

@@ -9,7 +9,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from data_runs import compared, net, plain, save
+from data_runs import LABELS, compared, net, plain, save
 from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
@@ -214,3 +214,23 @@ def test_grey_pictures_for_a_timm_model_of_one_channel(tmp_path):
     run = compared(tmp_path / "data", tmp_path / "run", "timm:resnet10t", options=options)
     assert run.skipped().empty
     assert run.scores().error.isna().all()
+
+
+def test_results_are_no_data(tmp_path):
+    """A comparison and maps that lie in the folder of images itself: the same images and classes at each call."""
+    for name in ("cat", "dog"):
+        save(tmp_path / "data" / name / "1.png", size=(12, 12))
+    out = tmp_path / "data" / "results"
+    first = compared(tmp_path / "data", out, net(), methods=["random"], targets="label", labels=LABELS)
+    beside = tmp_path / "data" / "cat"
+    (beside / "explanation.json").write_text("{}")
+    for name in ("1.maps.png", "my.photo.maps.png", "1.cdam.cat-not-dog.npy", "my.photo.cdam.1.npy"):
+        (beside / name).write_text("a map")
+    (out / "tensorboard").mkdir()
+    save(out / "tensorboard" / "plot.png")
+    again = compared(tmp_path / "data", out, net(), methods=["random", "ixg"], targets="label", labels=LABELS)
+    assert sorted(again.explanations().drop_duplicates("sample")["name"]) == ["cat/1.png", "dog/1.png"]
+    assert again.run["classes"] == first.run["classes"] == {"cat": 0, "dog": 1}
+    (beside / "explanation.json").unlink()  # then they are files like others
+    with pytest.raises(ValueError, match="holds another run"):
+        compared(tmp_path / "data", out, net(), methods=["random"], targets="label", labels=LABELS)

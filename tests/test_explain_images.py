@@ -175,6 +175,15 @@ def test_several_labels_at_once_have_a_probability_each(photos, tmp_path):
 
 
 @pytest.mark.slow
+def test_maps_in_the_folder_of_the_images_are_no_images(model, photos, tmp_path):
+    Image.open(photos / "cat.png").save(tmp_path / "cat.png")
+    for classes in ("apple", "orange"):  # the second leaves the maps of the first where they are
+        facts = explain(tmp_path, tmp_path, "--model", model[1], "--class", classes)
+        assert [one["file"] for one in facts["images"]] == [str(tmp_path / "cat.png")]
+    assert {one.name for one in tmp_path.glob("*.npy")} == {"cat.cdam.0.npy", "cat.cdam.2.npy"}
+
+
+@pytest.mark.slow
 def test_a_damaged_image_costs_itself_only(model, photos, tmp_path, capsys):
     _, folder = model
     for number in (1, 2):

@@ -1,22 +1,27 @@
 """The images below a folder."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 from ._classes import classes_of
+from ._lock import LOCK
 from ._pictures import Pictures, extensions, opened
 from ._samples import Sample, Samples
 
+_OF_RUNS = ("run.json", LOCK)  # in the folder of a comparison, from its begin on
+_EXPLAINED = "explanation.json"  # of `xai-discern explain`, beside the maps
+_MAP = re.compile(r"\.maps\.png$|\.[^.]+\.[^.]+\.npy$")
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 
 
 class Folder(Samples):
     """All images below a folder; each subfolder is a class, and classes are sampled round-robin.
 
-    So a `limit` keeps images of all classes. What is hidden is left out.
+    So a `limit` keeps images of all classes. What is hidden is left out, and what this project's commands wrote.
     """
 
     def __init__(self, root: Path, pictures: Pictures, labels: Sequence[str] = (), split: str = "") -> None:
@@ -32,14 +37,13 @@ class Folder(Samples):
             root = root / split
             names = sorted(one.name for one in _visible(root) if one.is_dir())
         self._root, self._pictures = root, pictures
-        known = extensions()
         folders = defaultdict(list)  # "": the images that are in none
-        for path in sorted(_files(root)):
-            if path.suffix.lower() in known:
-                folders[path.relative_to(root).parts[0] if path.parent != root else ""].append(path)
+        for path in images_below(root):
+            folders[path.relative_to(root).parts[0] if path.parent != root else ""].append(path)
         self._paths = [path for turn in zip_longest(*folders.values()) for path in turn if path is not None]
         if not self._paths:
-            raise ValueError(f"Expected images in {root}, found none (of {', '.join(sorted(known)[:12])}, ...).")
+            known = ", ".join(sorted(extensions())[:12])
+            raise ValueError(f"Expected images in {root}, found none (of {known}, ...).")
         if pictures.transform is None and any(path.suffix.lower() != ".npy" for path in self._paths):
             raise ValueError(
                 "Images in a folder need a transform, and this model has none: let the function return "
@@ -70,16 +74,31 @@ class Folder(Samples):
         return Sample(index, name, image, () if label is None else (label,))
 
 
+def images_below(root: Path) -> list[Path]:
+    """All images of a folder that are not hidden, also in folders that are links, in order.
+
+    What this project's commands wrote there is left out: the folders of comparisons, and the maps of explained images.
+    """
+    known = extensions()
+    return sorted(path for path in _files(root) if path.suffix.lower() in known)
+
+
 def _visible(folder: Path) -> Iterator[Path]:
-    return (one for one in folder.iterdir() if not one.name.startswith("."))
+    return (one for one in folder.iterdir() if not (one.name.startswith(".") or _is_run(one)))
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """All files that are not hidden, also in folders that are links."""
     for folder, folders, files in os.walk(root, followlinks=True):
         above = root.resolve(), Path(folder).resolve()
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_to(Path(folder, name), above)]
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+        folders[:] = [one.name for one in _visible(Path(folder)) if one.is_dir() and not _leads_to(one, above)]
+        explained = _EXPLAINED in files
+        yield from (
+            Path(folder, name) for name in files if not (name.startswith(".") or (explained and _MAP.search(name)))
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _OF_RUNS)
 
 
 def _leads_to(link: Path, above: tuple[Path, ...]) -> bool:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from ._storage import PART, Storage
 
-_HOLDER, _LOCK = f".holder.json{PART}", ".run.lock"
+_HOLDER, LOCK = f".holder.json{PART}", ".run.lock"
 _LEASE, _RENEWAL = 60.0, 15.0  # seconds after which a holder that is not heard of is gone; between two signs of life
 _SETTLING = 1.0  # seconds in which of two that begin at once one is the last to write
 
@@ -41,7 +41,7 @@ def locked(files: Storage, command: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_disk(folder: Path, files: Storage, about: str) -> Iterator[None]:
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

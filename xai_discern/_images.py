@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from adapters.models import evaluation_mode
+from xai_compare._folder import images_below
 from xai_compare._isolation import said
 from xai_compare._method import Method
 from xai_compare._methods import methods_named
-from xai_compare._pictures import extensions, opened
+from xai_compare._pictures import opened
 
 from ._facts import plain, shown, write_facts
 from ._image_maps import RANDOM, ImageMaps, about_model, method_maps, numbered, top_rows
@@ -124,12 +125,9 @@ def _files(given: Sequence[Path]) -> list[Path]:
     Raises:
         ValueError: if a folder has no images.
     """
-    known = extensions()
     files: list[Path] = []
     for path in given:
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in known and not one.is_dir())
+        inside = images_below(path) if path.is_dir() else [path]
         if not inside:
             raise ValueError(f"There is no image in the folder {path}.")
         files += inside

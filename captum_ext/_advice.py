@@ -82,6 +82,16 @@ def warn_of_features(forward: Callable[..., Any], targets: list[Any]) -> None:
 
 def warn_of_others(run: TokenPass) -> None:
     """Say that the prediction depends on attentions that the map does not show."""
+    behind = run.watched.behind
+    if behind is not None:
+        warnings.warn(
+            "Behind the last attention that is known the model weights tokens by products of tokens "
+            f"(`{behind.name}`), as an attention without a softmax does, or one whose weights are changed behind it. "
+            "This map is that of the attention before it. Pass `layer=` the module whose output times gradient you "
+            "want; `CDAM(model, attention=-1)` says that the last known one is meant.",
+            PartialMapWarning,
+            stacklevel=_level_of_caller(),
+        )
     count, known = len(run.watched.beside), len(run.watched.finder.calls)
     if count:
         warnings.warn(

@@ -2,10 +2,10 @@
 
 
 class PartialMapWarning(UserWarning):
-    """The prediction also depends on attentions that do not lead to the one that is explained.
+    """The prediction also depends on attentions that the map does not show.
 
     So of an ensemble, several views of an image, or branches side by side: what reaches the prediction through the
-    others is not in the map.
+    others is not in the map. Or behind the attention that is explained the model has one that is not known as such.
 
     Example:
         >>> import warnings

@@ -21,6 +21,7 @@ from .queries import last_read_by_queries
 from .recorder import InputsChangedError, Recorder, has_graph
 from .saved_tensors import version_of
 from .tokens import reads_of, tokens_of
+from .unknown_attention import attention_behind
 
 Forward = Callable[..., Any]
 
@@ -56,6 +57,7 @@ class WatchedPass:
         output_slot: Its slot; None if it does not depend on the inputs.
         continuation: How the pass continues from the tokens; None if there is no attention.
         beside: The attentions that the output depends on, but not by the tokens; where the last one is wanted.
+        behind: What may be an attention behind the last one that is known; where the last one is wanted.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class WatchedPass:
         self.continuation: Continuation | None = None
         self.finder = AttentionFinder()
         self.beside: list[AttentionCall] = []
+        self.behind: Operation | None = None
         self._point = point
         self._by_queries = by_queries
         self._ordinal = ordinal
@@ -131,6 +134,7 @@ class WatchedPass:
             if self.continuation.attention is not None:
                 found = self.continuation.slot, self.output_slot
                 self.beside = attentions_beside(self.recorder, self.finder.calls, *found)
+                self.behind = attention_behind(self.recorder, self.continuation.attention, *found)
         wanted = [slot for slot in (self.output_slot, self.latent_slot) if slot is not None]
         if self.continuation is not None:
             self.continuation.finish(wanted)

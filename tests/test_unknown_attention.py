@@ -76,6 +76,27 @@ class EachWithEach(Known):
         return (self.weights(x)[..., None] * self.v(x)[:, None]).sum(2)
 
 
+class ByEinsum(Known):
+    def forward(self, x):
+        weights = torch.sigmoid(torch.einsum("bic,bjc->bij", self.q(x), self.k(x)))
+        return torch.einsum("bij,bjc->bic", weights, self.v(x))
+
+
+class OfThemselves(Known):
+    """Without queries and keys."""
+
+    def forward(self, x):
+        return torch.sigmoid(x @ x.mT / 16) @ x
+
+
+class ManyHeads(Known):
+    """As many heads as tokens, where these are 16."""
+
+    def forward(self, x):
+        q, k, v = (one(x).mT[..., None] for one in (self.q, self.k, self.v))
+        return (torch.sigmoid(q @ k.mT) @ v)[..., 0].mT
+
+
 class Gated(Known):
     """Excited by the mean of all tokens."""
 
@@ -91,6 +112,20 @@ class WithinEach(Known):
         return (torch.sigmoid(parts @ parts.mT) @ self.v(x).unflatten(-1, (4, 4))).flatten(2)
 
 
+class OuterWithinEach(Known):
+    def forward(self, x):
+        parts = x.unflatten(-1, (4, 4))
+        weights = torch.sigmoid(parts @ parts.mT)
+        return (weights[..., None] * self.v(x).unflatten(-1, (4, 4))[:, :, None]).sum(3).flatten(2)
+
+
+class Summary(Known):
+    """Adds what one number for each token finds to all of them."""
+
+    def forward(self, x):
+        return self.v(torch.sigmoid(self.k(x)[..., :1]).mT @ x).expand_as(x)
+
+
 class Mixed(Known):
     """Tokens mixed by weights that are learned, not made of tokens."""
 
@@ -99,21 +134,22 @@ class Mixed(Known):
 
 
 class Two(nn.Module):
-    """A softmax attention, and one more part; the class token pools, or a softmax of one number for each token."""
+    """A softmax attention, and one more part; the class token pools, or one number for each token."""
 
-    def __init__(self, last, pooled=False):
+    def __init__(self, last, pooled=False, bare=False):
         super().__init__()
+        self.bare = bare
         self.patches, self.norms = nn.Conv2d(3, 16, 8, 8), nn.ModuleList([nn.LayerNorm(16) for _ in range(2)])
         self.token, self.parts = nn.Parameter(torch.randn(1, 1, 16)), nn.ModuleList([Known(), last])
-        self.pool = nn.Linear(16, 1) if pooled else None
+        self.pool, self.pooled = (nn.Linear(16, 1) if pooled else None), nn.Linear(16, 16)
         self.head = nn.Linear(16, 4)
 
     def forward(self, images):
         x = self.patches(images).flatten(2).mT
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = x if self.bare else torch.cat([self.token.expand(len(x), -1, -1), x], 1)
         for norm, part in zip(self.norms, self.parts, strict=True):
             x = x + part(norm(x))
-        return self.head(x[:, 0] if self.pool is None else (self.pool(x).softmax(1).mT @ x)[:, 0])
+        return self.head(x[:, 0] if self.pool is None else (torch.sigmoid(self.pool(x)).mT @ self.pooled(x))[:, 0])
 
 
 def made(last, **options):
@@ -131,7 +167,7 @@ def derived(model, at):
     return (gradient * held[0]).sum(-1)[:, 1:].reshape(2, 1, 4, 4).detach()
 
 
-UNKNOWN = [Largest, AboveMean, Straight, ByHand, OfLogs, Sigmoids, Linearised, EachWithEach]
+UNKNOWN = [Largest, AboveMean, Straight, ByHand, OfLogs, Sigmoids, Linearised, EachWithEach, ByEinsum, OfThemselves]
 
 
 @pytest.mark.parametrize("last", UNKNOWN)
@@ -149,6 +185,11 @@ def test_a_map_of_the_attention_before_it_says_so_and_the_advice_works(last):
     torch.testing.assert_close(there[:, 1:].view_as(found), derived(model, 1), rtol=1e-9, atol=1e-12)
 
 
+def test_heads_are_no_tokens_where_there_are_as_many():
+    with pytest.warns(PartialMapWarning, match="Behind the last attention"):
+        CDAM(made(ManyHeads, bare=True)).attribute(IMAGES, TARGETS)
+
+
 @pytest.mark.parametrize("method", [AttentionMap, TokenAblation])
 def test_other_methods_say_so_too(method):
     with pytest.warns(PartialMapWarning, match="`CDAM\\(model, attention=-1\\)` says"):
@@ -156,7 +197,11 @@ def test_other_methods_say_so_too(method):
 
 
 @pytest.mark.parametrize(
-    ("last", "options"), [(Known, {}), (Gated, {}), (WithinEach, {}), (Mixed, {}), (Known, {"pooled": True})]
+    ("last", "options"),
+    [
+        *((last, {}) for last in (Known, Gated, WithinEach, OuterWithinEach, Mixed)),
+        *((last, {"pooled": True}) for last in (Known, Summary)),
+    ],
 )
 def test_gates_pooling_and_products_within_a_token_are_no_attention(last, options):
     with warnings.catch_warnings():

@@ -25,12 +25,11 @@ def attention_behind(recorder: Recorder, last: AttentionCall, tokens: Slot, outp
 
 def _mixes(recorder: Recorder, operation: Operation, count: int) -> bool:
     """Does it multiply tokens with tokens, as matrices or each element with each?"""
-    shapes = [recorder.shapes[slot] for slot in {*operation.inputs} if recorder.follows[slot]]
+    shapes = [recorder.shapes[slot] for slot in operation.inputs if recorder.follows[slot]]
     if len(shapes) < 2 or min(map(len, shapes)) < 3:
         return False
-    made = recorder.shapes[operation.outputs[0]]
     if operation.name in FACTORS:
-        return made.numel() > max(shape.numel() for shape in shapes) and made.count(count) > 1
+        return recorder.shapes[operation.outputs[0]].numel() > max(shape.numel() for shape in shapes)
     by_name = operation.name in ("einsum", "tensordot")  # whose axes are anywhere
     within_each = all(count in shape[:-2] and count not in shape[-2:] for shape in shapes)
     return operation.name in PRODUCTS and (by_name or not within_each)
@@ -41,7 +40,7 @@ def _reads_one_of(recorder: Recorder, operation: Operation, others: set[Operatio
     waiting, known = list(operation.inputs), {operation}
     while waiting:
         for maker in recorder.writers[waiting.pop()]:
-            if maker in others and maker is not operation:
+            if maker in others:
                 return True
             if maker not in known and maker.name not in LINEAR:
                 known.add(maker)

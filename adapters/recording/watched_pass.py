@@ -130,11 +130,11 @@ class WatchedPass:
             ValueError: if one may.
         """
         if last and self.continuation is not None and self.output_slot is not None:
-            check_last_is_seen(self.recorder, self.continuation.attention, self.output_slot, self._opaque)
-            if self.continuation.attention is not None:
-                found = self.continuation.slot, self.output_slot
+            call, found = self.continuation.attention, (self.continuation.slot, self.output_slot)
+            check_last_is_seen(self.recorder, call, self.output_slot, self._opaque)
+            if call is not None:
                 self.beside = attentions_beside(self.recorder, self.finder.calls, *found)
-                self.behind = attention_behind(self.recorder, self.continuation.attention, *found)
+                self.behind = attention_behind(self.recorder, call, *found)
         wanted = [slot for slot in (self.output_slot, self.latent_slot) if slot is not None]
         if self.continuation is not None:
             self.continuation.finish(wanted)

@@ -115,7 +115,7 @@ class WithinEach(Known):
 class OuterWithinEach(Known):
     def forward(self, x):
         parts = x.unflatten(-1, (4, 4))
-        weights = torch.sigmoid(parts @ parts.mT)
+        weights = torch.sigmoid(parts[..., :1] * parts[..., :1].mT)  # each element with each
         return (weights[..., None] * self.v(x).unflatten(-1, (4, 4))[:, :, None]).sum(3).flatten(2)
 
 

@@ -29,7 +29,8 @@ def _mixes(recorder: Recorder, operation: Operation, count: int) -> bool:
     if len(shapes) < 2 or min(map(len, shapes)) < 3:
         return False
     if operation.name in FACTORS:
-        return recorder.shapes[operation.outputs[0]].numel() > max(shape.numel() for shape in shapes)
+        made = recorder.shapes[operation.outputs[0]]
+        return made.numel() > max(shape.numel() for shape in shapes) and made.count(count) > 1
     by_name = operation.name in ("einsum", "tensordot")  # whose axes are anywhere
     within_each = all(count in shape[:-2] and count not in shape[-2:] for shape in shapes)
     return operation.name in PRODUCTS and (by_name or not within_each)

@@ -123,11 +123,8 @@ class WatchedPass:
     def finish(self, *, last: bool = False) -> None:
         """Keep what leads from the tokens to the output, and let go of the rest.
 
-        Args:
-            last: The last attention is wanted, so none may hide behind it.
-
         Raises:
-            ValueError: if one may.
+            ValueError: if the `last` attention is wanted, and one may hide behind it.
         """
         if last and self.continuation is not None and self.output_slot is not None:
             call, found = self.continuation.attention, (self.continuation.slot, self.output_slot)

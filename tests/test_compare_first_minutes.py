@@ -174,6 +174,36 @@ def test_a_quick_look_takes_few_samples_unless_told_otherwise(monkeypatch, line)
     assert {one["batch_size"] for one in asked} == {Settings.batch_size}  # so that the run can grow
 
 
+@pytest.mark.parametrize(
+    ("metrics", "options", "expected"),
+    [
+        (["compactness"], {}, 16),
+        (["compactness", "box-sensitivity"], {}, 2),  # 8 sizes of 100 boxes
+        (["box-sensitivity"], {"num_boxes": 20}, 10),
+        (["box-sensitivity"], {"num_boxes": 500}, 1),
+        ({"ready": quantus_metrics.BoxSensitivity(box_sizes=[2, 3], num_boxes=200)}, {}, 4),
+    ],
+)
+def test_a_batch_is_no_more_work_than_a_stop_may_lose(tmp_path, monkeypatch, metrics, options, expected):
+    begun = []
+    monkeypatch.setattr(_runner.Run, "__call__", lambda one: begun.append(one.settings.batch_size))
+    given = {"methods": ["ixg"], "metrics": metrics, "options": {"box-sensitivity": options} if options else {}}
+    for batch_size in (None, 5):
+        compare(Linear(), torch.rand(4, 1, 6, 6), out=tmp_path, batch_size=batch_size, **given)
+    assert begun == [expected, 5]
+
+
+@pytest.mark.slow
+def test_a_run_that_grows_keeps_its_batches(tmp_path):
+    few = {"out": tmp_path / "run", "methods": ["ixg"], "gallery": 0, "resamples": 100}
+    images = torch.rand(3, 1, 6, 6)
+    boxes = ["compactness", "box-sensitivity"]
+    for metrics, limit in ((["compactness"], 2), (boxes, 2), (boxes, 3)):
+        found = compare(Linear(), images, metrics=metrics, limit=limit, **few)
+        assert found.run["settings"]["batch_size"] == 16
+        assert len(found.scores()) == len(metrics) * limit
+
+
 @pytest.mark.slow
 def test_what_is_said_after_a_stop_is_true(tmp_path, monkeypatch, capsys):
     def stop(**_):

@@ -110,7 +110,7 @@ class Candidate:
 
     def work(self, start: int, cells: Mapping[str, list[str]]) -> Iterator[Step]:
         """The work on a batch of samples."""
-        size = self.settings.batch_size
+        size = self.settings.at_once
         found = [self.read(index) for index in range(start, min(start + size, self.count))]
         for step in self.evaluate([one for one in found if isinstance(one, Sample)], cells):
             step.batch.skipped = [one for one in found if not isinstance(one, Sample)]
@@ -218,7 +218,7 @@ class Preparation:
 
     def _explain(self, name: str) -> Inside:
         options = self.settings.options.get(name, {})
-        explain = self.methods[name].explain(options, self.settings.batch_size, self.output)
+        explain = self.methods[name].explain(options, self.settings.at_once, self.output)
         return Inside(explain, self.question)
 
 

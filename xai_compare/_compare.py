@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapters.models import OutputChoice
+from quantus_metrics._metric import TensorMetric
 from quantus_metrics._probabilities import Activation, checked_activation
 from quantus_metrics._targets import Function
 
@@ -17,14 +18,18 @@ from ._candidate import Preparation
 from ._comparison import Comparison
 from ._lineup import lineup
 from ._methods import methods_named
-from ._metrics import metrics_named
+from ._metrics import Metric, metrics_named
 from ._models import python_function
 from ._preliminaries import check_options, workers_for
 from ._questioned import Question
+from ._run_folder import RunFolder
 from ._runner import Run
 from ._settings import METHODS, METRICS, Settings, from_mapping
 from ._trackers import trackers_named
 from .questions import Questions, compare_answers, questions_in
+
+_PERTURBED = 1600  # images, of a batch for one metric
+_SHAPE = (3, 224, 224)
 
 
 def compare(
@@ -123,6 +128,8 @@ def compare(
     chosen = methods_named(methods if isinstance(methods, Mapping) else given.methods)
     scores = metrics_named(metrics if isinstance(metrics, Mapping) else given.metrics, given.options, activation)
     check_options(given, [*chosen, *scores], list(entries) if len(entries) > 1 else [])
+    batch_size = given.batch_size or RunFolder(out).batch_size() or _batch_size(scores)
+    given = replace(given, batch_size=batch_size)
     by_label = not functions and (given.targets == "label" or (given.targets == "" and given.data == "digits"))
     question = Question(by_label, functions, activation)
     workers = workers_for(given, entries)
@@ -135,6 +142,13 @@ def compare(
     )
     models = {name: partial(prepare, name) for name in entries}
     return Run(given, models, chosen, scores, out, command, workers, question, output)()
+
+
+def _batch_size(metrics: Mapping[str, Metric]) -> int:
+    """As few samples as need no more perturbed images than this for a map of each, so that a stop loses little work."""
+    ours = [one.score for one in metrics.values() if isinstance(one.score, TensorMetric)]
+    most = max((score.passes(_SHAPE) for score in ours), default=1)
+    return max(1, min(Settings().at_once, _PERTURBED // most))
 
 
 def _are_names(model: Any) -> bool:

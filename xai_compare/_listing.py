@@ -102,7 +102,7 @@ class _Fitting:
         """Whether a method fits, in a line."""
         settings = self._settings
         try:
-            explain = method.explain(settings.options.get(name, {}), settings.batch_size, settings.output or None)
+            explain = method.explain(settings.options.get(name, {}), settings.at_once, settings.output or None)
             quiet = contextlib.redirect_stderr(io.StringIO())  # pytorch-grad-cam's progress bars
             with warnings.catch_warnings(), quiet, evaluation_mode(self.model):
                 warnings.simplefilter("ignore")

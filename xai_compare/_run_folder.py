@@ -92,6 +92,12 @@ class RunFolder:
             self._make_room(self.files.local, expected_bytes)
         return facts | {"identity": identity}
 
+    def batch_size(self) -> int | None:
+        """The batch size of the run in the folder; None if there is none."""
+        begun = self.facts() if self.files.exists("run.json") else {}
+        found: int | None = begun.get("identity", {}).get("settings", {}).get("batch_size")
+        return found
+
     def of(self, model: str) -> Parts:
         """The parts of one model; those of the run's first one have no model in their names."""
         return Parts(self.files, model, "" if model == self.models[0] else f"-{model}")

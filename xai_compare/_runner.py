@@ -144,7 +144,7 @@ class Run:
         return self._missing(one, unfit | checked.unfit)
 
     def _missing(self, one: Compared, unfit: Mapping[str, str]) -> Todo:
-        size = self.settings.batch_size
+        size = self.settings.at_once
         sizes = {start: min(size, one.count - start) for start in range(0, one.count, size)}
         cells = {method: list(self.metrics) for method in self.methods if method not in unfit}
         settings = self.settings
@@ -237,7 +237,7 @@ class Run:
         parts, workers = self.files.of(one.name), self.workers
         mine = list(todo)[workers.rank :: workers.count]
         theirs = todo.keys() - set(mine) - parts.begun()  # of others; what they add to what is begun is not seen
-        sizes = {start: min(self.settings.batch_size, one.count - start) for start in todo}
+        sizes = {start: min(self.settings.at_once, one.count - start) for start in todo}
         cells = {start: sizes[start] * sum(map(len, left.values())) for start, left in todo.items()}
         whole = one.count * len(self.methods) * len(self.metrics)
         several = len(self.models) > 1

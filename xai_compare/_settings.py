@@ -28,6 +28,9 @@ METRICS = ("soft-average-drop", "effective-average-drop", "box-sensitivity", "cl
 _KINDS = {str: "text", bool: "true or false"}
 
 
+_AT_ONCE = 16  # samples
+
+
 class DeviceError(ValueError):
     """A device that torch does not know or this machine does not have."""
 
@@ -50,8 +53,8 @@ class Settings:
 
     Example:
         >>> from xai_compare import Settings
-        >>> Settings(methods=("cdam", "ig"), limit=8).batch_size
-        16
+        >>> Settings(methods=("cdam", "ig"), limit=8).forward_batch
+        64
     """
 
     model: str | tuple[str, ...] = _setting(
@@ -106,7 +109,13 @@ class Settings:
         choices=("float32", "float64", "bfloat16", "float16"),
         in_numbers=True,
     )
-    batch_size: int = _setting(16, "samples per batch", least=1, in_numbers=True)
+    batch_size: int | None = _setting(
+        None,
+        "samples per batch",
+        "16, fewer where a metric perturbs each image many times",
+        least=1,
+        in_numbers=True,
+    )
     forward_batch: int = _setting(64, "batch size for perturbed images", least=1)
     gallery: int = _setting(12, "number of samples in the report's gallery", least=0, in_numbers=True)
     check: int = _setting(
@@ -125,6 +134,11 @@ class Settings:
             _check(f"`{one.name}`", getattr(self, one.name), one)
         if self.device:
             _check_device(self.device)
+
+    @property
+    def at_once(self) -> int:
+        """Samples per batch, where no metric asks for fewer."""
+        return self.batch_size or _AT_ONCE
 
 
 NAMES = tuple(one.name for one in dataclasses.fields(Settings))

@@ -85,7 +85,7 @@ def computed(task: Task, problem: Problem, name: str, method: Method, settings: 
 
 
 def _maps(task: Task, problem: Problem, name: str, method: Method, settings: Settings, draw: int) -> Tensor:
-    explain = method.explain(settings.options.get(name, {}), settings.batch_size)
+    explain = method.explain(settings.options.get(name, {}), settings.at_once)
     device = settings.device or "cpu"
     model, inputs = moved(problem.model, device, ""), problem.inputs.to(device)
     with seeded_for(settings.seed, f"{task.name}/{name}", draw):

@@ -94,7 +94,7 @@ def _own(conditions: Conditions) -> Problem:
     given = as_samples(conditions.data, Request(pictures, subject.labels, settings.split, _MOST, settings.seed))
     images = _readable(given)
     with evaluation_mode(subject.model), torch.no_grad():
-        parts = [placement_of(subject.model).moved(part) for part in images.split(settings.batch_size)]
+        parts = [placement_of(subject.model).moved(part) for part in images.split(settings.at_once)]
         found = [output_tensor(subject.model(part), subject.output, part).float().cpu() for part in parts]
     sure, classes = torch.cat(found).softmax(1).max(1)
     with seeded_for(conditions.seed, "arena mosaics", 0):

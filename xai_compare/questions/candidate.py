@@ -115,7 +115,7 @@ class QuestionCandidate:
 
     def work(self, start: int, cells: Mapping[str, list[str]]) -> Iterator[Step]:
         """The work on a batch of questions."""
-        end = min(start + self.settings.batch_size, self.count)
+        end = min(start + self.settings.at_once, self.count)
         rows = [_read(self.questions, index) for index in range(start, end)]
         skipped = [one for one in rows if not isinstance(one, AskedSample)]
         for step in self.evaluate([one for one in rows if isinstance(one, AskedSample)], cells):

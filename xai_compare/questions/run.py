@@ -52,7 +52,7 @@ def compare_answers(
         measures = tuple(name for name in MEASURES if name.endswith(("deletion", "insertion")))
         measures = measures if pictured else tuple(name for name in measures if not MEASURES[name].reads_image)
         settings = replace(settings, metrics=measures)
-    settings = replace(settings, targets="answer", batch_size=min(settings.batch_size, _AT_ONCE))
+    settings = replace(settings, targets="answer", batch_size=min(settings.at_once, _AT_ONCE))
     if settings.save_maps:
         raise ValueError("Maps of answers are not kept: `save_maps` is for images. `xai-discern explain` writes one.")
     if settings.check:

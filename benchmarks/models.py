@@ -12,6 +12,7 @@ import datetime
 import gc
 import re
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +25,14 @@ import transformers
 from torch import Tensor
 
 from adapters import reshape_transform_for
-from captum_ext import CDAM, AttentionMap, AttentionRollout, PartialLRP, RelevancePropagation
+from captum_ext import (
+    CDAM,
+    AttentionMap,
+    AttentionRollout,
+    PartialLRP,
+    PartialMapWarning,
+    RelevancePropagation,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import zoo
@@ -33,7 +41,7 @@ import zoo_truth
 BASELINES = (AttentionMap, AttentionRollout, RelevancePropagation, PartialLRP)
 EQUAL = 1e-9
 LIBRARIES = {"nn.TransformerEncoder": "torch"}
-MESSAGE = 60
+MESSAGE = 70
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Row:
     name: str
     built: bool = True
     found: str = "-"
+    partial: bool = False
     way: str = "-"
     truth: str = "-"
     note: str = ""
@@ -79,7 +88,8 @@ class Row:
         """The row of the table."""
         baselines = [self.baselines.get(method.__name__, "-") for method in BASELINES]
         last = [self.reshape, f"{self.seconds:.1f}"]
-        return [self.library, self.name, self.found, self.way, self.agreement, *baselines, *last]
+        found = f"{self.found}, in part" if self.partial else self.found
+        return [self.library, self.name, found, self.way, self.agreement, *baselines, *last]
 
 
 HEADER = ["library", "model", "found", "way", "difference", *(method.__name__ for method in BASELINES)]
@@ -128,8 +138,11 @@ def fill(row: Row, case: zoo.Case) -> None:
     """Try CDAM, the baselines and the reshape_transform with a model."""
     question = {"target": case.target, "additional_forward_args": case.additional}
     try:
-        scores = CDAM(case.forward).attribute(case.inputs, return_tokens=True, **question)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", PartialMapWarning)
+            scores = CDAM(case.forward).attribute(case.inputs, return_tokens=True, **question)
         row.found = "yes"
+        row.partial = any(issubclass(one.category, PartialMapWarning) for one in warned)
     except Exception as error:
         words = str(error)
         row.found = f"no: {message(error)}"
@@ -166,7 +179,7 @@ def compared(row: Row, scores: Tensor, case: zoo.Case) -> str:
     """Compare scores with the reference; what to say if they cannot be compared."""
     truth = zoo_truth.explain(case)
     if truth.scores is None:
-        return f"no reference: {truth.reason[:MESSAGE]}"
+        return f"no reference: {shortened(truth.reason)}"
     row.note = truth.note
     others = [one for one in (truth, truth.module) if one is not None and one.scores is not None]
     fitting = [one for one in others if one.scores.numel() == scores.numel()]
@@ -196,8 +209,12 @@ def said(attempt: Callable[[], object]) -> str:
 
 def message(error: Exception) -> str:
     """The beginning of an error's message, fit for a table."""
-    words = " ".join(str(error).split()).replace("|", "/")
-    return words[:MESSAGE] or type(error).__name__
+    return shortened(str(error)).replace("|", "/") or type(error).__name__
+
+
+def shortened(words: str) -> str:
+    """The beginning of a text, in one line."""
+    return textwrap.shorten(words, MESSAGE, placeholder=" ...")
 
 
 def text(rows: Sequence[Row], seconds: float) -> str:
@@ -209,14 +226,15 @@ def text(rows: Sequence[Row], seconds: float) -> str:
         "words or predicts words, one of each file of timm that has softmax attention, those of torchvision and "
         "PyTorch, and re-implementations of others.",
         summary(rows),
-        "Found: `CDAM(model)` finds the tokens. Difference: the largest to a reference from hooks and autograd, "
+        f"{datetime.date.today()}, {libraries}, {seconds / 60:.0f} minutes on the CPU; `python benchmarks/models.py`.",
+        "Found: `CDAM(model)` finds the tokens; in part: a `PartialMapWarning` says that the prediction also depends "
+        "on what the map does not show. Difference: the largest to a reference from hooks and autograd, "
         f"relative to its largest score; equal is at most {EQUAL:.0e}. The reference exchanges what the last "
         "attention's projections of queries, keys and values read; where that is not all that the tokens enter "
         "(gates, a class token as query, compressed keys and values), what the module that holds them reads: "
         "'(module)'. Models without softmax attention have none; there, the way is the layer that the refusal names, "
         "tried.",
         table(HEADER, [row.cells() for row in rows]),
-        f"{datetime.date.today()}, {libraries}, {seconds / 60:.0f} minutes on the CPU; `python benchmarks/models.py`.",
     ]
     return "\n\n".join(parts) + "\n"
 

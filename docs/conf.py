@@ -45,6 +45,7 @@ html_theme = "furo"
 html_title = f"xai-discern {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("filter.js", {"defer": "defer"})]
 html_favicon = "_static/favicon.svg"
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}

@@ -66,7 +66,7 @@ def test_what_the_message_advises_works():
 
 @pytest.mark.parametrize("method", [AttentionRollout, RelevancePropagation])
 def test_weights_of_other_members_are_no_layers_of_one_network(method):
-    with pytest.raises(ValueError, match="2 of the attentions of this model do not lead to the last one"):
+    with pytest.raises(ValueError, match="Not all attentions of this model lead to the last one, 2 do not"):
         method(Members(0.5).eval()).attribute(torch.randn(1, 3, 32, 32), 1)
 
 

@@ -327,9 +327,9 @@ def _check_fit(matrices: list[LayerMatrix], run: TokenPass) -> None:
         )
     if len(matrices) > 1 and run.watched.beside:
         raise UnreadableAttentionError(
-            f"{len(run.watched.beside)} of the attentions of this model do not lead to the last one (an ensemble, "
-            "several views or branches), so their weights cannot be followed from layer to layer. Take AttentionMap or "
-            "CDAM, which explain the last one only, or explain one of these parts alone."
+            f"Not all attentions of this model lead to the last one, {len(run.watched.beside)} do not (an ensemble, "
+            "several views or branches), so weights cannot be followed from layer to layer. Take AttentionMap or CDAM, "
+            "which explain the last one only, or explain one of these parts alone."
         )
     for _, *shape in (matrix.shape for matrix in matrices[:-1]):
         if shape != [tokens, tokens]:

@@ -81,6 +81,7 @@ def faults(browser: Any, site: Path, root: str) -> Iterator[str]:
     yield from broken(root, site, links, anchors)
     yield from by_keyboard(browser, root)
     yield from searched(browser, root)
+    yield from filtered(browser, root)
 
 
 def seen_by_axe(browser: Any, page: str) -> Iterator[str]:
@@ -125,6 +126,17 @@ def searched(browser: Any, root: str) -> Iterator[str]:
         WebDriverWait(browser, 20).until(lambda _: browser.execute_script(found) > 0)
     except TimeoutException:
         yield "search.html: nothing was found for IntegratedCDAM"
+
+
+def filtered(browser: Any, root: str) -> Iterator[str]:
+    """The table of models can be searched, and an address keeps what was asked."""
+    browser.get(root + "models.html?rows=timm+closed")
+    last = "[...document.querySelectorAll('article table')].at(-1)"
+    rows = browser.execute_script(
+        f"return [...{last}.tBodies[0].rows].filter(row => !row.hidden).map(row => row.textContent.toLowerCase())"
+    )
+    if not rows or not all("timm" in row and "closed" in row for row in rows):
+        yield f"models.html: asked for timm and closed, the table shows {len(rows)} rows: {rows[:2]}"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """The tables of CDAM's paper on photographs of several things, with a real DINOv2 and a linear head.
 
     python examples/real_cdam.py --data fruit                                  # downloads DINOv2 ViT-S/14
-    python examples/real_cdam.py --data coco128 --vision FOLDER --limit 60     # or weights in a folder
+    python examples/real_cdam.py --data coco128 --vision FOLDER --limit 40     # or weights in a folder
 
 photographs.py says where to get the data. A head learns which classes a photograph shows. In photographs of two classes
 or more that it has not learned from, each method explains each class that is there and that the head finds before all
 absent ones. Where does the relevance lie: on the things asked for, or on the other ones? Then the scores of tables 1 to
-3, by xai-compare; of fidelity, which is expensive, on few. Writes real_cdam_DATA.md and .csv to `out/`, and the pages
-of both comparisons; an interrupted run resumes.
+3, by xai-compare. Intervals and tests are over photographs, of whose questions scores are the mean. Writes
+real_cdam_DATA.md and .csv to `out/`, and the comparison's page; an interrupted run resumes.
 """
 
 import argparse
@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from box_evidence import share_on, shares_table, table
+from box_evidence import RESAMPLES, share_on, shares_table, table
 from frozen_vit import WithHead, class_tokens, load_backbone, logistic_head
 from photographs import Photographs, load_photographs
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from xai_compare import Comparison, compare
+from xai_compare._statistics import holm, interval, pairwise
 
 METHODS = {  # one of them also at the attention in front of the last
     "cdam": {},
@@ -56,20 +57,18 @@ def main(given: list[str] | None = None) -> None:
     unseen = unseen[(unseen.labels & unseen.areas.flatten(2).any(2)).sum(1) > 1]
     pictures, asked = questions(unseen, head, class_tokens(backbone, unseen.images, args.out), args.limit)
     name = Path(args.data).name.lower()
-    folder = args.out / f"real_cdam_{name}"
-    runs = [scored(model, unseen, pictures, asked, folder / "all", BOXES if args.boxes else BOXES[-1:], args.boxes)]
-    if args.few:
-        runs.append(scored(model, unseen, *few(pictures, asked, args.few), folder / "few", FIDELITY))
-    shares = shares_of(folder / "all", unseen, pictures, asked)
-    shares.to_csv(args.out / f"real_cdam_{name}.csv", index=False)
+    run = scored(model, unseen, pictures, asked, args.out / f"real_cdam_{name}", boxes=args.boxes, steps=args.steps)
+    shares = shares_of(run, unseen, pictures, asked)
+    scores = by_photograph(run, pictures)
+    pd.concat([shares, scores]).to_csv(args.out / f"real_cdam_{name}.csv", index=False)
     text = "\n\n".join(
         [
             f"Average precision on {len(test.labels)} test photographs: {precision}.",
             f"{len(asked)} questions about {len(set(pictures.tolist()))} photographs.",
             table(shares, "cdam"),
-            "Tables 1 to 3" + (f"; fidelity of {min(args.few, len(asked))} questions only:" if args.few else ":"),
-            paper_table(runs),
-            f"Significant (Holm, p < 0.05) against cdam:\n\n{significant(runs)}",
+            "Tables 1 to 3:",
+            paper_table(scores),
+            f"Significant (Holm, p < 0.05) against cdam:\n\n{significant(scores)}",
             f"{time.perf_counter() - start:.0f} s",
         ]
     )
@@ -83,8 +82,8 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vision", default="facebook/dinov2-small", help='a DINOv2, by name or folder, or "random"')
     parser.add_argument("--side", type=int, default=154, help="pixels; a token is 14 x 14")
     parser.add_argument("--limit", type=int, default=60, help="number of questions, a class of a photograph each")
-    parser.add_argument("--boxes", type=int, default=16, help="number of boxes a question, or 0 for no such scores")
-    parser.add_argument("--few", type=int, default=8, help="number of questions of which fidelity is measured, or 0")
+    parser.add_argument("--boxes", type=int, default=25, help="of each of eight sizes, or 0 for no such scores")
+    parser.add_argument("--steps", type=int, default=10, help="of fidelity, or 0 for no such scores")
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args(given)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -120,33 +119,24 @@ def questions(photographs: Photographs, head: torch.nn.Linear, tokens: Tensor, l
     return pictures[:limit], classes[:limit]
 
 
-def few(pictures: Tensor, asked: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Some questions, spread over all."""
-    chosen = torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).long()
-    return pictures[chosen], asked[chosen]
-
-
-BOXES = ("box-sensitivity", "box-discrimination=class-discrimination", "compactness")
-FIDELITY = ("fidelity",)
-
-
 def scored(
     model: torch.nn.Module,
     photographs: Photographs,
     pictures: Tensor,
     asked: Tensor,
     out: Path,
-    metrics: tuple[str, ...],
-    boxes: int = 0,
+    *,
+    boxes: int,
+    steps: int,
 ) -> Comparison:
     """All methods on these questions."""
     options = {name.partition("=")[0]: given for name, given in METHODS.items() if given}
-    scores = {
-        "box-sensitivity": {"num_boxes": boxes, "box_sizes": [photographs.images.shape[-1] // 4]},
-        "box-discrimination": {"metric": "box-sensitivity"},
-        "fidelity": {"steps": 8},
-    }
-    options |= {name: given for name, given in scores.items() if any(one.startswith(name) for one in metrics)}
+    metrics = ["compactness"]
+    for metric, given in (("box-sensitivity", {"num_boxes": boxes}), ("fidelity", {"steps": steps})):
+        if all(given.values()):
+            other = f"{metric}-discrimination"
+            metrics += [metric, f"{other}=class-discrimination"]
+            options |= {metric: given, other: {"metric": metric}}
     return compare(
         model,
         (photographs.images[pictures], asked.tolist()),
@@ -163,13 +153,13 @@ def scored(
     )
 
 
-def shares_of(run: Path, photographs: Photographs, pictures: Tensor, asked: Tensor) -> pd.DataFrame:
+def shares_of(run: Comparison, photographs: Photographs, pictures: Tensor, asked: Tensor) -> pd.DataFrame:
     """Shares of relevance on the things asked for and on the other ones."""
     here = photographs.areas[pictures, asked]
     there = photographs.areas[pictures].any(1) & ~here
     found = {}
     for name in TITLES:
-        with np.load(run / "maps" / f"{name}.npz") as kept:
+        with np.load(run.folder / "maps" / f"{name}.npz") as kept:
             maps = torch.full(here.shape, torch.nan)
             maps[kept["sample"]] = torch.from_numpy(kept["maps"])
         found[TITLES[name]] = share_on(maps, here), share_on(maps, there)
@@ -177,30 +167,36 @@ def shares_of(run: Path, photographs: Photographs, pictures: Tensor, asked: Tens
     return shares_table(found | {"uniform": area}, pictures.tolist())
 
 
-def paper_table(runs: list[Comparison]) -> str:
+def by_photograph(run: Comparison, pictures: Tensor) -> pd.DataFrame:
+    """The scores of xai-compare, means over the questions of a photograph."""
+    scores = run.scores()
+    scores["sample"] = pictures.numpy()[scores["sample"]]
+    return scores.groupby(["sample", "method", "metric"], sort=False, as_index=False).score.mean()
+
+
+def paper_table(scores: pd.DataFrame) -> str:
     """Means with intervals: a row for each method, a column for each score."""
-    summary = pd.concat([run.summary() for run in runs])
-    metrics = list(dict.fromkeys(summary.metric))
-    by_cell = summary.set_index(["method", "metric"])
+    metrics = list(scores.metric.unique())
+    by_cell = scores.groupby(["method", "metric"]).score
     lines = [f"| method | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
     for name, title in TITLES.items():
-        rows = (by_cell.loc[name, metric] for metric in metrics)
-        cells = (f"{row['mean']:.3g} ({row.ci_low:.3g} to {row.ci_high:.3g})" for row in rows)
+        cells = []
+        for metric in metrics:
+            values = by_cell.get_group((name, metric)).dropna().to_numpy()
+            low, high = interval(values, RESAMPLES, 0)
+            cells.append(f"{values.mean():.3g} ({low:.3g} to {high:.3g})")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def significant(runs: list[Comparison]) -> str:
-    """In which scores a method differs from CDAM, with the effect's sign."""
-    tests = pd.concat([run.tests() for run in runs])
+def significant(scores: pd.DataFrame) -> str:
+    """In which scores a method differs from CDAM, of all tests against it."""
     lines = []
-    for metric, rows in tests.groupby("metric", sort=False):
-        own = rows[(rows.method_a == "cdam") | (rows.method_b == "cdam")]
-        own = own[own.p_holm < 0.05]
-        sides = np.where(own.method_a == "cdam", 1, -1)
-        others = np.where(own.method_a == "cdam", own.method_b, own.method_a)
+    for metric in scores.metric.unique():
+        tests = pd.concat([pairwise(scores, [metric], ["cdam", one], RESAMPLES, 0) for one in TITLES if one != "cdam"])
+        tests = tests[(holm(tests.p.reset_index(drop=True)) < 0.05).to_numpy()]
         for sign, word in ((1, "cdam higher than"), (-1, "cdam lower than")):
-            names = [TITLES[one] for one in others[np.sign(own.effect) * sides == sign]]
+            names = [TITLES[one] for one in tests.method_b[np.sign(tests.effect) == sign]]
             if names:
                 lines.append(f"- {metric}: {word} {', '.join(names)}")
     return "\n".join(lines) or "- none"

@@ -250,9 +250,14 @@ def test_cdams_tables_of_a_few_questions(tmp_path, monkeypatch):
     few = {name: given for name, given in real_cdam.METHODS.items() if name in ("cdam", "attention", "random")}
     monkeypatch.setattr(real_cdam, "METHODS", few)
     monkeypatch.setattr(real_cdam, "TITLES", {name: name for name in few})
-    given = ["--data", DATA / "fruit", "--vision", "random", "--side", 56, "--limit", 6, "--few", 2]
+    given = ["--data", DATA / "fruit", "--vision", "random", "--side", 56, "--limit", 6, "--boxes", 2, "--steps", 2]
     text, rows = run(real_cdam, tmp_path, *given)
     shares = rows.groupby(["method", "metric"]).score.mean()
     assert 0 < shares["cdam", "asked box"] < 1
     assert shares["random", "asked box"] == pytest.approx(shares["uniform", "asked box"], abs=0.05)
-    assert "| attention |" in text.split("Tables 1 to 3")[1]
+    photographs = rows[rows.metric == "asked box"].groupby("method")["sample"].apply(sorted)
+    assert len(photographs["cdam"]) < 6  # of 6 questions
+    for metric in ("compactness", "box-sensitivity", "fidelity", "fidelity-discrimination"):
+        own = rows[(rows.metric == metric) & (rows.method == "cdam")]
+        assert sorted(own["sample"]) == photographs["cdam"]
+        assert f"{own.score.mean():.3g} (" in text.split("Tables 1 to 3")[1]

@@ -60,6 +60,12 @@ class Photographs:
         return Photographs(self.images[chosen], self.labels[chosen], self.areas[chosen], self.classes)
 
 
+def joined(first: Photographs, second: Photographs) -> Photographs:
+    """Both splits as one."""
+    parts = [torch.cat([getattr(one, key) for one in (first, second)]) for key in ("images", "labels", "areas")]
+    return Photographs(*parts, first.classes)
+
+
 def load_photographs(folder: str | Path, split: Split, side: int) -> Photographs:
     """The photographs of one split.
 

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from box_evidence import RESAMPLES, share_on, shares_table, table
 from frozen_vit import WithHead, class_tokens, load_backbone, logistic_head
-from photographs import Photographs, load_photographs
+from photographs import Photographs, joined, load_photographs
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
@@ -88,12 +88,6 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(given)
     args.out.mkdir(parents=True, exist_ok=True)
     return args
-
-
-def joined(first: Photographs, second: Photographs) -> Photographs:
-    """Both, of which only those of several classes will be asked about."""
-    parts = [torch.cat([getattr(one, key) for one in (first, second)]) for key in ("images", "labels", "areas")]
-    return Photographs(*parts, first.classes)
 
 
 def average_precision(head: torch.nn.Linear, tokens: Tensor, test: Photographs) -> str:

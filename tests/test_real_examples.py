@@ -179,6 +179,44 @@ def test_streams_are_trained_and_scored(tmp_path, monkeypatch):
     assert "the sign is the paper's for" in text
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of a model that has hardly learned
+def test_a_network_learns_from_photographs_without_a_class_whose_share_is_measured(tmp_path, monkeypatch):
+    learned = []
+    learn = real_ca_stream.learn
+
+    def watched(model, logits, train, *given):
+        learned.append((model, train.labels.any(0).tolist()))
+        learn(model, logits, train, *given)
+
+    monkeypatch.setattr(real_ca_stream, "learn", watched)
+    data = fruit_folder(tmp_path / "fruit", (("apple", "banana"), *[("apple",), ("orange",)] * 4))
+    (tmp_path / "out").mkdir()
+    few = ["--side", 48, "--epochs", 1, "--images", 3, "--stages", 3]
+    given = ["--data", data, "--network", "resnet", "--network-epochs", 20, "--unseen", "banana", *few]
+    text, rows = run(real_ca_stream, tmp_path / "out", *given)
+    assert [type(model).__name__ for model, _ in learned] == ["ResNet", "CAStream", "CAStream"]
+    assert all(seen == [True, False, True] for _, seen in learned)
+    assert rows.mAP[0] == 100  # red and orange
+    assert text.count("photographs of banana") == 1
+    shares = text.split("photographs of banana")[1]
+    assert "| uniform | 0.500 (0.500 to 0.500) |" in shares  # the right half, of two photographs
+    assert shares.count("| raw attention, ") == 2
+    with pytest.raises(ValueError, match="--unseen to be one of apple, banana, orange, got 'pear'"):
+        real_ca_stream.main([*map(str, given), "--unseen", "pear", "--out", str(tmp_path)])
+
+
+def test_the_share_of_a_class_that_was_not_seen_is_that_on_its_area(tmp_path):
+    folder = fruit_folder(tmp_path)
+    train, test = (load_photographs(folder, split, 32) for split in ("train", "test"))
+    train, test, unseen = real_ca_stream.without(train, test, "banana")
+    assert (len(train.images), len(test.images)) == (2, 2)
+    assert unseen.areas[:, 1].double().mean((1, 2)).tolist() == [0.5, 0.5, 0.5, 0.5]
+    left = torch.zeros(4, 32, 32)
+    left[:, :, :16] = 1
+    assert share_on(left, unseen.areas[:, 1]).tolist() == [0, 1, 0, 1]
+
+
 def small_network(weights, classes):
     torch.manual_seed(0)
 

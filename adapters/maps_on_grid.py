@@ -4,11 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_ROUNDING = 64  # in units of a map's precision
+
 
 def on_grid(maps: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Maps (batch, ...) averaged over each place of a grid, (batch, *sizes).
 
-    A map that is one on the grid, interpolated linearly as by Captum, is read back: averages would blur it.
+    A map that is one on the grid, interpolated linearly as by Captum, is read back: averages would blur it. Values that
+    differ by rounding only are equal, so that ranks are not those of noise.
 
     Raises:
         ValueError: if they have more or fewer axes.
@@ -26,8 +29,10 @@ def on_grid(maps: Tensor, sizes: tuple[int, ...]) -> Tensor:
     again = read
     for axis, size in enumerate(sizes, 1):
         again = _along(axis, _resampling(maps.shape[axis], size, maps.device)[1], again)
-    wrong = (again - maps).abs().flatten(1).amax(1) > 1e-4 * maps.abs().flatten(1).amax(1)
-    return torch.where(wrong.view(-1, *[1] * len(sizes)), means, read)
+    largest = maps.abs().flatten(1).amax(1).double().view(-1, *[1] * len(sizes))
+    wrong = (again - maps).abs().flatten(1).amax(1).view_as(largest) > 1e-4 * largest
+    step = torch.where(largest > 0, largest, 1) * _ROUNDING * torch.finfo(maps.dtype).eps
+    return (torch.where(wrong, means, read) / step).round() * step
 
 
 def _resampling(pixels: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:

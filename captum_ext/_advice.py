@@ -101,6 +101,16 @@ def warn_of_others(run: TokenPass) -> None:
             PartialMapWarning,
             stacklevel=_level_of_caller(),
         )
+    elif run.watched.branches:
+        names = ", ".join(dict.fromkeys(f"`{one.name}`" for one in run.watched.branches))
+        warnings.warn(
+            f"The prediction also depends on a part of this model without attention, which reads the inputs by {names} "
+            "and does not lead to the last attention (a CNN beside it, a skip from the image). What reaches the "
+            "prediction through it is not in this map. Explain one of these parts alone; `CDAM(model, attention=-1)` "
+            "says that the last attention is meant.",
+            PartialMapWarning,
+            stacklevel=_level_of_caller(),
+        )
 
 
 def _level_of_caller() -> int:

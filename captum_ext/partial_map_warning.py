@@ -2,10 +2,11 @@
 
 
 class PartialMapWarning(UserWarning):
-    """The prediction also depends on attentions that the map does not show.
+    """The prediction also depends on parts of the model that the map does not show.
 
-    So of an ensemble, several views of an image, or branches side by side: what reaches the prediction through the
-    others is not in the map. Or behind the attention that is explained the model has one that is not known as such.
+    So of an ensemble, several views of an image, or branches side by side, with attention or, as a CNN, without: what
+    reaches the prediction through the others is not in the map. Or behind the attention that is explained the model has
+    one that is not known as such.
 
     Example:
         >>> import warnings

@@ -123,7 +123,7 @@ def test_maps_are_averaged_unless_they_were_interpolated_from_the_grid():
         fine = torch.nn.functional.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]
         torch.testing.assert_close(on_grid(fine, (3, 5)), coarse, rtol=1e-9, atol=1e-9)
     fine[0, 1, 2] += 0.01  # of the last one, a map of single places, which are themselves
-    assert torch.equal(on_grid(fine, (3, 5)), fine)
+    torch.testing.assert_close(on_grid(fine, (3, 5)), fine, rtol=0, atol=1e-13)
     pixels = torch.randn(2, 24, 40).double()
     expected = pixels.view(2, 3, 8, 5, 8).mean((2, 4))
     torch.testing.assert_close(on_grid(pixels, (3, 5)), expected)
@@ -131,6 +131,18 @@ def test_maps_are_averaged_unless_they_were_interpolated_from_the_grid():
     torch.testing.assert_close(on_grid(both, (3, 5)), torch.stack([expected[0], coarse[0]]))
     signal = torch.randn(2, 12).double()
     torch.testing.assert_close(on_grid(signal, (4,)), signal.view(2, 4, 3).mean(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(24, 40), (26, 41), (50, 90), (3, 5)])
+def test_places_of_equal_values_stay_equal(dtype, size):
+    levels = torch.randint(4, (9, 3, 5), generator=torch.Generator().manual_seed(1)).to(dtype) / 3
+    levels[0] = 0.7
+    fine = torch.nn.functional.interpolate(levels[:, None], size, mode="bilinear")[:, 0]
+    for maps in (fine, levels.repeat_interleave(8, 1).repeat_interleave(8, 2)):
+        found = on_grid(maps, (3, 5))
+        assert [len(one.unique()) for one in found] == [len(one.unique()) for one in levels]
+        torch.testing.assert_close(found, levels.double(), rtol=0, atol=64 * torch.finfo(dtype).eps)
 
 
 def test_equal_values_share_their_rank():

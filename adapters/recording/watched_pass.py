@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..models.hooks import watch_outputs
 from .attention_calls import AttentionCall, AttentionFinder, projected
-from .beside import attentions_beside, operations_leading_to
+from .beside import attentions_beside, branches_beside, operations_leading_to
 from .continuation import Continuation
 from .hook_point import HookPoint, exchanged_at
 from .opaque import check_last_is_seen, may_hold_attention
@@ -57,7 +57,8 @@ class WatchedPass:
         output_slot: Its slot; None if it does not depend on the inputs.
         continuation: How the pass continues from the tokens; None if there is no attention.
         beside: The attentions that the output depends on, but not by the tokens; where the last one is wanted.
-        behind: What may be an attention behind the last one that is known; where the last one is wanted.
+        branches: What reads the inputs on other ways to the output, without attention; likewise.
+        behind: What may be an attention behind the last one that is known; likewise.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class WatchedPass:
         self.continuation: Continuation | None = None
         self.finder = AttentionFinder()
         self.beside: list[AttentionCall] = []
+        self.branches: list[Operation] = []
         self.behind: Operation | None = None
         self._point = point
         self._by_queries = by_queries
@@ -131,6 +133,7 @@ class WatchedPass:
             check_last_is_seen(self.recorder, call, self.output_slot, self._opaque)
             if call is not None:
                 self.beside = attentions_beside(self.recorder, self.finder.calls, *found)
+                self.branches = branches_beside(self.recorder, *found)
                 self.behind = attention_behind(self.recorder, call, *found)
         wanted = [slot for slot in (self.output_slot, self.latent_slot) if slot is not None]
         if self.continuation is not None:
@@ -296,12 +299,8 @@ class WatchedPass:
         def leave(_: nn.Module, __: Any, ___: Any) -> None:
             self._inside = self._inside and threading.get_ident() != thread
 
-        hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-        try:
+        with module.register_forward_pre_hook(enter), module.register_forward_hook(leave):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def _pass_point(self, value: Any) -> Tensor:
         calls = self.recorder.calls  # of what follows only one is made again when the model runs again

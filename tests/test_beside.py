@@ -106,6 +106,8 @@ class Beside(nn.Module):
         super().__init__()
         self.net, self.join = tiny_vit(depth=2), join
         self.conv, self.head, self.pixels = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(3, 5)
+        self.pairs, self.wide = nn.Bilinear(3, 3, 5), nn.ConvTranspose2d(3, 5, 3)
+        self.rows = nn.LSTM(3, 5, batch_first=True)
         self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6])[:, None, None])
 
     def forward(self, x):
@@ -121,6 +123,9 @@ PARTS = {
     "the CNN comes last": (lambda m, x: (y := m.net(x)) + m.cnn(x) + 0 * y, "`conv2d`"),
     "a linear layer of pixels": (lambda m, x: m.net(x) + m.pixels(x.mean((2, 3))), "`linear`"),
     "a product with pixels": (lambda m, x: m.net(x) + x.mean((2, 3)) @ m.pixels.weight.T, "`matmul`"),
+    "a bilinear layer": (lambda m, x: m.net(x) + m.pairs(x.mean((2, 3)), x.amax((2, 3))), "`bilinear`"),
+    "a transposed convolution": (lambda m, x: m.net(x) + m.wide(x).mean((2, 3)), "`conv_transpose2d`"),
+    "a recurrent layer": (lambda m, x: m.net(x) + m.rows(x.mean(3).transpose(1, 2))[0][:, -1], "`lstm`"),
     "both": (lambda m, x: m.net(x) + m.cnn(x) + m.pixels(x.mean((2, 3))), "`conv2d`, `linear`"),
 }
 

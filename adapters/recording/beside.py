@@ -9,7 +9,8 @@ from .operation_names import LINEAR, PRODUCTS
 from .operations import Operation, Slot
 from .recorder import Recorder
 
-_WEIGHTED = LINEAR | PRODUCTS | {"embedding"}
+_TRANSPOSED = frozenset(f"conv_transpose{axes}d" for axes in (1, 2, 3))
+_WEIGHTED = LINEAR | PRODUCTS | _TRANSPOSED | {"embedding", "bilinear", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
 def operations_leading_to(

@@ -43,6 +43,13 @@ class Stopping(quantus_metrics.Compactness):
         return super().__call__(*given, **further)
 
 
+class Free(quantus_metrics.Compactness):
+    """A metric that runs no model."""
+
+    def passes(self, shape):
+        return 0
+
+
 def run(out, **settings):
     images = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     metrics = {"first": quantus_metrics.Compactness(), "second": Stopping()}
@@ -182,6 +189,8 @@ def test_a_quick_look_takes_few_samples_unless_told_otherwise(monkeypatch, line)
         (["box-sensitivity"], {"num_boxes": 20}, 10),
         (["box-sensitivity"], {"num_boxes": 500}, 1),
         ({"ready": quantus_metrics.BoxSensitivity(box_sizes=[2, 3], num_boxes=200)}, {}, 4),
+        (["box-sensitivity"], {"box_sizes": [300, 600]}, 8),  # of larger images than most
+        ({"free": Free()}, {}, 16),
     ],
 )
 def test_a_batch_is_no_more_work_than_a_stop_may_lose(tmp_path, monkeypatch, metrics, options, expected):

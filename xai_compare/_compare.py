@@ -29,7 +29,7 @@ from ._trackers import trackers_named
 from .questions import Questions, compare_answers, questions_in
 
 _PERTURBED = 1600  # images, of a batch for one metric
-_SHAPE = (3, 224, 224)
+_SHAPE = (3, 4096, 4096)  # in which boxes of any size lie
 
 
 def compare(
@@ -148,7 +148,7 @@ def _batch_size(metrics: Mapping[str, Metric]) -> int:
     """As few samples as need no more perturbed images than this for a map of each, so that a stop loses little work."""
     ours = [one.score for one in metrics.values() if isinstance(one.score, TensorMetric)]
     most = max((score.passes(_SHAPE) for score in ours), default=1)
-    return max(1, min(Settings().at_once, _PERTURBED // most))
+    return max(1, min(Settings().at_once, _PERTURBED // max(1, most)))
 
 
 def _are_names(model: Any) -> bool:

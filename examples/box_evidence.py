@@ -95,16 +95,17 @@ def table(scores: pd.DataFrame, reference: str, seed: int = 0) -> str:
     ]
     for method in methods:
         own = scores[scores.method == method]
-        cells = [_cell(own[own.metric == name].score, seed) for name in MEASURES]
+        cells = [bootstrapped(own[own.metric == name].score, seed=seed) for name in MEASURES]
         count = own[own.metric == MEASURES[0]].score.notna().sum()
         test = "" if method == reference else f"{tests.effect[method]:+.2f}, {tests.p[method]:.1g}"
         lines.append(f"| {method} | {' | '.join(cells)} | {count} | {test} |")
     return "\n".join(lines)
 
 
-def _cell(scores: pd.Series, seed: int) -> str:
+def bootstrapped(scores: pd.Series, form: str = ".3f", seed: int = 0) -> str:
+    """The mean of the scores that are there with its 95 % interval, for a table."""
     values = scores.dropna().to_numpy(float)
     if not len(values):
         return "-"
     low, high = interval(values, RESAMPLES, seed)
-    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
+    return f"{values.mean():{form}} ({low:{form}} to {high:{form}})"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from blood_cells import Box, chosen_cells, split_files
-from box_evidence import RESAMPLES, share_on
+from box_evidence import bootstrapped, share_on
 from frozen_vit import WithHead, class_tokens, load_backbone
 from matplotlib.figure import Figure
 from photographs import MEAN, STD
@@ -36,7 +36,6 @@ from torchvision.transforms.functional import normalize, pil_to_tensor
 from tqdm import tqdm
 
 from captum_ext import CDAM, AttentionMap, TokenAblation, signed_overlay
-from xai_compare._statistics import interval
 
 OUTPUTS = ("diameter", "elongation", "darkness of the nucleus", "granularity")
 REGIONS = ("cell", "rim", "nucleus")
@@ -225,15 +224,10 @@ def report(train: Measured, test: Measured, fitted: list[float], scores: pd.Data
             if output != OUTPUTS[0] and method in ("attention", "uniform"):
                 continue  # the same for all outputs
             own = scores[(scores.output == output) & (scores.method == method)]
-            cells = [_cell(own[own.region == region].share.to_numpy()) for region in REGIONS]
+            cells = [bootstrapped(own[own.region == region].share) for region in REGIONS]
             of = "any output" if method in ("attention", "uniform") else output
             lines.append(f"| {of} | {method} | {' | '.join(cells)} |")
     return f"{len(train.images)} white cells to learn from, {len(test.images)} to test.\n\n" + "\n".join(lines)
-
-
-def _cell(shares: npt.NDArray[np.float64]) -> str:
-    low, high = interval(shares, RESAMPLES, 0)
-    return f"{shares.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
 def picture(test: Measured, maps: Tensor, count: int = 4) -> Figure:

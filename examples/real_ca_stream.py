@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-from box_evidence import RESAMPLES, share_on
+from box_evidence import RESAMPLES, bootstrapped, share_on
 from ca_stream_table import RISES, explained
 from frozen_vit import logistic_head
 from photographs import MEAN, STD, Photographs, joined, load_photographs
@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from adapters import CAStream, RawAttentionCAM
 from quantus_metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
-from xai_compare._statistics import holm, interval, pairwise
+from xai_compare._statistics import holm, pairwise
 
 CAMS = {"Grad-CAM": GradCAM, "Grad-CAM++": GradCAMPlusPlus}
 _QUIET = {"disable_warnings": True, "activation": "sigmoid"}
@@ -263,9 +263,7 @@ def report_of_unseen(shares: pd.DataFrame) -> str:
     said = {test.method_a: f"{test.effect:+.2f}, {test.p:.1g}" for test in tests.itertuples()}
     lines = ["| map | share on the class | above its part of the area: effect, p |", "|---|---|---|"]
     for method in ["uniform", *methods]:
-        values = shares[shares.method == method].score.dropna().to_numpy()
-        low, high = interval(values, RESAMPLES, 0)
-        lines.append(f"| {method} | {values.mean():.3f} ({low:.3f} to {high:.3f}) | {said.get(method, '')} |")
+        lines.append(f"| {method} | {bootstrapped(shares[shares.method == method].score)} | {said.get(method, '')} |")
     return "\n".join(lines)
 
 
@@ -273,10 +271,7 @@ def report(table: pd.DataFrame) -> str:
     """Means with intervals over photographs, and which differences of S0 and GAP have the paper's sign."""
     lines = [f"| method | pooling | mAP | {' | '.join(SCORES)} |", "|---" * (3 + len(SCORES)) + "|"]
     for (method, pooling), rows in table.groupby(["method", "pooling"], sort=False):
-        cells = []
-        for name in SCORES:
-            low, high = interval(rows[name].to_numpy(), RESAMPLES, 0)
-            cells.append(f"{rows[name].mean():.1f} ({low:.1f} to {high:.1f})")
+        cells = [bootstrapped(rows[name], ".1f") for name in SCORES]
         lines.append(f"| {method} | {pooling} | {rows.mAP.iloc[0]:.1f} | {' | '.join(cells)} |")
     means = table.groupby(["method", "pooling"])[[*SCORES]].mean()
     lines += ["", "With the stream from the first stage in place of the average, the sign is the paper's for:", ""]

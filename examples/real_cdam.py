@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from box_evidence import RESAMPLES, share_on, shares_table, table
+from box_evidence import RESAMPLES, bootstrapped, share_on, shares_table, table
 from frozen_vit import WithHead, class_tokens, load_backbone, logistic_head
 from photographs import Photographs, joined, load_photographs
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from xai_compare import Comparison, compare
-from xai_compare._statistics import holm, interval, pairwise
+from xai_compare._statistics import holm, pairwise
 
 METHODS = {  # one of them also at the attention in front of the last
     "cdam": {},
@@ -174,11 +174,7 @@ def paper_table(scores: pd.DataFrame) -> str:
     by_cell = scores.groupby(["method", "metric"]).score
     lines = [f"| method | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
     for name, title in TITLES.items():
-        cells = []
-        for metric in metrics:
-            values = by_cell.get_group((name, metric)).dropna().to_numpy()
-            low, high = interval(values, RESAMPLES, 0)
-            cells.append(f"{values.mean():.3g} ({low:.3g} to {high:.3g})")
+        cells = [bootstrapped(by_cell.get_group((name, metric)), ".3g") for metric in metrics]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from box_evidence import RESAMPLES
+from box_evidence import RESAMPLES, bootstrapped
 from news import load_news
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
@@ -34,7 +34,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from adapters import MHEX
 from captum_ext import CDAM, MHEXCAM, AttentionMap, IntegratedCDAM, RelevancePropagation, TokenAblation
 from quantus_metrics import RemovalDrop
-from xai_compare._statistics import holm, interval, pairwise
+from xai_compare._statistics import holm, pairwise
 
 TOKENS = 40
 NEUTRAL = 2  # of the treebank's labels from 0 to 4
@@ -248,10 +248,8 @@ def report(scores: pd.DataFrame) -> str:
     for name in names:
         cells = []
         for metric in metrics:
-            values = scores[(scores.method == name) & (scores.metric == metric)].score.dropna().to_numpy(float)
-            low, high = interval(values, RESAMPLES, 0)
             test = tests[metric]
-            cells.append(f"{values.mean():.3f} ({low:.3f} to {high:.3f})")
+            cells.append(bootstrapped(scores[(scores.method == name) & (scores.metric == metric)].score))
             cells.append("" if name == "CDAM" else f"{test.effect[name]:+.2f}, {test.p[name]:.1g}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
